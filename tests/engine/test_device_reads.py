@@ -28,6 +28,8 @@ EXTRA = {  # what else steps and batches can be made of, by head
     "aggregation": "protocol=all localise=published",
     "bottleneck": "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
     "consensus": "loss=image_level",
+    "consensus_original": "loss=warp",
+    "match_to_match": "loss=together loss.cycle=1 loss.mask=1 loss.contrastive=0",
     "cats": "loss=pseudo_labels loss.balance=true callbacks=ema_teacher",
     "cross_attention": "loss=together loss.image_level=1 loss.pseudo_labels=1 loss.contrastive=0 callbacks=ema_teacher",
     "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",

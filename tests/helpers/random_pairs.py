@@ -5,7 +5,7 @@ from torch import nn
 
 from semcorr.core.types import FeatureMap
 from semcorr.models.heads.cosine import Cosine
-from semcorr.models.losses import LossInputs, PairMaps
+from semcorr.models.losses import LossInputs, PairMaps, SourceImages
 
 STRIDE, HEIGHT, WIDTH, CHANNELS = 8, 4, 4, 3
 SIDE = STRIDE * WIDTH
@@ -19,6 +19,15 @@ def made_pairs(
     boxes = torch.tensor([[2.0, 4.0, 27.0, 21.0], [5.0, 1.0, 30.0, 29.0]]).repeat(pairs, 1)
     maps = [FeatureMap(leaf, float(STRIDE)) for leaf in leaves]
     return PairMaps(head or Cosine(), *maps, boxes[:pairs], boxes[-pairs:], SIDE, ["cat"] * pairs), leaves
+
+
+def made_sources(pairs: int = 2) -> SourceImages:
+    """Random images, whose features are their mean colours in every cell."""
+
+    def encode(image: torch.Tensor) -> FeatureMap:
+        return FeatureMap(nn.functional.avg_pool2d(image, STRIDE), float(STRIDE))
+
+    return SourceImages(torch.rand(pairs, CHANNELS, SIDE, SIDE), encode)
 
 
 def step_of(pairs: PairMaps, **others: object) -> LossInputs:

@@ -294,6 +294,9 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     frozen = module.frozen
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
+    if "pixels" in list_reads(module.loss):
+        print_line("Frozen blocks are computed at every step: `loss` changes pixels.")
+        return
     if data.augment is not None and not data.augment.only_flips:
         print_line(
             "Frozen blocks are computed at every step: `augment` changes pixels. After flips alone they are kept."

@@ -54,7 +54,7 @@ def validate_training_options(
             f"`loss` compares descriptors of keypoints, and the head {type(head).__name__} has none: it must see both "
             "images. Choose a loss of similarity, as loss=gaussian_cross_entropy, or head=cosine."
         )
-    if "others" in list_reads(loss) and backbone.needs_pair:
+    if {"others", "pixels"} & {*list_reads(loss)} and backbone.needs_pair:
         raise UserError(
             f"`loss`: {backbone.name} sees images in pairs, and this loss needs features of each image alone. Give "
             "another backbone, or a loss of keypoints, as loss=gaussian_cross_entropy."

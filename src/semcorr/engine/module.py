@@ -47,7 +47,7 @@ from semcorr.models.finetune.state import (
     require_same_parts,
 )
 from semcorr.models.finetune.targets import freeze_unused
-from semcorr.models.losses import Loss, PairMaps, add_terms, list_reads, loss_terms
+from semcorr.models.losses import Loss, PairMaps, SourceImages, add_terms, list_reads, loss_terms
 from semcorr.models.weights.loading import require_finite_weights
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup
@@ -163,6 +163,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
         if "teacher" in list_reads(self.loss):
             inputs = inputs._replace(teacher=self._teach(features, batch))
+        if "pixels" in list_reads(self.loss):
+            assert isinstance(batch, PairBatch), "build.require_pairs comes first"
+            inputs = inputs._replace(sources=SourceImages(to_unit(batch.source.image), self._adapt_features))
         assert self.loss is not None, "only training has steps"
         terms = loss_terms(self.loss, inputs)
         self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
@@ -182,9 +185,17 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         with self.teacher.take_over(self):
             if not self.frozen.is_whole_backbone:
                 features = batch_features(self, batch._replace(mirrored=()))
-            maps = self.head.adapt(features) if isinstance(self.head, SiameseHead) else features
+            maps = self._adapt(features)
         parts = [FeatureMap(part, maps.stride) for part in maps.values.detach().split(len(batch.pair))[:2]]
         return pair_maps(self.head, parts, batch)._replace(context=partial(self.teacher.take_over, self))
+
+    def _adapt(self, maps: FeatureMap) -> FeatureMap:
+        """Return features as the head compares them."""
+        return self.head.adapt(maps) if isinstance(self.head, SiameseHead) else maps
+
+    def _adapt_features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Compute features of images as the head compares them, with dropout, as in any training step."""
+        return self._adapt(feature_dropout(self.backbone(image), self.dropout))
 
     def on_train_start(self) -> None:
         """Fill the cache with the frozen blocks' features of all images to come, if training uses it.

@@ -3,10 +3,19 @@
 import pytest
 import torch
 from posed_pairs import Whole
-from random_pairs import made_pairs, step_of
+from random_pairs import made_pairs, made_sources, step_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from semcorr.models.losses import ImageLevel, LossInputs, PseudoLabels, evaluate_loss, weighted_sum
+from semcorr.models.losses import (
+    CycleConsistency,
+    ImageLevel,
+    LossInputs,
+    MaskConsistency,
+    PseudoLabels,
+    WarpConsistency,
+    evaluate_loss,
+    weighted_sum,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -14,7 +23,10 @@ LOSSES = {
     "image_level": lambda: ImageLevel(temperature=0.2, points=3),
     "pseudo_labels": lambda: PseudoLabels(8, threshold=0.0, cycle=None, keep=1.0, student_temperature=0.2),
     "soft pseudo_labels": lambda: PseudoLabels(8, threshold=0.0, soft=True, balance=True, student_temperature=0.2),
-    "together": lambda: weighted_sum(dense=0, contrastive=0, image_level=1.0, pseudo_labels=0.5),
+    "cycle": lambda: CycleConsistency(8, temperature=0.2, keep=1.0),
+    "warp": lambda: WarpConsistency(8, in_box=False, temperature=0.2, keep=1.0),
+    "mask": lambda: MaskConsistency(temperature=0.2, points=3),
+    "together": lambda: weighted_sum(dense=0, contrastive=0, image_level=1.0, cycle=0.1, warp=0.1, mask=1.0),
 }
 every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 
@@ -22,7 +34,7 @@ every_loss = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 def made_step(dtype: torch.dtype = torch.float32, **options) -> tuple[LossInputs, list[torch.Tensor]]:
     teacher, _ = made_pairs(dtype=dtype)
     pairs, leaves = made_pairs(dtype=dtype, **options)
-    return step_of(pairs, teacher=teacher), leaves
+    return step_of(pairs, teacher=teacher, sources=made_sources()), leaves
 
 
 def evaluate(make, step: LossInputs) -> torch.Tensor:

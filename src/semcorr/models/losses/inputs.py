@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from semcorr.models.losses.pair_maps import PairMaps
+from semcorr.models.losses.pair_maps import PairMaps, SourceImages
 
 # Which points of each row, a pair, count; or the weight of each point, where a row is a variant or holds many pairs.
 Counted = Bool[Tensor, "b n"] | Float[Tensor, "b n"]
@@ -33,6 +33,7 @@ class LossInputs(NamedTuple):
     number: int  # optimiser steps before this one
     descriptors: Descriptors | None = None  # if a loss reads them
     pairs: PairMaps | None = None  # the pairs themselves, without mirrored variants, if a loss reads them
+    sources: SourceImages | None = None  # pixels of the sources, if a loss reads them
     teacher: PairMaps | None = None  # the same pairs as a teacher sees them, without gradients, if a loss reads it
 
 
@@ -44,8 +45,8 @@ LOOKUPS = ("centre", "containing", "aligned")
 
 # What a loss may read besides the keypoints of a step, in its attribute `reads`. pairs: both images of each pair.
 # others: also images that are no pair, whose features must not depend on one. teacher: the pairs as a teacher sees
-# them.
-READS = ("pairs", "others", "teacher")
+# them. pixels: the sources' pixels, which it may change and encode; features must not depend on a pair.
+READS = ("pairs", "others", "teacher", "pixels")
 
 
 @runtime_checkable

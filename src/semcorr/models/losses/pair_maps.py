@@ -12,6 +12,13 @@ from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 
 
+class SourceImages(NamedTuple):
+    """Pixels of the sources of a step, and what makes features of them, or of others, as the head compares them."""
+
+    image: Float[Tensor, "b 3 h w"]  # RGB in [0, 1]
+    encode: Callable[[Tensor], FeatureMap]
+
+
 class PairMaps(NamedTuple):
     """Features of the images of each pair, with the head that compares them.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Temperature, Weight, check_arguments
+from semcorr.models.losses.consistency import CycleConsistency, WarpConsistency
 from semcorr.models.losses.contrastive import SymmetricContrastive
 from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
 from semcorr.models.losses.image_level import ImageLevel
@@ -20,6 +21,7 @@ from semcorr.models.losses.inputs import (
     point_lookup,
     reads_descriptors,
 )
+from semcorr.models.losses.mask_consistency import MaskConsistency
 from semcorr.models.losses.pseudo_labels import PseudoLabels
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance
 
@@ -86,6 +88,9 @@ def weighted_sum(
     cross_entropy: Weight = 0.0,
     image_level: Weight = 0.0,
     pseudo_labels: Weight = 0.0,
+    cycle: Weight = 0.0,
+    warp: Weight = 0.0,
+    mask: Weight = 0.0,
     temperature: Temperature = 0.02,
     noise: Weight = 0.1,
     contrastive_flips: bool = True,
@@ -102,6 +107,9 @@ def weighted_sum(
         cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults, as have the following.
         image_level: Weight of `ImageLevel`.
         pseudo_labels: Weight of `PseudoLabels`, which needs a teacher.
+        cycle: Weight of `CycleConsistency`.
+        warp: Weight of `WarpConsistency`.
+        mask: Weight of `MaskConsistency`.
         temperature: `temperature` of `SoftArgmaxDistance`.
         noise: `noise` of `SoftArgmaxDistance`.
         contrastive_flips: `flips` of `SymmetricContrastive`.
@@ -114,6 +122,9 @@ def weighted_sum(
         "cross_entropy": cross_entropy,
         "image_level": image_level,
         "pseudo_labels": pseudo_labels,
+        "cycle": cycle,
+        "warp": warp,
+        "mask": mask,
     }
     if not any(weights.values()):
         raise UserError(f"`loss`: one of the weights {', '.join(weights)} must be more than 0, and all are 0")
@@ -123,6 +134,9 @@ def weighted_sum(
         "cross_entropy": GaussianCrossEntropy,
         "image_level": ImageLevel,
         "pseudo_labels": PseudoLabels,
+        "cycle": CycleConsistency,
+        "warp": WarpConsistency,
+        "mask": MaskConsistency,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
     return WeightedSum({name: kinds[name]() for name in weights}, weights)
