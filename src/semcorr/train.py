@@ -93,6 +93,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
         build_training_parts,
         check_config,
         require_filled_square,
+        require_pairs,
         use_cached_features,
     )
 
@@ -106,6 +107,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
         raise UserError(f"`data`: {data.name} has no pairs to train on. Score it with semcorr.evaluate")
     if any(module.trainable_parameters()):
         require_filled_square(parts.loss, data.resize)
+        require_pairs(parts.loss, data.all_pairs)
     use_cached_features(module, data)
     scored = other or data
     module.pose.check(module.backbone, scored)

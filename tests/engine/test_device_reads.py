@@ -29,13 +29,18 @@ OPTIONS = {  # by head and by way
 EXTRA = {  # what else steps and batches can be made of, by head
     "aggregation": "protocol=all localise=published",
     "bottleneck": "protocol=semcorr localise=[argmax,bilinear_nn,soft,window_5,window_15_zero,kernel_7]",
+    "consensus": "loss=image_level",
+    "consensus_original": "loss=warp",
+    "match_to_match": "loss=together loss.cycle=1 loss.mask=1 loss.contrastive=0",
+    "cats": "loss=pseudo_labels loss.balance=true callbacks=ema_teacher",
+    "cross_attention": "loss=together loss.image_level=1 loss.pseudo_labels=1 loss.contrastive=0 callbacks=ema_teacher",
     "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
     "self_attention": "backbone=sam backbone.size=64 backbone.pretrained=false +backbone.embed_dim=48 "
     "+backbone.depth=2 +backbone.num_heads=3 +backbone.global_attn_indexes=[0,1] +backbone.img_size=128",
     "upsample": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
 }
 WITHOUT_WEIGHTS = ("cosine", "gromov_wasserstein", "transport")
-DIFFUSION = {"cpm", "prompt"}  # ways that are for Stable Diffusion alone
+DIFFUSION = {"combined", "cpm", "prompt"}  # ways that are for Stable Diffusion alone
 COPY = [["copy to the host", "semcorr/core/device.py"]]
 
 

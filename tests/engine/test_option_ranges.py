@@ -12,6 +12,7 @@ import yaml
 from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+from random_pairs import made_pairs, made_sources
 from torch import nn
 
 from semcorr.core.errors import UserError
@@ -80,10 +81,12 @@ def works_loss(node: dict[str, Any]) -> list[torch.Tensor]:
     cells, mask = torch.rand(2, 3, 2) * (GRID - 1), torch.ones(2, 3, dtype=torch.bool)
     described = Descriptors(torch.randn(2, 3, 8), torch.randn(2, 3, 8), mask, torch.ones(2, dtype=torch.bool))
     step = LossInputs(similarity, cells, mask, cells, torch.full((2, 3, 2), 4.0), 3, described)
+    (pairs, leaves), (teacher, _) = made_pairs(2), made_pairs(2)
+    step = step._replace(pairs=pairs, teacher=teacher, sources=made_sources(2))
     made = instantiate(node | ({"trained_grid": GRID} if node.get("trained_grid") == 60 else {}))
     loss = evaluate_loss(made, step)
     loss.backward() if loss.requires_grad else None
-    return [loss.detach(), *([similarity.grad] if similarity.grad is not None else [])]
+    return [loss.detach(), *(leaf.grad for leaf in (similarity, *leaves) if leaf.grad is not None)]
 
 
 def works_optimizer(node: dict[str, Any], scheduler: dict[str, Any] | None = None) -> list[torch.Tensor]:

@@ -60,7 +60,7 @@ from semcorr.engine.trainer_options import (
 )
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
-from semcorr.models.losses import Loss, point_lookup
+from semcorr.models.losses import Loss, list_reads, point_lookup
 from semcorr.models.weights.checkpoints import require_weights_file
 from semcorr.models.weights.loading import require_finite_weights, weights_sha256
 from semcorr.store.cache import SweepFeatureCache
@@ -94,6 +94,15 @@ def require_filled_square(loss: Loss, resize: str) -> None:
         raise UserError(
             "`loss.convention`: aligned has the corner cells on the corners of the image, so the image must fill its "
             f"square, and data.resize={resize} does not. Give data.resize=squash or loss.convention=centres."
+        )
+
+
+def require_pairs(loss: Loss, all_pairs: int | None) -> None:
+    """Refuse to train by a loss that compares the images of pairs where steps consist of images."""
+    if list_reads(loss) and all_pairs is not None:
+        raise UserError(
+            f"`loss` compares both images of each pair, and with data.all_pairs={all_pairs} a step has images. Give "
+            "data.all_pairs=null, or a loss of keypoints, as loss=gaussian_cross_entropy."
         )
 
 
@@ -284,6 +293,9 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     """Let training read the features of frozen blocks from the cache, unless pixels change at every step."""
     frozen = module.frozen
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
+        return
+    if "pixels" in list_reads(module.loss):
+        print_line("Frozen blocks are computed at every step: `loss` changes pixels.")
         return
     if data.augment is not None and not data.augment.only_flips:
         print_line(

@@ -15,7 +15,15 @@ from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
 from semcorr.evaluation.conventions import EPSILON
 from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors, describe_unit_cells
-from semcorr.models.losses import Descriptors, Loss, LossInputs, point_lookup, reads_descriptors
+from semcorr.models.losses import (
+    Descriptors,
+    Loss,
+    LossInputs,
+    PairMaps,
+    list_reads,
+    point_lookup,
+    reads_descriptors,
+)
 
 
 @runtime_checkable
@@ -45,6 +53,11 @@ def validate_training_options(
         raise UserError(
             f"`loss` compares descriptors of keypoints, and the head {type(head).__name__} has none: it must see both "
             "images. Choose a loss of similarity, as loss=gaussian_cross_entropy, or head=cosine."
+        )
+    if {"others", "pixels"} & {*list_reads(loss)} and backbone.needs_pair:
+        raise UserError(
+            f"`loss`: {backbone.name} sees images in pairs, and this loss needs features of each image alone. Give "
+            "another backbone, or a loss of keypoints, as loss=gaussian_cross_entropy."
         )
     if variants and backbone.needs_pair:
         raise UserError(
@@ -128,7 +141,15 @@ def _pair_inputs(
         extent=torch.cat([view_extent(view) for view in targets])[:, None].expand(-1, mask.shape[1], -1) / cell,
         number=step,
         descriptors=Descriptors(*descriptors, mask, original) if descriptors else None,
+        pairs=pair_maps(head, maps, batch) if "pairs" in list_reads(loss) else None,
     )
+
+
+def pair_maps(head: nn.Module, maps: Sequence[FeatureMap], batch: PairBatch) -> PairMaps:
+    """Return the pairs of a batch, with the maps of sources and targets, as the head compares them."""
+    source, target = batch.source, batch.target
+    categories = [batch.category] if isinstance(batch.category, str) else batch.category
+    return PairMaps(head, maps[0], maps[1], source.box, target.box, source.image.shape[-1], categories)
 
 
 def _compare_terms(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Shaped
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
-from semcorr.core.interfaces import Backbone, PenalisedHead
+from semcorr.core.interfaces import Backbone, PenalisedHead, SiameseHead
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
@@ -26,10 +27,12 @@ from semcorr.engine.loss_inputs import (
     batch_names,
     build_loss_inputs,
     feature_dropout,
+    pair_maps,
     validate_training_options,
 )
 from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, scale_rates
 from semcorr.engine.step_watch import StepWatch
+from semcorr.engine.teacher import Teacher
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
 from semcorr.evaluation.image_features import CorrespondenceModel
 from semcorr.evaluation.pose import alignment as adaptive
@@ -44,7 +47,7 @@ from semcorr.models.finetune.state import (
     require_same_parts,
 )
 from semcorr.models.finetune.targets import freeze_unused
-from semcorr.models.losses import Loss, add_terms, loss_terms
+from semcorr.models.losses import Loss, PairMaps, SourceImages, add_terms, list_reads, loss_terms
 from semcorr.models.weights.loading import require_finite_weights
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup
@@ -82,6 +85,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         result: Result of the last validation or test.
         keeps_rows: Whether testing stores a row per keypoint and specification.
         kap: Whether testing also detects the keypoints that the target does not show.
+        teacher: Weights by which the pairs are labelled for a loss that reads them; a callback gives them.
     """
 
     result: EvaluationResult
@@ -119,6 +123,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
         self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
         self.step_watch, self.shows_each_loss = StepWatch(), False
+        self.teacher: Teacher | None = None
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
         """Set the mode of the trainable parts; frozen parts stay in eval mode."""
@@ -153,8 +158,14 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
 
     def training_step(self, batch: PairBatch | ImageBatch) -> Float[Tensor, ""]:
         """Compute the loss on the shared keypoints of a batch of pairs, or of all ordered pairs of a few images."""
-        maps = feature_dropout(batch_features(self, batch), self.dropout)
+        features = batch_features(self, batch)
+        maps = feature_dropout(features, self.dropout)
         inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
+        if "teacher" in list_reads(self.loss):
+            inputs = inputs._replace(teacher=self._teach(features, batch))
+        if "pixels" in list_reads(self.loss):
+            assert isinstance(batch, PairBatch), "build.require_pairs comes first"
+            inputs = inputs._replace(sources=SourceImages(to_unit(batch.source.image), self._adapt_features))
         assert self.loss is not None, "only training has steps"
         terms = loss_terms(self.loss, inputs)
         if isinstance(self.head, PenalisedHead):
@@ -163,6 +174,30 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         loss = add_terms(terms)
         self.log(LOSS, loss, prog_bar=self.shows_each_loss, batch_size=len(inputs.mask))
         return loss
+
+    def _teach(self, features: FeatureMap, batch: PairBatch | ImageBatch) -> PairMaps:
+        """Return the pairs of a batch as the teacher sees them: by its weights, and without dropout.
+
+        Args:
+            features: The student's features of the images; the teacher's as well, if the backbone is frozen.
+            batch: The pairs.
+        """
+        assert self.teacher is not None, "on_fit_start requires it"
+        assert isinstance(batch, PairBatch), "build.require_pairs comes first"
+        with self.teacher.take_over(self):
+            if not self.frozen.is_whole_backbone:
+                features = batch_features(self, batch._replace(mirrored=()))
+            maps = self._adapt(features)
+        parts = [FeatureMap(part, maps.stride) for part in maps.values.detach().split(len(batch.pair))[:2]]
+        return pair_maps(self.head, parts, batch)._replace(context=partial(self.teacher.take_over, self))
+
+    def _adapt(self, maps: FeatureMap) -> FeatureMap:
+        """Return features as the head compares them."""
+        return self.head.adapt(maps) if isinstance(self.head, SiameseHead) else maps
+
+    def _adapt_features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+        """Compute features of images as the head compares them, with dropout, as in any training step."""
+        return self._adapt(feature_dropout(self.backbone(image), self.dropout))
 
     def on_train_start(self) -> None:
         """Fill the cache with the frozen blocks' features of all images to come, if training uses it.
@@ -181,6 +216,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def on_fit_start(self) -> None:
         """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
         self.train()
+        if "teacher" in list_reads(self.loss) and self.teacher is None:
+            raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
         self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
         bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
         self.shows_each_loss = bar is not None and not isinstance(bar, TrainingProgressBar)

@@ -13,6 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Range, Rate, Share, check_arguments
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
+from semcorr.models.finetune.rates import group_by_rate
 
 
 @check_arguments("optimizer")
@@ -34,16 +35,16 @@ def adamw(
         head: Trainable parameters of the head.
         backbone: Trainable parameters of the backbone.
         lr: Rate of the head.
-        backbone_lr: Rate of the backbone.
+        backbone_lr: Rate of the backbone; times a factor, where `finetune` has one for some of its weights.
         weight_decay: Decay of both.
         lr_scaling: Growth of the rates with the pairs of a step; None: the rates are as given.
         lr_batch_size: Pairs of the step that the rates are for.
     """
     scaling = {"lr_scaling": lr_scaling, "lr_batch_size": lr_batch_size} if lr_scaling else {}
-    groups = [
-        {"params": list(head), "lr": lr, "name": "head", **scaling},
-        {"params": list(backbone), "lr": backbone_lr, "name": "backbone", **scaling},
-    ]
+    groups = [{"params": list(head), "lr": lr, "name": "head", **scaling}]
+    for factor, parameters in group_by_rate(backbone).items():
+        name = "backbone" if factor == 1 else f"backbone x {factor:g}"
+        groups.append({"params": parameters, "lr": backbone_lr * factor, "name": name, **scaling})
     return AdamW([group for group in groups if group["params"]], weight_decay=weight_decay)
 
 

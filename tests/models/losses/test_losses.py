@@ -211,7 +211,8 @@ def test_together_is_the_weighted_sum():
         (lambda: SoftArgmaxDistance(trained_grid=1), "`loss.trained_grid` must be null or at least 2 cells, got 1"),
         (
             lambda: weighted_sum(dense=0, contrastive=0),
-            "`loss`: weights must be 0 or more, and one of them more, got dense=0, contrastive=0, cross_entropy=0",
+            "`loss`: one of the weights dense, contrastive, cross_entropy, image_level, pseudo_labels, cycle, warp, "
+            "mask must be more than 0, and all are 0",
         ),
         (
             lambda: WeightedSum({"a": gaussian_cross_entropy}, {}),

@@ -105,6 +105,19 @@ def gaussian_cross_entropy(
     tensor(2.1972)
     """
     similarity, cells = mask_values(similarity, mask), mask_values(cells, mask)
+    return weighted_mean(point_cross_entropy(similarity, cells, temperature, kernel, sigma, renormalise, epsilon), mask)
+
+
+def point_cross_entropy(
+    similarity: Float[Tensor, "b n h w"],
+    cells: Float[Tensor, "b n 2"],
+    temperature: float | Float[Tensor, ""] | Float[Tensor, "b n 1 1"] = 0.03,
+    kernel: int = 7,
+    sigma: float = 1.5,
+    renormalise: bool = False,
+    epsilon: float = 0.0,
+) -> Float[Tensor, "b n"]:
+    """Compute `gaussian_cross_entropy` of each point, in single precision at least; all must be finite."""
     log_p = (similarity / temperature).flatten(2).log_softmax(-1).view_as(similarity).flatten(0, 1)
     steps = torch.arange(kernel, device=cells.device) - kernel // 2
     dy, dx = torch.meshgrid(steps, steps, indexing="ij")
@@ -116,8 +129,7 @@ def gaussian_cross_entropy(
     weight = density.flatten() * inside
     if renormalise:
         weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
-    loss = -(weight * torch.where(inside, value, 0.0)).sum(-1)
-    return weighted_mean(loss.view(mask.shape), mask)
+    return -(weight * torch.where(inside, value, 0.0)).sum(-1).view(similarity.shape[:2])
 
 
 def _interpolate_log(

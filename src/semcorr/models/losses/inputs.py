@@ -1,11 +1,13 @@
 """The inputs of losses from a training step, and the types of losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from semcorr.models.losses.pair_maps import PairMaps, SourceImages
 
 # Which points of each row, a pair, count; or the weight of each point, where a row is a variant or holds many pairs.
 Counted = Bool[Tensor, "b n"] | Float[Tensor, "b n"]
@@ -30,12 +32,21 @@ class LossInputs(NamedTuple):
     extent: Float[Tensor, "b n 2"]  # longer side of the target's box, in cells along x and along y
     number: int  # optimiser steps before this one
     descriptors: Descriptors | None = None  # if a loss reads them
+    pairs: PairMaps | None = None  # the pairs themselves, without mirrored variants, if a loss reads them
+    sources: SourceImages | None = None  # pixels of the sources, if a loss reads them
+    teacher: PairMaps | None = None  # the same pairs as a teacher sees them, without gradients, if a loss reads it
 
 
 # Where the source's features are read for a point. centre: between cells, cells at their centres. containing: at the
 # centre of the cell that it falls in. aligned: between cells, corner cells on the corner pixels of the squashed image,
 # in a map whose features have unit length; and the target's cells are found in the same way.
 LOOKUPS = ("centre", "containing", "aligned")
+
+
+# What a loss may read besides the keypoints of a step, in its attribute `reads`. pairs: both images of each pair.
+# others: also images that are no pair, whose features must not depend on one. teacher: the pairs as a teacher sees
+# them. pixels: the sources' pixels, which it may change and encode; features must not depend on a pair.
+READS = ("pairs", "others", "teacher", "pixels")
 
 
 @runtime_checkable
@@ -60,6 +71,12 @@ def evaluate_loss(loss: Loss, step: LossInputs) -> Float[Tensor, ""]:
 def reads_descriptors(loss: Loss | None) -> bool:
     """Tell whether the loss needs the descriptors of the keypoints."""
     return isinstance(loss, StructuredLoss) and loss.reads_descriptors
+
+
+def list_reads(loss: Loss | None) -> Collection[str]:
+    """List what the loss reads besides keypoints, of `READS`; most losses have no such attribute, and read nothing."""
+    reads: Collection[str] = getattr(loss, "reads", ())
+    return reads
 
 
 def point_lookup(loss: Loss | None) -> str:

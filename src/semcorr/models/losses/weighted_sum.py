@@ -8,9 +8,21 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Temperature, Weight, Window, check_arguments
+from semcorr.models.losses.consistency import CycleConsistency, WarpConsistency
 from semcorr.models.losses.contrastive import SymmetricContrastive
 from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
-from semcorr.models.losses.inputs import LOOKUPS, Loss, LossInputs, evaluate_loss, point_lookup, reads_descriptors
+from semcorr.models.losses.image_level import ImageLevel
+from semcorr.models.losses.inputs import (
+    LOOKUPS,
+    Loss,
+    LossInputs,
+    evaluate_loss,
+    list_reads,
+    point_lookup,
+    reads_descriptors,
+)
+from semcorr.models.losses.mask_consistency import MaskConsistency
+from semcorr.models.losses.pseudo_labels import PseudoLabels
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance
 
 
@@ -37,6 +49,7 @@ class WeightedSum(nn.Module):
         self.terms, self.weights = dict(terms), dict(weights)
         self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
+        self.reads = sorted({name for term in terms.values() for name in list_reads(term)})
         lookups = {point_lookup(term) for term in terms.values()}
         if "aligned" in lookups and len(lookups) > 1:
             raise UserError(
@@ -73,6 +86,11 @@ def weighted_sum(
     dense: Weight = 1.0,
     contrastive: Weight = 1.0,
     cross_entropy: Weight = 0.0,
+    image_level: Weight = 0.0,
+    pseudo_labels: Weight = 0.0,
+    cycle: Weight = 0.0,
+    warp: Weight = 0.0,
+    mask: Weight = 0.0,
     temperature: Temperature = 0.02,
     noise: Weight = 0.1,
     contrastive_flips: bool = True,
@@ -87,7 +105,12 @@ def weighted_sum(
     Args:
         dense: Weight of `SoftArgmaxDistance`.
         contrastive: Weight of `SymmetricContrastive`.
-        cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults.
+        cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults, as have the following.
+        image_level: Weight of `ImageLevel`.
+        pseudo_labels: Weight of `PseudoLabels`, which needs a teacher.
+        cycle: Weight of `CycleConsistency`.
+        warp: Weight of `WarpConsistency`.
+        mask: Weight of `MaskConsistency`.
         temperature: `temperature` of `SoftArgmaxDistance`.
         noise: `noise` of `SoftArgmaxDistance`.
         contrastive_flips: `flips` of `SymmetricContrastive`.
@@ -95,14 +118,27 @@ def weighted_sum(
         trained_grid: `trained_grid` of `SoftArgmaxDistance`.
         window: `window` of `SoftArgmaxDistance`.
     """
-    weights = {"dense": dense, "contrastive": contrastive, "cross_entropy": cross_entropy}
+    weights = {
+        "dense": dense,
+        "contrastive": contrastive,
+        "cross_entropy": cross_entropy,
+        "image_level": image_level,
+        "pseudo_labels": pseudo_labels,
+        "cycle": cycle,
+        "warp": warp,
+        "mask": mask,
+    }
     if not any(weights.values()):
-        given_weights = ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
-        raise UserError(f"`loss`: weights must be 0 or more, and one of them more, got {given_weights}")
+        raise UserError(f"`loss`: one of the weights {', '.join(weights)} must be more than 0, and all are 0")
     kinds = {
         "dense": lambda: SoftArgmaxDistance(temperature, noise, integer_source, trained_grid, window),
         "contrastive": lambda: SymmetricContrastive(flips=contrastive_flips),
         "cross_entropy": GaussianCrossEntropy,
+        "image_level": ImageLevel,
+        "pseudo_labels": PseudoLabels,
+        "cycle": CycleConsistency,
+        "warp": WarpConsistency,
+        "mask": MaskConsistency,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
     return WeightedSum({name: kinds[name]() for name in weights}, weights)

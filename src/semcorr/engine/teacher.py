@@ -1,0 +1,160 @@
+"""A teacher of a training: other values of its trained weights, a moving average of them or those of another run."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Protocol, runtime_checkable
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Range, check_arguments
+from semcorr.core.text_files import JsonObject
+from semcorr.models.losses.gaussian_cross_entropy import annealed_value
+
+
+class Teacher:
+    """Other values of the trained weights of a module, by which it computes without gradients for a while.
+
+    All that is frozen is shared with the module: a teacher takes as much memory as the trained weights.
+
+    Args:
+        module: The module, on its device.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.weights = {name: value.detach().clone() for name, value in trained_weights(module).items()}
+
+    @torch.no_grad()
+    def follow(self, module: nn.Module, momentum: float) -> None:
+        """Move towards the module's own values: `momentum` is the share that stays."""
+        for name, value in trained_weights(module).items():
+            self.weights[name].lerp_(value.detach(), 1 - momentum)
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the given values, which may be on another device.
+
+        Raises:
+            UserError: One is missing or of another shape.
+        """
+        for name, value in self.weights.items():
+            if name not in weights or weights[name].shape != value.shape:
+                raise UserError(
+                    f"`callbacks.ema_teacher.run`: its checkpoint has no {name} of shape {list(value.shape)}. Give a "
+                    "run with the same backbone, finetune and head."
+                )
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
+    @contextmanager
+    def take_over(self, module: nn.Module) -> Iterator[None]:
+        """Let the module compute by the values of the teacher, in eval mode and without gradients.
+
+        Values are exchanged, not copied. Autocast forgets the weights that it has converted, before and after: it
+        knows them by their parameters, which stay.
+        """
+        was_training = module.training
+        self._exchange(module)
+        module.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._exchange(module)
+            module.train(was_training)
+
+    def _exchange(self, module: nn.Module) -> None:
+        for name, parameter in trained_weights(module).items():
+            parameter.data, self.weights[name] = self.weights[name], parameter.data
+        torch.clear_autocast_cache()
+
+
+def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trained parameters of a module by name, without those of its loss, which serve training alone."""
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and not name.startswith("loss.")
+    }
+
+
+@runtime_checkable
+class Student(Protocol):
+    """A module that a teacher can be given to."""
+
+    teacher: Teacher | None
+
+
+class EMATeacher(Callback):
+    """A teacher that follows the student: a moving average of the weights that are trained, kept with checkpoints.
+
+    With momentum 1 it stays what it was at the start: with `run` a fixed teacher, as PMD's. With momentum 0 it is the
+    student itself, as SemiMatch's.
+
+    Args:
+        momentum: Share of the teacher that each optimiser step leaves.
+        momentum_end: What it rises to along a cosine until the end of the training; None keeps it.
+        run: Directory of a run with the same backbone, `finetune` and head, whose trained weights the teacher starts
+            from; None: the student's own.
+    """
+
+    @check_arguments("callbacks.ema_teacher")
+    def __init__(
+        self,
+        momentum: Annotated[float, Range(least=0, most=1)] = 0.99,
+        momentum_end: Annotated[float, Range(least=0, most=1)] | None = 0.9995,
+        run: str | None = None,
+    ) -> None:
+        self.momentum, self.run = momentum, run
+        self.momentum_end = momentum if momentum_end is None else momentum_end
+        self._teacher: Teacher | None = None
+        self._saved: dict[str, Tensor] | None = None
+        self._steps, self._total = 0, 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the module a teacher; that of the checkpoint, if a run is resumed."""
+        if not isinstance(pl_module, Student):
+            raise UserError("`callbacks.ema_teacher` teaches a training on pairs only. Leave it out.")
+        self._teacher = pl_module.teacher = Teacher(pl_module)
+        start = self._saved if self._saved is not None else self._read_run()
+        if start is not None:
+            self._teacher.load(start)
+
+    def _read_run(self) -> dict[str, Tensor] | None:
+        if self.run is None:
+            return None
+        from semcorr.engine.checkpoints import read_checkpoint
+
+        state: dict[str, Tensor] = read_checkpoint(Path(self.run), "best")["state_dict"]
+        return state
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the length of the training."""
+        self._steps, self._total = trainer.global_step, int(trainer.estimated_stepping_batches)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Follow the student after each step of the optimiser, of which a batch is a part if they are accumulated."""
+        assert self._teacher is not None, "on_fit_start makes it"
+        if trainer.global_step > self._steps:
+            self._steps = trainer.global_step
+            self._teacher.follow(pl_module, self.momentum_at(self._steps, self._total))
+
+    def momentum_at(self, step: int, steps: int) -> float:
+        """Return the momentum of a step.
+
+        >>> teacher = EMATeacher(0.9, 1.0)
+        >>> [round(teacher.momentum_at(step, 100), 3) for step in (0, 50, 100)]
+        [0.9, 0.95, 1.0]
+        """
+        return annealed_value(step, self.momentum, self.momentum_end, 0, steps)
+
+    def state_dict(self) -> JsonObject:
+        """Return the weights of the teacher, for a checkpoint."""
+        return {} if self._teacher is None else {"weights": self._teacher.weights}
+
+    def load_state_dict(self, state_dict: JsonObject) -> None:
+        """Keep the weights of a checkpoint until the training begins."""
+        self._saved = state_dict.get("weights")
