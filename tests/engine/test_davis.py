@@ -137,6 +137,14 @@ def test_a_run_leaves_config_metrics_table_and_picture(config, tmp_path, capsys)
     assert "J&F" in capsys.readouterr().out
 
 
+def test_videos_that_were_not_scored_are_not_counted(config, tmp_path, capsys):
+    root = write_davis(tmp_path / "davis", drift=drifting(), still=still())
+    metrics = evaluate(config("evaluate", *line(root, "++trainer.limit_test_batches=1")))
+    assert [*metrics["video"]] == ["drift"]
+    assert (metrics["videos"], metrics["objects"], metrics["frames"]) == (1, 2, 5)
+    assert "of 1 videos" in " ".join(capsys.readouterr().out.split())
+
+
 def test_half_precision_agrees_but_for_rounding(config, tmp_path):
     root = write_davis(tmp_path / "davis", drift=drifting())
     full, half = (
