@@ -95,6 +95,7 @@ def test_a_run_leaves_config_metrics_and_table(config, tmp_path, capsys, name, w
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.json", "metrics.csv", "pairs.parquet"}
     assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert set(metrics["seconds"]) == {"encode", "match", "score"}
     assert (metrics["pairs"], metrics["split"], metrics["protocol"]) == (pairs, f"{name} test", name)
     for objective in NAMES[section]:
         select_number(metrics, objective)

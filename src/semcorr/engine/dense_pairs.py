@@ -64,7 +64,7 @@ class DenseModule(EvaluationModule):
     def on_test_start(self) -> None:
         """Forget the rows of an earlier test."""
         self.rows: list[JsonObject] = []
-        self.seconds = {"encode": 0.0, "match": 0.0}
+        self.seconds = {"encode": 0.0, "match": 0.0, "score": 0.0}
 
     @property
     def data(self) -> DenseBenchmark:
@@ -88,10 +88,12 @@ class DenseModule(EvaluationModule):
         encoded = read_clock(self.device)
         with full_float32(self.device.type):
             matches = match_pixels(self, batch.pair, maps, self.data.fits(batch.pair))
+        matched = read_clock(self.device)
         scores = self.score_pair(batch.pair, matches.cpu())
         self.rows.append({"pair": batch.pair.name, "category": batch.pair.category, **scores})
         self.seconds["encode"] += encoded - start
-        self.seconds["match"] += read_clock(self.device) - encoded
+        self.seconds["match"] += matched - encoded
+        self.seconds["score"] += read_clock(self.device) - matched
 
     def _encode_pair(self, batch: DenseBatch) -> tuple[FeatureMap, FeatureMap]:
         names = [path.as_posix() for path in (batch.pair.source.path, batch.pair.target.path)]

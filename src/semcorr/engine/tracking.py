@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_view
-from semcorr.core.device import read_clock
+from semcorr.core.device import full_float32, read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
 from semcorr.core.finite import require_finite
@@ -93,7 +93,7 @@ class TrackingModule(EvaluationModule):
         frames = [f"{i} of video {batch.video}" for i in range(len(maps))]
         require_finite(feature_origin(self.backbone), frames, {"maps": maps})
         encoded = read_clock(self.device)
-        with torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell 0.997 from 1
+        with full_float32(self.device.type):  # bfloat16 cannot tell 0.997 from 1
             self.tables.append(self.track_video(maps.float(), batch))
         self.seconds["encode"] += encoded - start
         self.seconds["match"] += read_clock(self.device) - encoded
