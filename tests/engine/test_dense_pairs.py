@@ -12,6 +12,7 @@ from tiny_dense import CELL, write_caltech, write_tss
 
 from semcorr.cli.errors import user_message
 from semcorr.cli.sweep.objective import NAMES, select_number
+from semcorr.core.errors import UserError
 from semcorr.data.caltech101 import Caltech101
 from semcorr.data.tss import TSS
 from semcorr.engine.dense_pairs import FlowModule, LabelTransferModule
@@ -83,6 +84,12 @@ def test_masks_of_an_object_that_is_not_found_are_scored_by_hand(tmp_path):
     table = score(LabelTransferModule, Caltech101(root=str(tmp_path), size=96, workers=0)).result.table
     assert table["LT_ACC"][0].as_py() == pytest.approx(1 - 2 * 8 * 48 / 96**2)
     assert table["IoU"][0].as_py() == pytest.approx(40 / 56)
+
+
+def test_a_pair_without_labels_is_named_whatever_its_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(Caltech101, "labels", lambda self, pair: (torch.zeros(96, 96, dtype=torch.uint8),) * 2)
+    with pytest.raises(UserError, match=r"image_0002\.png has no label in pair 0001-crab-image_0001-image_0002"):
+        score(LabelTransferModule, Caltech101(root=str(write_caltech(tmp_path)), size=96, workers=0))
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,10 @@ class LabelTransferModule(DenseModule):
         data = self.data
         assert isinstance(data, LabelTransferBenchmark)
         truth, labels = data.labels(pair)
+        if not bool(truth.any()):
+            raise UserError(
+                f"{pair.source.path} has no label in pair {pair.name} of {data.name}, so there is no score."
+            )
         width, height = pair.target.size
         x, y = ((matches[..., i] + 0.5).floor().long().clamp(0, n - 1) for i, n in enumerate((width, height)))
         carried = labels[y, x]
