@@ -12,8 +12,12 @@ from tiny_dense import write_flow, write_tss, write_tss_pair
 
 from semcorr.core.errors import UserError
 from semcorr.data import flow_file
+from semcorr.data.caltech101 import Caltech101
+from semcorr.data.davis import DAVIS
 from semcorr.data.download.verify import verify_benchmark
 from semcorr.data.flow_file import read_flow
+from semcorr.data.pascal_parts import PascalParts
+from semcorr.data.tapvid import TapVid
 from semcorr.data.tss import FILES, GROUPS, TSS, read_foreground
 
 
@@ -78,6 +82,31 @@ def test_a_foreground_is_what_is_not_black(tmp_path):
     Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255], [0, 0, 255]]], np.uint8)).save(tmp_path / "colour.png")
     for name in ("grey", "colour"):
         assert read_foreground(tmp_path / f"{name}.png", (3, 1)).tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"size": -5}, "`data.resize`: squash leaves nothing of a square of -5 pixels"),
+        ({"size": 64, "resize": "corner+60"}, r"`data.resize`: corner\+60 leaves nothing of a square of 64 pixels"),
+        ({"encode_batch": 0}, "`data.encode_batch` must be at least 1 or null, got 0"),
+        ({"split": "none"}, "`data.split` must be one of .*, got 'none'"),
+        ({"workers": -1}, "`data.workers` must be"),
+        ({"batch_size": 0}, "`data.batch_size` must be at least 1 or null, got 0"),
+        ({"cache_gb": float("nan")}, "`data.cache_gb` must be 0, which is off, or more"),
+        ({"seed": "x"}, "`data.seed` must be a whole number"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TSS, DAVIS, Caltech101, TapVid, PascalParts])
+def test_options_are_checked_as_those_of_every_benchmark(kind, options, told):
+    with pytest.raises(UserError, match=told):
+        kind(**{"root": ".", "size": 96, "split": kind.splits[0], **options})
+
+
+def test_an_option_that_no_benchmark_has_is_refused_from_python():
+    with pytest.raises(TypeError, match=r"TSS\(\) got an unexpected keyword argument 'batch_siz'"):
+        TSS(root=".", size=96, batch_siz=3)
+    TSS(root=".", size=0, batch_size=3, all_pairs=None)  # a backbone's size may not be known yet
 
 
 def test_it_is_counted_in_pairs_and_flows(tmp_path):
