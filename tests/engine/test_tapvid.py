@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from semcorr.cli.compose import merge_checkpoint_config
 from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.data.tapvid import TapVid
+from semcorr.engine import tracking
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.tracking import TrackingModule, split_queries
 from semcorr.evaluate import evaluate
@@ -50,8 +52,8 @@ def test_frames_are_resized_to_256_first_unless_native(davis):
         assert np.array_equal(seen.numpy().transpose(1, 2, 0), expected)  # in bytes
 
 
-def follow(root: Path, cycle: float | None = None, **options) -> TrackingModule:
-    matcher = CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
+def follow(root: Path, cycle: float | None = None, head: Cosine | None = None, **options) -> TrackingModule:
+    matcher = CorrespondenceModule(Patches(), head or Cosine(), localise=argmax, finetune=lambda backbone: None)
     module = TrackingModule(matcher, cycle)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
@@ -172,6 +174,27 @@ def test_a_checkpoint_of_a_tuned_backbone_is_scored(config, tiny, davis, tmp_pat
     assert tuned["queries"] == plain["queries"]
     scores = [pq.read_table(tmp_path / run / "predictions.parquet")["score"] for run in ("run", "E")]
     assert scores[0] != scores[1]
+
+
+def test_heads_multiply_in_full_single_precision(davis, monkeypatch):
+    """As for every other benchmark: neither by autocast nor in TF32, of which a CPU has none."""
+    inside: list[bool] = []
+
+    @contextmanager
+    def record(device_type: str):
+        inside.append(True)
+        yield
+        inside.pop()
+
+    class Watched(Cosine):
+        """A head that is called inside alone."""
+
+        def forward(self, *args):
+            assert inside == [True]
+            return super().forward(*args)
+
+    monkeypatch.setattr(tracking, "full_float32", record)
+    assert follow(davis, head=Watched()).result.table.num_rows > 0
 
 
 def test_half_precision_agrees_but_for_rounding(config, tmp_path):
