@@ -231,7 +231,7 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
         ("data.frames=large", "`data.frames` must be a side in pixels or native, got 'large'"),
         ("data.frames=0", "`data.frames`"),
         ("data.cycle_threshold=0", "`data.cycle_threshold` must be positive, got 0"),
-        ("data.encode_batch=0", "`data.encode_batch` must be positive, got 0"),
+        ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),
     ],
 )
 def test_an_option_out_of_range_is_told_what_is_allowed(config, davis, option, told):
