@@ -102,11 +102,11 @@ class LocalProcesses(NamedTuple):
     """Processes of a run on this machine, which share its memory.
 
     Attributes:
-        count: Number of them.
+        number: Number of them.
         wait: Function that returns as soon as every process of the run has called it.
     """
 
-    count: int = 1
+    number: int = 1
     wait: Callable[[], None] = lambda: None
 
 
@@ -128,7 +128,7 @@ class PixelCache:
 
     def __init__(self, images: int, side: int, gigabytes: float, processes: LocalProcesses = ALONE) -> None:
         slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
-        _require_memory(slots * 3 * side * side * processes.count)
+        _require_memory(slots * 3 * side * side * processes.number)
         processes.wait()  # until all have asked how much is free: what one takes, the others would not find
         self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
         self.present = torch.zeros(slots, dtype=torch.bool).share_memory_()

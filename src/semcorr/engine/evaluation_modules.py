@@ -34,8 +34,9 @@ def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBench
     if any(spec.protocol.name != "semcorr" for spec in matcher.specs):
         raise UserError(f"`protocol`: {title} has its own. Leave `protocol` out.")
     if data.has_readout and len(matcher.specs) > 1:
+        count = len(matcher.specs)
         raise UserError(
-            f"`localise`: {title} is scored by one read-out, got {len(matcher.specs)}. Give localise=argmax, or another."
+            f"`localise`: {title} is scored by one read-out, got {count}. Give localise=argmax, or another."
         )
     if isinstance(data, TapVid):
         return TrackingModule(matcher, data.cycle_threshold if data.occlusion == "cycle" else None)
