@@ -1,6 +1,7 @@
 """What is asked of a device: to be waited for at the borders of stages alone, and to multiply as a run says."""
 
 import types
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -57,6 +58,17 @@ def test_the_clock_is_read_after_the_device_is_done_and_a_cpu_is_not_waited_for(
 
     assert read_clock(torch.device("cuda", 1)) == read_clock(torch.device("cpu")) == 7.0
     assert events == ["cuda:1", "read", "read"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps", "xpu"])
+def test_every_device_is_waited_for_by_a_call_that_pytorch_takes(monkeypatch, name):
+    module = getattr(torch, name)
+    wait = create_autospec(module.synchronize)  # with its signature
+    monkeypatch.setattr(module, "synchronize", wait)
+
+    read_clock(torch.device(name))
+
+    wait.assert_called_once()
 
 
 def test_tensors_of_another_device_come_in_one_copy():

@@ -45,6 +45,8 @@ def edit(root, old, new):
         (lambda root: edit(root, '"16,63,63,16"', '"16,63,63"'), "line 2: XA and YA must be an outline.*got 3 and 4"),
         (lambda root: edit(root, '"16,63,63,16"', '"16,nan,63,16"'), "line 2: XA and YA must be an outline"),
         (lambda root: edit(root, "XA", "Xa"), "XA"),
+        (lambda root: edit(root, '"16,63,63,16"', '"96,99,99,96"'), "line 2: the outline of XA and YA lies outside"),
+        (lambda root: edit(root, '"24,71,71,24"', '"-9,-1,-1,-9"'), "line 2: the outline of XB and YB lies outside"),
         (lambda root: edit(root, "crab/image_0001", "../image_0001"), "line 2, source_image,.*folder above"),
         (lambda root: edit(root, "101_ObjectCategories/crab/image_0001.png", "image.png"), "not CATEGORY/FILE"),
         (lambda root: (root / "101_ObjectCategories/crab/image_0001.png").unlink(), "which does not exist"),

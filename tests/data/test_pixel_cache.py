@@ -1,6 +1,10 @@
 """Resized images shared by loader processes: the same pixels, decoded once, within a budget."""
 
+import threading
+import time
 from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from semcorr.data import views as pixel_cache
 from semcorr.data.dataset import PairDataset
 from semcorr.data.image_variants import unique_images
 from semcorr.data.synthetic import Synthetic
-from semcorr.data.views import PixelCache, ViewCache
+from semcorr.data.views import LocalProcesses, PixelCache, ViewCache
 
 pytestmark = pytest.mark.integration
 
@@ -120,9 +124,53 @@ def test_more_than_the_shared_memory_is_refused_before_it_ends_the_process(monke
     PixelCache(6, 1000, 1.0)  # 18 MB
     with pytest.raises(UserError, match=r"`data\.cache_gb`: 0\.02 GB of images do not fit .* Give less, or enlarge"):
         PixelCache(7, 1000, 1.0)
-    PixelCache(3, 1000, 1.0, processes=2)
-    with pytest.raises(UserError, match=r"`data\.cache_gb`: 0\.02 GB of images"):  # of both processes
-        PixelCache(4, 1000, 1.0, processes=2)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(3.0, True), (2.5, True), (2.1, True), (1.9, False), (0.9, False)])
+@pytest.mark.parametrize("late", [0, 1])
+def test_several_processes_are_refused_together_or_not_at_all(monkeypatch, room, fits, late):
+    """Whichever is first: its cache would leave less for those that have not asked yet."""
+    size, taken = 3 * 1000**2, []
+
+    def share(tensor):
+        taken.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share)
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(views.shutil, "disk_usage", lambda path: usage(room * size - sum(taken)))
+    monkeypatch.setattr(views, "SHARED", views.Path("/"))
+    border = threading.Barrier(2, timeout=20)
+
+    def wait() -> None:
+        border.wait()
+
+    def make(number: int) -> bool:
+        if number == late:
+            time.sleep(0.2)
+        try:
+            PixelCache(1, 1000, 1.0, LocalProcesses(2, wait))
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(make, range(2))) == [fits] * 2
+
+
+@pytest.mark.parametrize("all_pairs", [None, 3])
+def test_caches_are_made_after_the_border_that_lightning_keeps(data, monkeypatch, all_pairs):
+    data.all_pairs, data.cache_gb, events = all_pairs, 1.0, []
+    strategy = SimpleNamespace(barrier=lambda: events.append("border"), root_device=torch.device("cpu"))
+    progress = SimpleNamespace(current=SimpleNamespace(state_dict=lambda: {"processed": 0}))
+    data.trainer = SimpleNamespace(
+        strategy=strategy, num_devices=1, world_size=1, global_rank=0, fit_loop=SimpleNamespace(epoch_progress=progress)
+    )
+    monkeypatch.setattr(torch.Tensor, "share_memory_", lambda tensor: events.append("cache") or tensor)
+
+    data.train_dataloader()
+
+    assert events == ["border", "cache", "cache"]
 
 
 @pytest.mark.parametrize("budget", [-1, float("nan")])

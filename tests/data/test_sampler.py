@@ -7,7 +7,7 @@ import torch
 
 from semcorr.core.errors import UserError
 from semcorr.data.datamodule import choose_pairs
-from semcorr.data.loaders import DividedStream, SampleIndex, TrainingStream, batches_by_target, shard
+from semcorr.data.loaders import SampleIndex, TrainingStream, batches_by_target, divide_stream, shard
 from semcorr.data.record import ImageRecord, PairRecord
 
 
@@ -121,9 +121,9 @@ def test_fewer_pairs_than_a_batch_make_a_smaller_batch():
     assert [sorted(batch) for batch in stream(length=2)] == [[0, 1], [0, 1]]
 
 
-def divided(rank: int = 0, world: int = 1, epoch: int = 0, **options: int | None) -> DividedStream:
+def divided(rank: int = 0, world: int = 1, epoch: int = 0, **options: int | None) -> TrainingStream:
     given = {"length": 13, "batch_size": 6, "steps": 5, "seed": 0} | options
-    return DividedStream(**given, rank=rank, world=world, epoch=lambda: epoch)
+    return divide_stream(**given, rank=rank, world=world, epoch=lambda: epoch)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])

@@ -37,7 +37,9 @@ def test_what_is_encoded_is_the_image_in_floats(config, tiny):
     images = data.images_to_evaluate("test", 2)
     cache = FeatureCache(len(images), torch.device("cpu"))
 
-    encode_images(cache, images, data, lambda image: {"image": nn.Identity()(image)}, ProcessGroup(0, 1, cache.device))
+    encode_images(
+        cache, images, data, lambda image: {"image": nn.Identity()(image)}, ProcessGroup(0, 1, cache.device, 1)
+    )
 
     for view in data.encoding(images, [[i] for i in range(len(images))]):
         assert view.image.dtype == torch.uint8

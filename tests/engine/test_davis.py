@@ -1,6 +1,5 @@
 """DAVIS 2017: masks propagated through small videos, and the whole program on them."""
 
-import inspect
 import json
 import subprocess
 import sys
@@ -13,9 +12,10 @@ from hydra.utils import get_object
 from lightning import Trainer
 from omegaconf import OmegaConf
 from patch_backbone import Patches
+from saved_runs import save_run
 from tiny_davis import drifting, still, write_davis
 
-from semcorr.cli.compose import OWN_PROTOCOL
+from semcorr.cli.compose import compose_config, find_own_protocol, merge_checkpoint_config
 from semcorr.cli.errors import user_message
 from semcorr.cli.sweep.objective import NAMES, check_objective, select_number
 from semcorr.core.errors import UserError
@@ -137,6 +137,14 @@ def test_a_run_leaves_config_metrics_table_and_picture(config, tmp_path, capsys)
     assert "J&F" in capsys.readouterr().out
 
 
+def test_videos_that_were_not_scored_are_not_counted(config, tmp_path, capsys):
+    root = write_davis(tmp_path / "davis", drift=drifting(), still=still())
+    metrics = evaluate(config("evaluate", *line(root, "++trainer.limit_test_batches=1")))
+    assert [*metrics["video"]] == ["drift"]
+    assert (metrics["videos"], metrics["objects"], metrics["frames"]) == (1, 2, 5)
+    assert "of 1 videos" in " ".join(capsys.readouterr().out.split())
+
+
 def test_half_precision_agrees_but_for_rounding(config, tmp_path):
     root = write_davis(tmp_path / "davis", drift=drifting())
     full, half = (
@@ -157,10 +165,43 @@ def test_every_benchmark_without_pairs_of_keypoints_has_a_protocol_of_its_own():
     """A checkpoint's protocol is not brought along to them."""
     targets = {OmegaConf.load(path).get("_target_") for path in (conf_dir() / "data").glob("*.yaml")} - {None}
     classes = {target: get_object(target) for target in targets}
-    assert {*OWN_PROTOCOL} == {
-        target for target, each in classes.items() if inspect.isclass(each) and issubclass(each, EvaluationBenchmark)
+    own = {target: find_own_protocol(OmegaConf.create({"_target_": target})) for target in targets}
+    assert {target: each for target, each in own.items() if each} == {
+        target: each
+        for target, each in classes.items()
+        if isinstance(each, type) and issubclass(each, EvaluationBenchmark)
     }
-    assert {each.section for target, each in classes.items() if target in OWN_PROTOCOL} == {*HEADLINES}
+    assert {each.section for each in own.values() if each} == {*HEADLINES}
+
+
+class OwnBenchmark(DAVIS):
+    """A plug-in's."""
+
+
+def test_a_checkpoint_brings_no_protocol_to_a_plug_in_s_benchmark_that_has_its_own(config, tiny, tmp_path):
+    save_run(config("train", *tiny, "protocol=geoaware"), tmp_path / "run")
+    typed = [f"checkpoint={tmp_path / 'run'}", "data=davis", f"data._target_={__name__}.OwnBenchmark"]
+
+    cfg = merge_checkpoint_config(config("evaluate", *typed), typed)
+
+    assert cfg.protocol.name == "semcorr"
+    assert cfg.localise._target_ != "semcorr.matching.readouts.ProtocolReadout"
+
+
+@pytest.mark.parametrize("typed", ["localise=argmax", "localise=window_9", "localise=all", "localise=[argmax,soft]"])
+def test_a_read_out_that_would_change_nothing_is_refused(tmp_path, typed):
+    with pytest.raises(UserError, match=r"`localise[\w.]*`: davis has no read-out, so it would change nothing"):
+        compose_config("evaluate", [*line(tmp_path), typed])
+    compose_config("evaluate", ["data=tss", "backbone=tiny", typed])
+
+
+def test_read_outs_that_a_checkpoint_brings_along_are_no_hindrance(config, tmp_path):
+    root = write_davis(tmp_path / "davis", still=still())
+    several, one = (
+        evaluate(config("evaluate", *line(root, f"localise={name}", f"run_dir={tmp_path / name}")))
+        for name in ("all", "argmax")
+    )
+    assert several["segmentation"] == one["segmentation"]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from tiny_dense import CELL, write_caltech, write_tss
 
 from semcorr.cli.errors import user_message
 from semcorr.cli.sweep.objective import NAMES, select_number
+from semcorr.core.errors import UserError
 from semcorr.data.caltech101 import Caltech101
 from semcorr.data.tss import TSS
 from semcorr.engine.dense_pairs import FlowModule, LabelTransferModule
@@ -99,6 +100,12 @@ def test_masks_of_an_object_that_is_not_found_are_scored_by_hand(tmp_path):
     assert table["IoU"][0].as_py() == pytest.approx(40 / 56)
 
 
+def test_a_pair_without_labels_is_named_whatever_its_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(Caltech101, "labels", lambda self, pair: (torch.zeros(96, 96, dtype=torch.uint8),) * 2)
+    with pytest.raises(UserError, match=r"image_0002\.png has no label in pair 0001-crab-image_0001-image_0002"):
+        score(LabelTransferModule, Caltech101(root=str(write_caltech(tmp_path)), size=96, workers=0))
+
+
 @pytest.mark.parametrize(
     ("name", "write", "section", "pairs"), [("tss", write_tss, "flow", 6), ("caltech101", write_caltech, "labels", 2)]
 )
@@ -109,6 +116,7 @@ def test_a_run_leaves_config_metrics_and_table(config, tmp_path, capsys, name, w
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {"config.yaml", "metrics.json", "metrics.csv", "pairs.parquet"}
     assert json.loads((run / "metrics.json").read_text()) == metrics
+    assert set(metrics["seconds"]) == {"encode", "match", "score"}
     assert (metrics["pairs"], metrics["split"], metrics["protocol"]) == (pairs, f"{name} test", name)
     for objective in NAMES[section]:
         select_number(metrics, objective)
@@ -137,7 +145,7 @@ def test_a_head_that_compares_both_images_is_scored(config, tmp_path):
         ("data.extent=box", "`data.extent` must be one of source, target"),
         ("protocol=dift", "`protocol`: TSS has its own"),
         ("data.split=val", "`data.split` must be one of test"),
-        ("localise=all", "give one read-out"),
+        ("localise=all", "`localise`: TSS is scored by one read-out, got 4"),
     ],
 )
 def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, told):

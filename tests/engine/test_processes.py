@@ -9,20 +9,26 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from patch_backbone import Patches
 from repository import SMALL
 from started_programs import Program
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, ProcessWatch, count_local_processes
+from semcorr.core.ranks import LostProcessError, ProcessWatch
 from semcorr.data.loaders import BatchSize, LoaderPlan, count_cores, plan_loading, require_workers
+from semcorr.data.synthetic import Synthetic
+from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.trainer_options import PROCESSES, check_processes
 from semcorr.evaluate import evaluate
+from semcorr.matching.readouts import argmax
+from semcorr.models.heads.cosine import Cosine
 
 
 @pytest.mark.parametrize("workers", [-1, 10**6, 1.5, "two", True])
@@ -77,11 +83,20 @@ def test_fewer_loader_processes_are_used_where_their_number_was_not_typed(monkey
     assert caplog.messages[-1].startswith("none of 16 loader processes load")
 
 
-def test_processes_of_other_machines_take_nothing_of_this_one(monkeypatch):
+@pytest.mark.parametrize("local", [None, "8"])  # SLURM says nothing there, torchrun does
+def test_processes_of_other_machines_take_nothing_of_this_one(monkeypatch, local):
+    """Caches of features and loader processes share what a machine has in the same way: by Lightning's count."""
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert count_local_processes(16) == 16
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")  # torchrun's
-    assert (count_local_processes(16), count_local_processes(1)) == (8, 1)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    module = CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module._trainer = SimpleNamespace(world_size=8, global_rank=5, num_devices=4, strategy=strategy)
+    data = Synthetic(root=".", size=32)
+    data.trainer = module._trainer
+
+    assert (module._group.rank, module._group.size, module._group.local) == (5, 8, 4)
+    assert data._local_processes() == 4
 
 
 MOST = max(PROCESSES, os.cpu_count() or 1)

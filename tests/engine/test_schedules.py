@@ -72,6 +72,12 @@ def test_rates_grow_with_the_pairs_of_a_step_and_so_does_the_schedule(rule, fact
     assert found[1] == pytest.approx([0.05 * factor, 0.005 * factor])
 
 
+@pytest.mark.parametrize("options", [{"lr_scaling": "linear"}, {"lr_batch_size": 8}])
+def test_half_a_scaling_is_refused_from_python_too(options):
+    with pytest.raises(UserError, match=r"is null\. Give both"):
+        adamw([torch.nn.Parameter(torch.ones(2))], [], **options)
+
+
 def test_without_a_scaling_rates_are_as_given_for_any_step():
     given = optimizer()
     scale_rates(given, step_pairs=32)

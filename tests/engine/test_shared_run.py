@@ -31,6 +31,7 @@ from semcorr import Matcher, match, train
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import weight_settings
+from semcorr.engine.hub import push_run
 from semcorr.engine.model_card import format_model_card
 from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
 from semcorr.inference.load import restore_model
@@ -202,6 +203,22 @@ def test_a_hub_that_refuses_what_is_pushed_says_why_and_holds_nothing(run, typed
     hub.private.clear()
     assert typed(*line, "--private") == 2
     assert f"--private: {hub.address}/someone/cats is public. Make it private there" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("default", "private", "visible"),
+    [
+        ("public", False, "public"),
+        ("private", False, "private"),
+        ("public", True, "private"),
+        ("private", True, "private"),
+    ],
+)
+def test_a_new_repository_is_as_its_owner_makes_them_unless_asked_to_be_private(shared, hub, default, private, visible):
+    hub.default = default
+
+    assert push_run(shared, "someone/cats", TOKEN, private).endswith(f"({visible})")
+    assert hub.private == ({"someone/cats"} if visible == "private" else set())
 
 
 def test_the_weights_say_no_more_of_places_than_the_configuration_and_agree_with_it(run, typed, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from semcorr.cli.compose import merge_checkpoint_config
 from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.data.tapvid import TapVid
+from semcorr.engine import tracking
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.tracking import TrackingModule, split_queries
 from semcorr.evaluate import evaluate
@@ -50,8 +52,8 @@ def test_frames_are_resized_to_256_first_unless_native(davis):
         assert np.array_equal(seen.numpy().transpose(1, 2, 0), expected)  # in bytes
 
 
-def follow(root: Path, cycle: float | None = None, **options) -> TrackingModule:
-    matcher = CorrespondenceModule(Patches(), Cosine(), localise=argmax, finetune=lambda backbone: None)
+def follow(root: Path, cycle: float | None = None, head: Cosine | None = None, **options) -> TrackingModule:
+    matcher = CorrespondenceModule(Patches(), head or Cosine(), localise=argmax, finetune=lambda backbone: None)
     module = TrackingModule(matcher, cycle)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
@@ -174,6 +176,27 @@ def test_a_checkpoint_of_a_tuned_backbone_is_scored(config, tiny, davis, tmp_pat
     assert scores[0] != scores[1]
 
 
+def test_heads_multiply_in_full_single_precision(davis, monkeypatch):
+    """As for every other benchmark: neither by autocast nor in TF32, of which a CPU has none."""
+    inside: list[bool] = []
+
+    @contextmanager
+    def record(device_type: str):
+        inside.append(True)
+        yield
+        inside.pop()
+
+    class Watched(Cosine):
+        """A head that is called inside alone."""
+
+        def forward(self, *args):
+            assert inside == [True]
+            return super().forward(*args)
+
+    monkeypatch.setattr(tracking, "full_float32", record)
+    assert follow(davis, head=Watched()).result.table.num_rows > 0
+
+
 def test_half_precision_agrees_but_for_rounding(config, tmp_path):
     root = write(tmp_path / "still", still=static())
     metrics = evaluate(config("evaluate", *line(root, "localise=argmax", "trainer.precision=bf16-mixed")))
@@ -208,7 +231,7 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
         ("data.frames=large", "`data.frames` must be a side in pixels or native, got 'large'"),
         ("data.frames=0", "`data.frames`"),
         ("data.cycle_threshold=0", "`data.cycle_threshold` must be positive, got 0"),
-        ("data.encode_batch=0", "`data.encode_batch` must be positive, got 0"),
+        ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),
     ],
 )
 def test_an_option_out_of_range_is_told_what_is_allowed(config, davis, option, told):

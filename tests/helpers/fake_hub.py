@@ -24,6 +24,7 @@ class FakeHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.private: set[str] = set()
+        self.default = "public"  # visibility of a new repository that does not say its own
         self.asked: list[str] = []
         self.broken = 0  # status of all answers, if the hub is out of order
 
@@ -102,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             if repo in self.server.repos:
                 return self.answer(409, {"error": "It exists", "url": f"{self.server.address}/{repo}"})
             self.server.repos[repo] = {}
-            self.server.private |= {repo} if given.get("visibility") == "private" else set()
+            visibility = given.get("visibility") or self.server.default
+            self.server.private |= {repo} if visibility == "private" else set()
             return self.answer(200, {"url": f"{self.server.address}/{repo}", "id": repo})
         if self.path == "/api/validate-yaml":
             if "license: banana" in json.loads(body)["content"]:

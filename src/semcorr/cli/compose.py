@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -19,6 +20,9 @@ from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.saved_config import escape_interpolations, read_run_config
 from semcorr.engine.shared_run import is_shared
 
+if TYPE_CHECKING:
+    from semcorr.data.evaluation_only import EvaluationBenchmark
+
 BROUGHT = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer", "protocol", "callbacks",
@@ -29,13 +33,6 @@ LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, a
 
 
 PROTOCOL_READOUT = "semcorr.matching.readouts.ProtocolReadout"
-OWN_PROTOCOL = (  # benchmarks that have a protocol of their own
-    "semcorr.data.tapvid.TapVid",
-    "semcorr.data.davis.DAVIS",
-    "semcorr.data.tss.TSS",
-    "semcorr.data.caltech101.Caltech101",
-    "semcorr.data.pascal_parts.PascalParts",
-)
 
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
@@ -118,7 +115,11 @@ def merge_checkpoint_config(
         cfg: Composed configuration of train or evaluate; it is changed.
         overrides: Overrides of the command line.
         search: Search path for groups, as in `saved_config.read_run_config`.
+
+    Raises:
+        UserError: The run cannot be read or continued, or a read-out was typed for a benchmark without one.
     """
+    refuse_unused_readout(cfg, overrides)
     if cfg.checkpoint is None:
         return cfg
     require("checkpoint", cfg.checkpoint, NotEmpty)
@@ -136,7 +137,7 @@ def merge_checkpoint_config(
     allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
     available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
     inherited = [key for key in available if key not in line_keys and "experiment" not in line_keys]
-    if "protocol" not in line_keys and cfg.data.get("_target_") in OWN_PROTOCOL:
+    if "protocol" not in line_keys and find_own_protocol(cfg.data) is not None:
         own_readout = ["localise"] if saved_cfg.localise.get("_target_") == PROTOCOL_READOUT else []
         inherited = [key for key in inherited if key not in ("protocol", *own_readout)]
     if "protocol" in line_keys:  # it has its own read-out, and the pixels it is defined on
@@ -154,6 +155,28 @@ def merge_checkpoint_config(
         if "loss" in cfg:
             cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg
+
+
+def find_own_protocol(section: DictConfig) -> "type[EvaluationBenchmark] | None":
+    """Return the class of a section's benchmark if it has a protocol of its own, of which there is only one."""
+    from semcorr.data.evaluation_only import EvaluationBenchmark  # Lightning takes seconds to import
+    from semcorr.engine.build import find_benchmark
+
+    benchmark = find_benchmark(section) if isinstance(section.get("_target_"), str) else None
+    return benchmark if isinstance(benchmark, type) and issubclass(benchmark, EvaluationBenchmark) else None
+
+
+def refuse_unused_readout(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse a read-out that was typed for a benchmark that is scored without one.
+
+    Args:
+        cfg: Composed configuration of train or evaluate.
+        overrides: Overrides of the command line.
+    """
+    typed = next((key for key in override_keys(overrides) if key.partition(".")[0] == "localise"), None)
+    if typed is None or (benchmark := find_own_protocol(cfg.data)) is None or benchmark.has_readout:
+        return
+    raise UserError(f"`{typed}`: {benchmark.name} has no read-out, so it would change nothing. Leave it out.")
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:

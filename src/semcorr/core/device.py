@@ -14,7 +14,9 @@ def read_clock(device: torch.device) -> float:
     A GPU works behind the program that drives it: without the wait, the time of a stage would be counted in the next.
     It is for the borders of stages, not for their batches.
     """
-    if device.type != "cpu":
+    if device.type == "mps":
+        torch.mps.synchronize()  # there is one such device, and PyTorch lets nobody name it
+    elif device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
     return time.perf_counter()
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 EVERY = 0.5  # seconds between two checks
 PATIENCE = 3.0  # seconds the main thread has, after another process is lost, to end by itself
 OTHER_MACHINE = (
-    "the connection to a process of this run on another machine was lost: it has ended, and its output there says why, "
-    "or the network has failed; the others were ended."
+    "the connection to a process of this run on another machine may have been lost: then it has ended, and its output "
+    "there says why, or the network has failed; the others were ended. PyTorch said"
 )
 FAREWELL = 30.0  # seconds the others have to end once all work is done
 
@@ -90,7 +90,10 @@ class ProcessWatch(threading.Thread):
         deadline = time.monotonic() + seconds
         while (lost := self.lost()) is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        return lost or (LostProcessError(OTHER_MACHINE) if is_on_several_machines() else None)
+        if lost is not None or not is_on_several_machines():
+            return lost
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return LostProcessError(f"{OTHER_MACHINE}: {said}")
 
     def interrupt(self, number: int) -> None:
         """Send a signal on to the other processes, which then end as this one does."""
@@ -160,12 +163,3 @@ def is_first_process() -> bool:
     """Tell whether this process prints and writes for all processes of a run."""
     names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else ()
     return all(int(os.environ.get(name, 0)) == 0 for name in (*names, *(() if names else ("LOCAL_RANK", "NODE_RANK"))))
-
-
-def count_local_processes(world: int) -> int:
-    """Return how many of the `world` processes of a run are on this machine.
-
-    torchrun says so; without it all are taken to be here, which asks for no more memory or cores than there is.
-    """
-    local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return min(world, int(local)) if local.isdecimal() and int(local) > 0 else world

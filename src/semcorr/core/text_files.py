@@ -4,9 +4,10 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain, quote_value
@@ -52,19 +53,37 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str
 
 def read_content(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> bytes:
     """Read the bytes of a regular file that has at most `limit` of them."""
+    with _open_sized(path, remedy) as (file, size):
+        content = file.read(limit + 1) if size <= limit else b""
+    _require_size(path, max(size, len(content)), limit, remedy)
+    return content
+
+
+def read_beginning(path: Path, count: int, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> tuple[bytes, int]:
+    """Read the first `count` bytes of a regular file that has at most `limit`; return them and the file's size."""
+    with _open_sized(path, remedy) as (file, size):
+        content = file.read(count)
+    _require_size(path, size, limit, remedy)
+    return content, size
+
+
+@contextmanager
+def _open_sized(path: Path, remedy: str) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file; yield it and its size."""
     try:
         with open_plain(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(limit + 1) if size <= limit else b""
+            yield file, os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise UserError(f"{path} does not exist. {remedy}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
     except MemoryError:
         raise UserError(f"{path} does not fit into memory. {remedy}") from None
-    if max(size, len(content)) > limit:
+
+
+def _require_size(path: Path, size: int, limit: int, remedy: str) -> None:
+    if size > limit:
         raise UserError(f"{path} has more than the {limit // MEGABYTE} MB that are read of such a file. {remedy}")
-    return content
 
 
 def decode_text(content: bytes) -> str:

@@ -18,7 +18,7 @@ from semcorr.data.image_variants import unique_images
 from semcorr.data.loaders import BatchStream
 from semcorr.data.pose_variants import PoseVariant, image_weights
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.views import ViewCache
+from semcorr.data.views import ALONE, LocalProcesses, ViewCache
 
 
 class CategoryImages(NamedTuple):
@@ -132,7 +132,7 @@ class TrainingImages(Dataset[ImageBatch]):
         pixels: bool = True,
         cache_gb: float = 0.0,
         variants: PoseVariant | None = None,
-        processes: int = 1,
+        processes: LocalProcesses = ALONE,
     ) -> None:
         self.categories, self.augment, self.seed = categories, augment, seed
         self.variants = variants or PoseVariant()

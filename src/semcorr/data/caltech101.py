@@ -73,7 +73,7 @@ class Caltech101(LabelTransferBenchmark):
             location = f"{path}, line {line}"
             files = [_find_image(self.root, row[column], f"{location}, {column},") for column in COLUMNS[:2]]
             a, b = (DenseImage(file, size(file)) for file in files)
-            outlines = Outlines(_read_outline(row, "B", location), _read_outline(row, "A", location))
+            outlines = Outlines(_read_outline(row, "B", b.size, location), _read_outline(row, "A", a.size, location))
             name = f"{line - 1:04d}-{a.path.parent.name}-{a.path.stem}-{b.path.stem}"
             pairs.append(DensePair(name, a.path.parent.name, b, a, outlines))
         return pairs
@@ -107,7 +107,7 @@ def _find_image(root: Path, name: str, location: str) -> Path:
     return path
 
 
-def _read_outline(row: Mapping[str, str], side: str, location: str) -> Outline:
+def _read_outline(row: Mapping[str, str], side: str, size: tuple[int, int], location: str) -> Outline:
     """Read the outline of one image; its numbers are separated by commas or by semicolons."""
     columns = []
     for axis in "XY":
@@ -122,4 +122,9 @@ def _read_outline(row: Mapping[str, str], side: str, location: str) -> Outline:
             f"{location}: X{side} and Y{side} must be an outline: at least 3 numbers, as many in both, got "
             f"{len(x)} and {len(y)}. {REMEDY}"
         )
-    return tuple(zip(x, y, strict=True))
+    outline = tuple(zip(x, y, strict=True))
+    if not fill_outline(outline, size).any():
+        raise UserError(
+            f"{location}: the outline of X{side} and Y{side} lies outside its image of {size[0]} x {size[1]}. {REMEDY}"
+        )
+    return outline

@@ -21,10 +21,10 @@ from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
 from semcorr.data.loaders import (
     BatchSize,
-    DividedStream,
     TrainingStream,
     batches_by_target,
     divide_batch,
+    divide_stream,
     encoding_batch_size,
     num_loader_workers,
     plan_loading,
@@ -34,7 +34,7 @@ from semcorr.data.loaders import (
 )
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.views import fit_to_square
+from semcorr.data.views import ALONE, LocalProcesses, fit_to_square
 
 BATCH_SIZE = 8  # training pairs of a step on each process, where nothing else is given
 PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
@@ -201,10 +201,10 @@ class PairDataModule(LightningDataModule, ABC):
                 self.train_pixels,
                 self.cache_gb,
                 self.pose_variant,
-                self._local_processes(),
+                self._neighbours(),
             )
             return self._loader(images, size, batch_size=None, sampler=stream, persistent=True)
-        options = (self.train_pixels, self.cache_gb, self._local_processes())
+        options = (self.train_pixels, self.cache_gb, self._neighbours())
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, *options)
         training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
         return self._loader(training_pairs, size, batch_sampler=stream, persistent=True)
@@ -215,7 +215,7 @@ class PairDataModule(LightningDataModule, ABC):
         if self.all_pairs is not None:
             return ImageStream(self.category_images(), self.all_pairs, *stream_options)
         if self.global_batch_size is not None:
-            return DividedStream(len(self.pairs("train")), self.global_batch_size, *stream_options)
+            return divide_stream(len(self.pairs("train")), self.global_batch_size, *stream_options)
         return TrainingStream(len(self.pairs("train")), self.batch_size, *stream_options)
 
     def val_dataloader(self) -> DataLoader[PairBatch]:
@@ -314,6 +314,11 @@ class PairDataModule(LightningDataModule, ABC):
     def _local_processes(self) -> int:
         """Return the number of processes on this machine, which share its cores and its memory."""
         return self.trainer.num_devices if self.trainer else 1
+
+    def _neighbours(self) -> LocalProcesses:
+        """Return the processes on this machine, which make their caches at the same time."""
+        trainer = self.trainer
+        return ALONE if trainer is None else LocalProcesses(self._local_processes(), lambda: trainer.strategy.barrier())
 
     def _local_batch_size(self) -> int:
         """Return the training pairs of a step of this process."""

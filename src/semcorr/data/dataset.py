@@ -14,7 +14,7 @@ from semcorr.data.keypoints import geometry_aware_mask
 from semcorr.data.loaders import SampleIndex
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import PairRecord
-from semcorr.data.views import ViewCache, make_view
+from semcorr.data.views import ALONE, LocalProcesses, ViewCache, make_view
 
 
 class PairDataset(Dataset[PairBatch]):
@@ -27,7 +27,7 @@ class PairDataset(Dataset[PairBatch]):
         resize: str,
         pixels: bool = True,
         cache_gb: float = 0.0,
-        processes: int = 1,
+        processes: LocalProcesses = ALONE,
     ) -> None:
         self.pairs = pairs
         indices: dict[int, int] = {}  # by identity: a benchmark may annotate an image differently in every pair

@@ -5,6 +5,7 @@ the source take the labels of the target at their matches: that is how published
 """
 
 from abc import abstractmethod
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -95,6 +96,8 @@ class DenseBenchmark(EvaluationBenchmark):
         pairs = self.read_pairs(split)
         if not pairs:
             raise UserError(f"{self.root} holds no pair of {self.name}. Check data.root, or its list of pairs.")
+        if repeated := [name for name, times in Counter(pair.name for pair in pairs).items() if times > 1]:
+            raise UserError(f"{self.root}: {self.name} has the pair {repeated[0]} twice. Drop it once from the list.")
         return pairs
 
 

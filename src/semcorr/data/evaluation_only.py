@@ -1,5 +1,6 @@
 """Benchmarks without pairs of keypoints: videos, dense flow and masks, for evaluation alone."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import OptionsOf, Whole, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Whole, check_arguments, require
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.loaders import (
@@ -23,7 +24,7 @@ from semcorr.data.loaders import (
     require_workers,
     shard,
 )
-from semcorr.data.views import split_resize
+from semcorr.data.views import fit_to_square, split_resize
 
 
 class EvaluationBenchmark(LightningDataModule, ABC):
@@ -36,12 +37,13 @@ class EvaluationBenchmark(LightningDataModule, ABC):
         resize: `squash`, `letterbox` or `corner`.
         encode_batch: Images encoded at once; as in `loading` if left out.
         workers: Loader processes; as in `loading` if left out.
-        training: Training options of other benchmarks, ignored.
+        training: Training options of other benchmarks, checked and ignored.
 
     Attributes:
         official: Published counts, by what is counted, or by that and the split: "videos", "videos, val".
         cases_name: What its cases are called in messages.
         section: Section of metrics.json that its scores are in.
+        has_readout: Whether matches are read out, by `localise`.
     """
 
     name = ""
@@ -50,6 +52,7 @@ class EvaluationBenchmark(LightningDataModule, ABC):
     recipe: DownloadRecipe | None = None
     cases_name = "pairs"
     section = ""
+    has_readout = True
 
     @check_arguments("data")
     def __init__(
@@ -58,19 +61,29 @@ class EvaluationBenchmark(LightningDataModule, ABC):
         size: int,
         split: str = "test",
         resize: str = "squash",
-        encode_batch: int | None = None,
+        encode_batch: Count | None = None,
         workers: Whole | None = None,
         **training: Annotated[object, OptionsOf(PairDataModule)],
     ) -> None:
         super().__init__()
         if split not in self.splits:
             raise UserError(f"`data.split` must be one of {', '.join(self.splits)}, got {split!r}")
-        if encode_batch is not None and encode_batch < 1:
-            raise UserError(f"`data.encode_batch` must be positive, got {encode_batch}")
-        split_resize(resize)  # refuses another word
+        if size:
+            fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
+        else:  # the backbone's, which is not known yet
+            split_resize(resize)
         require_workers(workers)
+        self._check_ignored(training)
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.encode_batch, self.workers = encode_batch, workers
+
+    def _check_ignored(self, training: Mapping[str, object]) -> None:
+        """Refuse training options that no benchmark has, or with values that none takes."""
+        parameters = inspect.signature(PairDataModule.__init__).parameters
+        for key, value in training.items():
+            if key not in parameters:
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {key!r}")
+            require(f"data.{key}", value, parameters[key].annotation)
 
     @abstractmethod
     def cases(self, split: str) -> Sequence[Any]:
@@ -127,5 +140,5 @@ class EvaluationBenchmark(LightningDataModule, ABC):
 
 
 def keep_case(case: Any) -> Any:
-    """Hand on a case as it is: it holds paths, which PyTorch's collation does not know."""
+    """Hand on a case as it is: PyTorch's conversion would make lists of the tuples in it."""
     return case

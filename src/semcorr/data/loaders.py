@@ -191,9 +191,15 @@ class BatchStream(Sampler[BatchIndex], ABC):
 class TrainingStream(BatchStream[list[SampleIndex]]):
     """Batches of pairs, pass after pass over all of them in a new order each.
 
+    With a `part` all processes iterate over the same stream, which does not depend on their number, and each takes its
+    part of every batch.
+
     >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
     >>> len(stream), [draw.number for batch in stream for draw in batch]
     (2, [0, 1, 2, 3])
+    >>> stream = TrainingStream(length=6, batch_size=4, steps=1, seed=0, part=slice(2, 4))
+    >>> [draw.number for batch in stream for draw in batch]
+    [2, 3]
     """
 
     def __init__(
@@ -205,7 +211,10 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
         rank: int = 0,
         world: int = 1,
         epoch: Callable[[], int] = lambda: 0,
+        part: slice | None = None,
     ) -> None:
+        assert part is None or world == 1, "processes share each batch, or the stream"
+        self.part = part
         self.length, self.batch_size, self.seed = length, min(batch_size, length), seed
         self.per_pass = length // self.batch_size  # the remainder waits for another pass's shuffle
         super().__init__(steps or self.per_pass // world, rank, world, epoch)
@@ -218,40 +227,14 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
         ]
         return [SampleIndex(index, number * self.batch_size + k) for k, index in enumerate(indices)]
 
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        batches = super().__iter__()
+        return batches if self.part is None else (batch[self.part] for batch in batches)
+
 
 @lru_cache(maxsize=2)  # a pass is requested batch by batch
 def _shuffled_indices(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist())
-
-
-class DividedStream(TrainingStream):
-    """Batches of pairs that do not depend on the number of processes, each of which takes its part of every batch.
-
-    >>> streams = [DividedStream(length=6, batch_size=4, steps=1, seed=0, rank=rank, world=2) for rank in range(2)]
-    >>> [[draw.number for batch in stream for draw in batch] for stream in streams]
-    [[0, 1], [2, 3]]
-    """
-
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        steps: int | None,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        epoch: Callable[[], int] = lambda: 0,
-    ) -> None:
-        part = divide_batch(batch_size, world)
-        if batch_size > length:
-            raise UserError(
-                f"`data.global_batch_size` must be at most {length}, the number of training pairs, got {batch_size}"
-            )
-        super().__init__(length, batch_size, steps, seed, epoch=epoch)
-        self.part = slice(rank * part, (rank + 1) * part)
-
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        return (batch[self.part] for batch in super().__iter__())
 
 
 def divide_batch(batch_size: int, processes: int) -> int:
@@ -271,6 +254,27 @@ def divide_batch(batch_size: int, processes: int) -> int:
             f"each takes as many pairs of a step. Give {' or '.join(map(str, near))}, or other trainer.devices"
         )
     return part
+
+
+def divide_stream(
+    length: int, batch_size: int, steps: int | None, seed: int, rank: int, world: int, epoch: Callable[[], int]
+) -> TrainingStream:
+    """Return a process's part of batches of pairs that do not depend on the number of processes.
+
+    Raises:
+        UserError: There are fewer pairs, or the processes cannot have as many each.
+
+    >>> streams = [divide_stream(6, 4, 1, seed=0, rank=rank, world=2, epoch=lambda: 0) for rank in range(2)]
+    >>> [[draw.number for batch in stream for draw in batch] for stream in streams]
+    [[0, 1], [2, 3]]
+    """
+    count = divide_batch(batch_size, world)
+    if batch_size > length:
+        raise UserError(
+            f"`data.global_batch_size` must be at most {length}, the number of training pairs, got {batch_size}"
+        )
+    part = slice(rank * count, (rank + 1) * count)
+    return TrainingStream(length, batch_size, steps, seed, epoch=epoch, part=part)
 
 
 def batches_by_target(pairs: Sequence[PairRecord], max_pairs: int) -> list[list[int]]:

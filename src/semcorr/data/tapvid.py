@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import OptionsOf, Positive, Whole, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Positive, Whole, check_arguments
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.evaluation_only import EvaluationBenchmark
@@ -184,7 +184,7 @@ class TapVid(EvaluationBenchmark):
         cycle_threshold: How near it must return, in pixels of the official frame.
         frames: Side to which the frames are resized before anything else. The official protocol says 256,
             from which the backbone's size is enlarged again; `native` leaves that out.
-        training: Training options of other benchmarks, ignored: this one is for evaluation alone.
+        training: Training options of other benchmarks, checked and ignored: this one is for evaluation alone.
     """
 
     name = "tapvid_davis"
@@ -204,7 +204,7 @@ class TapVid(EvaluationBenchmark):
         size: int,
         split: str = "test",
         resize: str = "squash",
-        encode_batch: int | None = None,
+        encode_batch: Count | None = None,
         workers: Whole | None = None,
         query: str = "first",
         occlusion: str = "visible",
@@ -212,7 +212,7 @@ class TapVid(EvaluationBenchmark):
         frames: int | str | None = SIDE,
         **training: Annotated[object, OptionsOf(PairDataModule)],
     ) -> None:
-        super().__init__(root, size, split, resize, encode_batch, workers)
+        super().__init__(root, size, split, resize, encode_batch, workers, **training)
         choices = {"resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}
         for (key, allowed), value in zip(choices.items(), (resize, query, occlusion), strict=True):
             if value not in allowed:

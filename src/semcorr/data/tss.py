@@ -32,6 +32,9 @@ GROUPS = ("FG3DCar", "JODS", "PASCAL")
 ROOTS = (".", "TSS_CVPR2016")  # where the groups' folders are: the official archive has a folder of its own
 COLUMNS = ("source_image", "target_image", "flow_direction", "flip_img_A")
 EXTENTS = ("source", "target")
+FILES = frozenset(
+    ("image1.png", "image2.png", "mask1.png", "mask2.png", "flow1.flo", "flow2.flo", "flip_gt.txt")
+)  # of a pair
 REMEDY = "Unpack TSS_CVPR2016.zip again."
 LIST_REMEDY = "Restore the published list, or leave data.pairs out."
 
@@ -91,7 +94,7 @@ class TSS(DenseBenchmark):
         if root is None:
             raise UserError(f"{self.root} holds neither {GROUPS[0]} nor {ROOTS[1]}/{GROUPS[0]}. Give TSS's folder.")
         if self.list is None:
-            folders = sorted(path.parent for group in GROUPS for path in (root / group).rglob("flow1.flo"))
+            folders = [folder for group in GROUPS for folder in _find_folders(root / group)]
             return [_read_pair(root, folder, k, _is_mirrored(folder)) for folder in folders for k in (1, 2)]
         path = self.root / require_file_name(self.list, "`data.pairs`", folders=True)
         rows = read_table(path, COLUMNS, LIST_REMEDY)
@@ -106,6 +109,14 @@ def read_foreground(path: Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
                 f"{path} is {image.size[0]} x {image.size[1]} pixels, its image {size[0]} x {size[1]}. {REMEDY}"
             )
         return torch.from_numpy(np.array(image.convert("L")) > 0)
+
+
+def _find_folders(group: Path) -> list[Path]:
+    """Return the folders of a group's pairs: those with any file of a pair, so that one without the others is told."""
+    folders = sorted({path.parent for path in group.rglob("*") if path.name in FILES})
+    if not folders:
+        raise UserError(f"{group} holds no pair, and the score is a mean over {', '.join(GROUPS)}. {REMEDY}")
+    return folders
 
 
 def _is_mirrored(folder: Path) -> bool:

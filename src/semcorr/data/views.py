@@ -16,6 +16,7 @@ from semcorr.core.coords import to_view
 from semcorr.core.errors import UserError
 from semcorr.core.types import View
 from semcorr.data.image_variants import ImageVariant
+from semcorr.data.loaders import SHARED
 from semcorr.data.pictures import read_whole
 from semcorr.data.record import ImageRecord
 
@@ -97,7 +98,19 @@ def render_square(image: Image.Image, side: int, fit: SquareFit) -> UInt8[Tensor
     return pixels
 
 
-SHARED = Path("/dev/shm")  # where Linux keeps shared memory; a container may be given little of it
+class LocalProcesses(NamedTuple):
+    """Processes of a run on this machine, which share its memory.
+
+    Attributes:
+        number: Number of them.
+        wait: Function that returns as soon as every process of the run has called it.
+    """
+
+    number: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = LocalProcesses()
 
 
 class PixelCache:
@@ -110,12 +123,13 @@ class PixelCache:
         images: Images that there are.
         side: Side of their squares, in pixels.
         gigabytes: Largest size of the cache.
-        processes: Processes of the run on this machine, each of which makes a cache of its own.
+        processes: Processes of the run on this machine, each of which makes a cache of its own, at the same time.
     """
 
-    def __init__(self, images: int, side: int, gigabytes: float, processes: int = 1) -> None:
+    def __init__(self, images: int, side: int, gigabytes: float, processes: LocalProcesses = ALONE) -> None:
         slots = min(images, int(gigabytes * 1e9 / (3 * side * side)))
-        _require_memory(slots * 3 * side * side * processes)
+        _require_memory(slots * 3 * side * side * processes.number)
+        processes.wait()  # until all have asked how much is free: what one takes, the others would not find
         self.squares = torch.empty(slots, 3, side, side, dtype=torch.uint8).share_memory_()
         self.present = torch.zeros(slots, dtype=torch.bool).share_memory_()
 
@@ -175,7 +189,7 @@ class ViewCache:
         resize: str,
         pixels: bool = True,
         cache_gb: float = 0.0,
-        processes: int = 1,
+        processes: LocalProcesses = ALONE,
     ) -> None:
         self.records, self.side, self.resize, self.pixels = records, side, resize, pixels
         self.geometries: dict[int, View] = {}

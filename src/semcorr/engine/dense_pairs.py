@@ -15,15 +15,13 @@ from semcorr.core.coords import from_view
 from semcorr.core.device import full_float32, read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
-from semcorr.core.finite import require_finite
-from semcorr.core.interfaces import SiameseHead
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.dense_pairs import DenseBatch, DenseBenchmark, DensePair, LabelTransferBenchmark
 from semcorr.data.flow_file import read_flow
 from semcorr.data.tss import REMEDY, TSS, read_foreground
-from semcorr.data.views import SquareFit, to_unit
+from semcorr.data.views import SquareFit
 from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.matching.batched import match_to_target
 from semcorr.matching.dense import APART, cell_centres, interpolate_matches
@@ -39,7 +37,6 @@ from semcorr.metrics.dense import (
     mean_over_pairs,
 )
 from semcorr.metrics.predictions import gather_tables, write_predictions
-from semcorr.store.frozen import feature_origin
 
 
 class DenseResult(NamedTuple):
@@ -64,7 +61,7 @@ class DenseModule(EvaluationModule):
     def on_test_start(self) -> None:
         """Forget the rows of an earlier test."""
         self.rows: list[JsonObject] = []
-        self.seconds = {"encode": 0.0, "match": 0.0}
+        self.seconds = {"encode": 0.0, "match": 0.0, "score": 0.0}
 
     @property
     def data(self) -> DenseBenchmark:
@@ -84,28 +81,17 @@ class DenseModule(EvaluationModule):
     def test_step(self, batch: DenseBatch) -> None:
         """Encode both images of a pair, match all pixels of the source, and store the scores."""
         start = read_clock(self.device)
-        maps = self._encode_pair(batch)
+        names = [image.path.as_posix() for image in (batch.pair.source, batch.pair.target)]
+        maps = self.encode_pair(batch.images, names)
         encoded = read_clock(self.device)
         with full_float32(self.device.type):
             matches = match_pixels(self, batch.pair, maps, self.data.fits(batch.pair))
+        matched = read_clock(self.device)
         scores = self.score_pair(batch.pair, matches.cpu())
         self.rows.append({"pair": batch.pair.name, "category": batch.pair.category, **scores})
         self.seconds["encode"] += encoded - start
-        self.seconds["match"] += read_clock(self.device) - encoded
-
-    def _encode_pair(self, batch: DenseBatch) -> tuple[FeatureMap, FeatureMap]:
-        names = [path.as_posix() for path in (batch.pair.source.path, batch.pair.target.path)]
-        images = batch.images.to(self.device, non_blocking=True)
-        if not self.backbone.needs_pair:
-            maps = self.encode(images, names)
-            source, target = (FeatureMap(values, maps.stride) for values in maps.values.split(1))
-            return source, target
-        head, pair = self.matcher.head, self.backbone.pair(*to_unit(images).split(1))
-        for name, maps in zip(names, pair, strict=True):
-            require_finite(feature_origin(self.backbone), [name], {"maps": maps.values})
-        adapted = [head.adapt(maps) if isinstance(head, SiameseHead) else maps for maps in pair]
-        source, target = (FeatureMap(maps.values.float(), maps.stride) for maps in adapted)
-        return source, target
+        self.seconds["match"] += matched - encoded
+        self.seconds["score"] += read_clock(self.device) - matched
 
     def on_test_epoch_end(self) -> None:
         """Gather the rows, and log the scores."""
@@ -184,6 +170,10 @@ class LabelTransferModule(DenseModule):
         data = self.data
         assert isinstance(data, LabelTransferBenchmark)
         truth, labels = data.labels(pair)
+        if not bool(truth.any()):
+            raise UserError(
+                f"{pair.source.path} has no label in pair {pair.name} of {data.name}, so there is no score."
+            )
         width, height = pair.target.size
         x, y = ((matches[..., i] + 0.5).floor().long().clamp(0, n - 1) for i, n in enumerate((width, height)))
         carried = labels[y, x]

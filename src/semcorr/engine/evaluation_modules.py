@@ -31,8 +31,13 @@ def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBench
     title = TITLES.get(data.name, data.name)
     if data.cases_name == "videos" and matcher.backbone.needs_pair:
         raise UserError(f"`data`: {matcher.backbone.name} sees images in pairs, which a video has not. Choose another")
-    if len(matcher.specs) > 1 or matcher.specs[0].protocol.name != "semcorr":
-        raise UserError(f"`protocol`: {title} has its own. Leave `protocol` out, and give one read-out, by `localise`.")
+    if any(spec.protocol.name != "semcorr" for spec in matcher.specs):
+        raise UserError(f"`protocol`: {title} has its own. Leave `protocol` out.")
+    if data.has_readout and len(matcher.specs) > 1:
+        count = len(matcher.specs)
+        raise UserError(
+            f"`localise`: {title} is scored by one read-out, got {count}. Give localise=argmax, or another."
+        )
     if isinstance(data, TapVid):
         return TrackingModule(matcher, data.cycle_threshold if data.occlusion == "cycle" else None)
     if isinstance(data, DAVIS):

@@ -1,11 +1,12 @@
 """The module that scores a benchmark without pairs of keypoints: what its kinds share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import Backbone, SiameseHead
@@ -40,12 +41,34 @@ class EvaluationModule(LightningModule, ABC):
     def print_scores(self, metrics: JsonMapping, title: str) -> None:
         """Print the scores of a metrics.json."""
 
-    def encode(self, images: UInt8[Tensor, "b 3 s s"], names: list[str]) -> FeatureMap:
+    def encode(self, images: UInt8[Tensor, "b 3 s s"], names: Sequence[str]) -> FeatureMap:
         """Compute the features of images, adapted by a head that takes one image at a time."""
-        maps = self.backbone(to_unit(images.to(self.device, non_blocking=True)))
-        require_finite(feature_origin(self.backbone), names, {"maps": maps.values})
+        return self._adapt(self.compute_maps(images), names)
+
+    def encode_pair(self, images: UInt8[Tensor, "2 3 s s"], names: Sequence[str]) -> tuple[FeatureMap, FeatureMap]:
+        """Compute the features of two images as `encode` does, by both at once where the backbone needs them."""
+        if self.backbone.needs_pair:
+            pair = self.backbone.pair(*to_unit(images.to(self.device, non_blocking=True)).split(1))
+            source, target = (self._adapt(maps, [name]) for maps, name in zip(pair, names, strict=True))
+        else:
+            maps = self.encode(images, names)
+            source, target = (FeatureMap(values, maps.stride) for values in maps.values.split(1))
+        return source, target
+
+    def compute_maps(self, images: UInt8[Tensor, "b 3 s s"]) -> FeatureMap:
+        """Compute the features of images as the backbone gives them, unchecked."""
+        maps: FeatureMap = self.backbone(to_unit(images.to(self.device, non_blocking=True)))
+        return maps
+
+    def require_finite_maps(self, values: Float[Tensor, "b c h w"], names: Sequence[str], *head: nn.Module) -> None:
+        """Refuse features of images, after a `head` if there is one, that are not finite."""
+        require_finite(feature_origin(self.backbone, *head), names, {"maps": values})
+
+    def _adapt(self, maps: FeatureMap, names: Sequence[str]) -> FeatureMap:
+        """Adapt features by the head, checked before and after."""
+        self.require_finite_maps(maps.values, names)
         head = self.matcher.head
         adapted = head.adapt(maps) if isinstance(head, SiameseHead) else maps
         if adapted is not maps:
-            require_finite(feature_origin(self.backbone, head), names, {"maps": adapted.values})
+            self.require_finite_maps(adapted.values, names, head)
         return FeatureMap(adapted.values.float(), adapted.stride)

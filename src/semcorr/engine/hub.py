@@ -92,7 +92,8 @@ def push_run(folder: Path, repo: str, token: str, private: bool = False) -> str:
         folder: The folder; other files in it stay here.
         repo: `user/name`.
         token: A token that may write.
-        private: Whether only those may see it whom its owner lets; a public repository is refused then.
+        private: Whether only those may see it whom its owner lets; a public repository is refused then. Otherwise a
+            new one is what its owner, such as an organisation, makes them by default.
 
     Returns:
         The address of the commit, and whether it is public.
@@ -105,7 +106,7 @@ def push_run(folder: Path, repo: str, token: str, private: bool = False) -> str:
     api = HfApi(endpoint=find_endpoint(), token=token)
     try:
         api._validate_yaml((folder / CARD).read_text(encoding="utf-8"))  # before there is an empty repository
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True)  # None: as its owner has them by default
         is_private = bool(api.model_info(repo).private)
         if private and not is_private:
             raise UserError(f"--private: {find_endpoint()}/{repo} is public. Make it private there, or give another.")

@@ -327,7 +327,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
 
     @property
     def _group(self) -> ProcessGroup:
-        return ProcessGroup(self.global_rank, self.trainer.world_size, self.device)
+        return ProcessGroup(self.global_rank, self.trainer.world_size, self.device, self.trainer.num_devices)
 
     @property
     def _precision(self) -> Callable[[], AbstractContextManager[object]]:

@@ -39,7 +39,11 @@ def adamw(
         weight_decay: Decay of both.
         lr_scaling: Growth of the rates with the pairs of a step; None: the rates are as given.
         lr_batch_size: Pairs of the step that the rates are for.
+
+    Raises:
+        UserError: Only one of the last two is given.
     """
+    _require_scaling(lr_scaling, lr_batch_size)
     scaling = {"lr_scaling": lr_scaling, "lr_batch_size": lr_batch_size} if lr_scaling else {}
     groups = [{"params": list(head), "lr": lr, "name": "head", **scaling}]
     for factor, parameters in group_by_rate(backbone).items():
@@ -56,16 +60,23 @@ def check_rates(content: JsonMapping) -> None:
     """
     optimizer, data = content.get("optimizer") or {}, content.get("data") or {}
     rule, base = optimizer.get("lr_scaling"), optimizer.get("lr_batch_size")
-    if (rule is None) != (base is None):
-        missing, given = ("lr_batch_size", "lr_scaling") if base is None else ("lr_scaling", "lr_batch_size")
-        raise UserError(
-            f"`optimizer.{given}` is {optimizer[given]}, and optimizer.{missing} is null. Give both: the rates are "
-            "for steps of lr_batch_size pairs, and lr_scaling is linear or sqrt"
-        )
+    _require_scaling(rule, base)
     if rule is not None and data.get("all_pairs") is not None:
         raise UserError(
             "`optimizer.lr_scaling` goes by the pairs of a step, and with data.all_pairs these are as many as its "
             "images happen to share. Give the rates themselves and optimizer.lr_scaling=null"
+        )
+
+
+def _require_scaling(rule: object, base: object) -> None:
+    """Refuse a scaling of the rates of which only the rule or only the number of pairs is given."""
+    if (rule is None) != (base is None):
+        missing, given, value = (
+            ("lr_batch_size", "lr_scaling", rule) if base is None else ("lr_scaling", "lr_batch_size", base)
+        )
+        raise UserError(
+            f"`optimizer.{given}` is {value}, and optimizer.{missing} is null. Give both: the rates are "
+            "for steps of lr_batch_size pairs, and lr_scaling is linear or sqrt"
         )
 
 

@@ -132,7 +132,8 @@ class SegmentationModule(EvaluationModule):
     def write_results(self, run_dir: Path) -> JsonObject:
         """Write metrics.json, masks.parquet and masks.png, and return the metrics."""
         result, data = self.result, self._data
-        videos = {video.name: video for video in data.cases(data.split)}
+        all_videos = {video.name: video for video in data.cases(data.split)}
+        videos = {name: all_videos[name] for name in result.videos}  # those that were scored
         metrics = {
             "segmentation": result.scores,
             "video": {

@@ -11,15 +11,13 @@ from rich.table import Table
 from torch import Tensor
 
 from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_view
-from semcorr.core.device import read_clock
+from semcorr.core.device import full_float32, read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
-from semcorr.core.finite import require_finite
 from semcorr.core.terminal import Terminal
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TapVid, TrackQueries, VideoTracks
-from semcorr.data.views import to_unit
 from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.results import write_picture
@@ -27,7 +25,6 @@ from semcorr.matching.batched import cell_stride
 from semcorr.matching.readouts import readout_label
 from semcorr.metrics.predictions import gather_tables, write_predictions
 from semcorr.metrics.tracking import ORDER, SCHEMA, THRESHOLDS, build_track_rows, mean_over_videos, video_scores
-from semcorr.store.frozen import feature_origin
 from semcorr.visualization import tracks as draw_tracks
 
 POINTS = 256  # queries matched at once
@@ -89,11 +86,10 @@ class TrackingModule(EvaluationModule):
         """Encode a video's frames once, track its queries, and store the rows."""
         start = read_clock(self.device)
         images = self._data.images(batch.video)
-        maps = torch.cat([self.backbone(to_unit(image.to(self.device, non_blocking=True))).values for image in images])
-        frames = [f"{i} of video {batch.video}" for i in range(len(maps))]
-        require_finite(feature_origin(self.backbone), frames, {"maps": maps})
+        maps = torch.cat([self.compute_maps(frames).values for frames in images])  # adapted as they are matched
+        self.require_finite_maps(maps, [f"{i} of video {batch.video}" for i in range(len(maps))])
         encoded = read_clock(self.device)
-        with torch.autocast(self.device.type, enabled=False):  # bfloat16 cannot tell 0.997 from 1
+        with full_float32(self.device.type):  # bfloat16 cannot tell 0.997 from 1
             self.tables.append(self.track_video(maps.float(), batch))
         self.seconds["encode"] += encoded - start
         self.seconds["match"] += read_clock(self.device) - encoded

@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from semcorr.core.finite import require_finite
-from semcorr.core.ranks import count_local_processes
 from semcorr.core.terminal import Stage
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant, content_hash
@@ -22,16 +21,19 @@ TRIES = 3  # attempts at a store whose entries are evicted while they are read
 
 
 class ProcessGroup(NamedTuple):
-    """Rank of this process, number of processes that share the work, and device."""
+    """Processes that share the work.
+
+    Attributes:
+        rank: Rank of this process.
+        size: Number of processes.
+        device: Device of this process.
+        local: Number of the processes on this machine, which share its memory.
+    """
 
     rank: int
     size: int
     device: torch.device
-
-    @property
-    def local(self) -> int:
-        """Number of these processes on this machine, which share its memory."""
-        return count_local_processes(self.size)
+    local: int
 
 
 def encode_images(
