@@ -17,6 +17,7 @@ from semcorr.report.svg import (
     draw_panel,
     draw_polyline,
     draw_text,
+    place_bar_names,
     ticks_up_to,
 )
 
@@ -61,12 +62,13 @@ def plot_categories(entries: Sequence[Configuration]) -> ReportSection:
 
 
 def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float) -> str:
-    left, right, top = 12 + 6.6 * max(map(len, names)), 62, 42
+    places, right, top = place_bar_names(names, panel_width), 62, 42
+    left, y = places.left, float(top)
     full = panel_width - left - right
-    body = []
+    body: list[str] = []
     for i, name in enumerate(names):
-        y = top + i * ROW
-        body.append(draw_text(left - 6, y + 16, name, "axis", "end"))
+        written, y = places.draw(name, y, 16)
+        body += written
         for row, subset in enumerate(("geo", "std")):
             mean = entry.value(subset, ALPHA, category=name).mean
             bar_top, width = y + row * 13, full * (mean or 0.0)
@@ -79,9 +81,9 @@ def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float) -
                     "axis",
                 )
             )
-    height = top + len(names) * ROW
-    body.append(draw_line(left, top - 4, left, height - 4, "rule"))
-    return draw_panel(entry.label, body, height, panel_width)
+        y += ROW
+    body.append(draw_line(left, top - 4, left, y - 4, "rule"))
+    return draw_panel(entry.label, body, y, panel_width)
 
 
 def _plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:

@@ -77,31 +77,18 @@ def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     """Draw the curves of one key together, each at one tolerance, over the cells of the maps if these differ."""
     cells = _read_cells(curves) if key == "backbone.size" else None
     best = sorted(curves, key=lambda curve: -max(_joint_values(curve).values(), default=0.0))
-    drawn = best[: len(MANY)]
-    unit = "cells along a side of the feature map" if cells else UNITS.get(key, short_key(key))
     places = {id(entry): cells[id(entry)] if cells else x for curve in curves for x, entry in curve.points.items()}
-    xs = sorted({places[id(entry)] for curve in drawn for entry in curve.points.values()})
-    pad = (xs[-1] - xs[0]) * 0.04 or 1.0
-    names = max((len(curve.name) for curve in drawn), default=0)
-    frame = PlotFrame(
-        (xs[0] - pad, xs[-1] + pad),
-        ticks_up_to([value for curve in drawn for value in _joint_values(curve).values()]),
-        right=min(24 + LETTER * names, WIDE / 2),
-        width=WIDE,
-    )
-    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in xs}, unit), []
-    for curve, css in zip(drawn, MANY, strict=False):
-        values = _joint_values(curve)
-        points = sorted((places[id(curve.points[x])], value) for x, value in values.items())
-        if points:
-            body += draw_polyline(frame, points, css)
-            line_ends.append((curve.name, points[-1][1], css))
+    names = _name_ends(best[: len(MANY)])
+    unit = "cells along a side of the feature map" if cells else UNITS.get(key, short_key(key))
+    panel = _draw_joint(list(zip(names, best, strict=False)), places, unit)
     title = f"PCK over {'the size of the feature map' if cells else short_key(key)}, together"
+    legend = "; ".join(f"{name}: {curve.name}" for name, curve in zip(names, best, strict=False) if name != curve.name)
     caption = (
         f"PCK per image at α = {INTERVAL} of all keypoints over `{key}`{', by the cells it makes' if cells else ''}: a "
         "line for each group of configurations that differ in it alone. The next figure has each by itself, at every "
         "tolerance and with intervals."
         + (f" Drawn are the best {len(MANY)} of {len(curves)} lines; the table has all." if curves[len(MANY) :] else "")
+        + (f" Lines: {legend}." if legend else "")
     )
     rows = [
         [
@@ -115,8 +102,36 @@ def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     ]
     columns = ["shared", *(["cells"] if cells else []), short_key(key), f"α = {INTERVAL}"]
     table = ReportTable(f"together_{key}", title, caption, columns, rows, words=len(columns) - 1)
-    panel = draw_panel(f"At α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)
     return ReportFigure(title, caption, [panel], table)
+
+
+def _name_ends(curves: Sequence[Curve]) -> list[str]:
+    """Name the ends of lines as the curves are named, or by numbers if half of a panel is too narrow for that."""
+    names = [curve.name for curve in curves]
+    return names if _margin(names) <= WIDE / 2 else [str(i) for i in range(1, len(names) + 1)]
+
+
+def _margin(names: Sequence[str]) -> float:
+    return 24 + LETTER * max(map(len, names), default=0)
+
+
+def _draw_joint(named: Sequence[tuple[str, Curve]], places: Mapping[int, float], unit: str) -> str:
+    """Draw a line for each curve with its name at its end; `places` has the x of each configuration's identity."""
+    xs = sorted({places[id(entry)] for _, curve in named for entry in curve.points.values()})
+    pad = (xs[-1] - xs[0]) * 0.04 or 1.0
+    frame = PlotFrame(
+        (xs[0] - pad, xs[-1] + pad),
+        ticks_up_to([value for _, curve in named for value in _joint_values(curve).values()]),
+        right=_margin([name for name, _ in named]),
+        width=WIDE,
+    )
+    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in xs}, unit), []
+    for (name, curve), css in zip(named, MANY, strict=False):
+        points = sorted((places[id(curve.points[x])], value) for x, value in _joint_values(curve).items())
+        if points:
+            body += draw_polyline(frame, points, css)
+            line_ends.append((name, points[-1][1], css))
+    return draw_panel(f"At α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)
 
 
 def _joint_values(curve: Curve) -> dict[float, float]:
