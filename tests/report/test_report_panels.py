@@ -59,12 +59,12 @@ LONG = "an animal with a name that nobody would give to a category, but which a 
 
 
 def cut_texts(panel: str) -> list[str]:
-    """The texts of a panel of which letters, 5.5 pixels wide, lie outside."""
+    """The texts of a panel of which letters, 6 pixels wide, lie outside."""
     width, height = (float(side) for side in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel).groups())
     moved = float((re.search(r"translate\(0 (\d+)\)", panel) or [0, 0])[1])
     cut = []
     for x, y, rest, words in re.findall(r'<text x="([-\d.]+)" y="([-\d.]+)"([^>]*)>([^<]*)</text>', panel):
-        length = 5.5 * len(unescape(words))
+        length = 6 * len(unescape(words))
         start = float(x) - length * {"end": 1, "middle": 0.5}.get("".join(re.findall('anchor="(.*?)"', rest)), 0)
         end = float(y) + (0 if 'class="title"' in rest else moved)
         if start < 0 or start + length > width or end < 8 or end > height:

@@ -223,7 +223,8 @@ def _build_frame(curve: Curve) -> PlotFrame:
         ]
         tops += [value.interval[1] for subset in SUBSETS if (value := entry.value(subset, INTERVAL)).interval]
     pad = (max(curve.points) - min(curve.points)) * 0.04
-    return PlotFrame((min(curve.points) - pad, max(curve.points) + pad), ticks_up_to(tops))
+    right = 78  # for a tolerance in bold letters of a wide font, moved away from its line
+    return PlotFrame((min(curve.points) - pad, max(curve.points) + pad), ticks_up_to(tops), right)
 
 
 def _choose_shades(count: int) -> list[str]:
