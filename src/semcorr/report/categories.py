@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from semcorr.core.text_files import JsonMapping
 from semcorr.metrics.breakdown import LABELS
-from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
+from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.svg import (
     SERIES,
@@ -21,7 +21,6 @@ from semcorr.report.svg import (
     ticks_up_to,
 )
 
-ALPHA = "0.1"
 DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 AZIMUTH = "azimuth_difference"
 ROW = 34  # pixels of a category's two bars

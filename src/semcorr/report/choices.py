@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semcorr.report.configurations import (
+    ALPHA,
     FOLLOWS,
     Configuration,
     differing_keys,
@@ -22,7 +23,6 @@ from semcorr.report.document import (
 from semcorr.report.runs import Setting
 from semcorr.report.svg import WIDE, WIDTH, draw_bar_axis, draw_panel, draw_text, place_bar_names, ticks_up_to
 
-ALPHA = "0.1"
 PARTS = ("backbone", "finetune", "head", "loss", "pairs", "augment", "localise", "pose")
 # A run in which nothing was trained does not depend on these, and may have none of them.
 OF_TRAINING = ("augment", "pairs", "loss", "optimizer", "scheduler", "trainer", "keep_from", "feature_dropout", "data")

@@ -98,7 +98,7 @@ class SIFT(HandCrafted):
         side = self.window / 4  # of a histogram
         grey = blur(to_grey(image), math.sqrt(max((side / 3) ** 2 - SEEN**2, 0)))
         votes = vote(*gradients(grey), bins=8, period=2 * math.pi)
-        rows, columns = (self.weigh(cell_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
+        rows, columns = (self.weigh(pixel_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
         histograms = pool_outer(votes, rows, columns)
         weight = rows.sum((0, 2))[:, None] * columns.sum((0, 2))
         return clip_and_normalise(histograms.flatten(1, 3), weight, dim=1)
@@ -126,7 +126,7 @@ class HOG(HandCrafted):
         longest = (dx**2 + dy**2).argmax(dim=1, keepdim=True)
         dx, dy = (values.gather(1, longest) for values in (dx, dy))
         votes = vote(dx, dy, bins=9, period=math.pi, start=0.5)
-        rows, columns = (self.weigh(cell_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
+        rows, columns = (self.weigh(pixel_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
         histograms = pool_outer(votes, rows, columns).unflatten(3, (3, 2)).unflatten(2, (3, 2))
         blocks = histograms.permute(0, 2, 4, 1, 3, 5, 6, 7).flatten(3, 5)  # batch, block (y, x), its values, cell
         down, across = (weights.sum(2).unflatten(0, (3, 2)).sum(1) for weights in (rows, columns))
@@ -159,7 +159,7 @@ class DAISY(HandCrafted):
         angles = [k * math.pi / 4 for k in range(8)]
         maps = torch.cat([(math.cos(angle) * dx + math.sin(angle) * dy).clamp(min=0) for angle in angles], dim=1)
         rows, columns = (
-            self.weigh(cell_distances(pixels, self.stride, image), axis)
+            self.weigh(pixel_distances(pixels, self.stride, image), axis)
             for pixels, axis in zip(image.shape[-2:], (1, 0), strict=True)
         )
         weight = rows.sum(2)[:, None, :, None] * columns.sum(2)[:, None, None]
@@ -178,7 +178,7 @@ def to_grey(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def cell_distances(pixels: int, stride: int, like: Tensor) -> Float[Tensor, "cells {pixels}"]:
+def pixel_distances(pixels: int, stride: int, like: Tensor) -> Float[Tensor, "cells {pixels}"]:
     """Compute how far the middle of every pixel lies beyond the middle of every cell, along a side."""
     middles = torch.arange(pixels, device=like.device, dtype=like.dtype) + 0.5
     cells = torch.arange(pixels // stride, device=like.device, dtype=like.dtype) + 0.5
@@ -199,7 +199,7 @@ def blur(image: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h 
     """Blur by a Gaussian; at the border, by the part of it that lies inside."""
     if sigma == 0:
         return image
-    weights = [bell(cell_distances(pixels, 1, image), sigma) for pixels in image.shape[-2:]]
+    weights = [bell(pixel_distances(pixels, 1, image), sigma) for pixels in image.shape[-2:]]
     rows, columns = (each / each.sum(dim=1, keepdim=True) for each in weights)
     return rows @ image @ columns.mT
 
