@@ -201,7 +201,8 @@ def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, .
     running = dict(zip(receivers, processes, strict=True))
     try:
         while running:
-            for receiver in wait(list(running)):  # whoever ends first: a failure is not waited for
+            ended = wait(list(running))  # whoever ends first: a failure is not waited for
+            for receiver in [each for each in receivers if each in ended]:
                 found[receiver] = _receive_result(receiver, running.pop(receiver))
     except BaseException:
         for process in processes:  # those that wait for one that has ended
