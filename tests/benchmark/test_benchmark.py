@@ -317,11 +317,20 @@ def test_processes_that_are_measured_together_train_together(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_that_wait_for_one_that_has_failed_are_ended():
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_processes_that_wait_for_one_that_has_failed_are_ended(failing):
     began = time.monotonic()
+    lines = ["import time; time.sleep(600)"] * 3
+    lines[failing] = "import os; os._exit(3)"
     with pytest.raises(RuntimeError, match="ended with exit code 3"):
-        measure.measure_together(exec, [("import os; os._exit(3)",), ("import time; time.sleep(600)",)])
+        measure.measure_together(exec, [(line,) for line in lines])
     assert time.monotonic() - began < 300
+
+
+@pytest.mark.slow
+def test_results_of_processes_are_in_the_order_of_their_arguments_whichever_ends_first():
+    found = measure.measure_together(eval, [("__import__('time').sleep(3) or 'late'",), ("'soon'",)])
+    assert [each.value for each in found] == ["late", "soon"]
 
 
 def test_a_growth_of_one_size_is_refused(tmp_path):
@@ -401,6 +410,18 @@ def test_memory_of_other_processes_counts_shared_pages_once():
     with measure.MemoryWatch() as watch:
         hoard.fill_(1)
     assert watch.memory > 50_000_000
+
+
+def test_memory_that_a_process_has_for_a_while_is_seen_without_shared_memory(monkeypatch):
+    monkeypatch.setattr(measure, "used_shared_bytes", lambda: 0)
+    began = time.monotonic()
+    with measure.MemoryWatch() as watch:
+        before = watch.memory
+        hoard = torch.ones(200_000_000, dtype=torch.uint8)
+        while watch.memory < before + 150_000_000 and time.monotonic() - began < 60:
+            time.sleep(0.05)
+        del hoard
+    assert watch.memory > before + 150_000_000
 
 
 # -- a head --

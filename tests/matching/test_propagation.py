@@ -80,5 +80,16 @@ def test_shares_stay_shares():
 
 
 def test_each_label_is_stretched_to_its_own_range_and_an_absent_one_stays_so():
-    labels = torch.tensor([[[0.2, 0.6]], [[0.0, 0.0]], [[0.5, 0.5]]])
-    assert sharpen_labels(labels).tolist() == [[[0.0, 1.0]], [[0.0, 0.0]], [[0.0, 0.0]]]
+    labels = torch.tensor([[[0.2, 0.6]], [[0.0, 0.0]], [[0.0, 1e-9]]])
+    assert sharpen_labels(labels).tolist() == [[[0.0, 1.0]], [[0.0, 0.0]], [[0.0, 1.0]]]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (9, 11)])
+def test_an_object_that_is_everywhere_stays_so(shape, share):
+    """Also after propagation, whose weights do not quite add up to one."""
+    labels = torch.stack([torch.zeros(shape), torch.full(shape, share)]).expand(3, -1, -1, -1)
+    moved = propagate_labels(torch.randn(8, *shape), torch.randn(3, 8, *shape), labels, PropagationRule())
+
+    assert torch.equal(sharpen_labels(labels[0]), labels[0])
+    assert torch.allclose(sharpen_labels(moved), labels[0], atol=1e-5)

@@ -15,7 +15,7 @@ from semcorr.metrics.segmentation import (
     davis_statistics,
     dilate_disk,
     mask_boundary,
-    mean_over_objects,
+    mean_scores,
     object_scores,
     region_similarity,
 )
@@ -126,6 +126,6 @@ def test_every_object_counts_the_same_however_long_its_video():
 
     assert short.schema == SCHEMA
     assert {video: list(objects) for video, objects in scores.items()} == {"a": ["1"], "b": ["1", "2"]}
-    mean = mean_over_objects(entry for objects in scores.values() for entry in objects.values())
+    mean = mean_scores(entry for objects in scores.values() for entry in objects.values())
     assert mean["J"] == pytest.approx((0 + 1 + 0.5) / 3)
     assert mean["JF"] == pytest.approx((0.25 + 1 + 0.5) / 3)

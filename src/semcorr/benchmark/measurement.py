@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 
 SHARED = Path("/dev/shm")
+PAGES_EVERY = 0.2  # seconds between looks at the tables of pages of all processes
 DEVICES = ("auto", "cpu", "cuda")
 T = TypeVar("T")
 
@@ -48,7 +49,8 @@ class MemoryWatch(threading.Thread):
 
     Attributes:
         shared: Peak of the shared memory in use (/dev/shm) beyond what was in use at first, in bytes.
-        memory: Peak of the proportional memory of the processes together, in bytes: shared pages count once.
+        memory: Peak of the proportional memory of the processes together, in bytes, as far as it lasts for a fifth of a
+            second: shared pages count once.
     """
 
     def __init__(self) -> None:
@@ -57,12 +59,16 @@ class MemoryWatch(threading.Thread):
         self._first, self._over = used_shared_bytes(), threading.Event()
 
     def run(self) -> None:
-        """Look at shared memory every few milliseconds, and at the processes' tables of pages when it has grown."""
-        seen = -1
+        """Look at shared memory every few milliseconds.
+
+        Look at the processes' tables of pages, which takes longer, when it has grown and a few times in a second.
+        """
+        seen, due = -1, 0.0
         while not self._over.wait(0.005):
             self.shared = max(self.shared, used_shared_bytes() - self._first)
-            if self.shared > seen:
+            if self.shared > seen or time.monotonic() > due:
                 seen, self.memory = self.shared, max(self.memory, proportional_bytes())
+                due = time.monotonic() + PAGES_EVERY
 
     def __enter__(self) -> "MemoryWatch":
         self.memory = proportional_bytes()
@@ -185,14 +191,19 @@ def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, .
     """
     context = multiprocessing.get_context("spawn")
     method, processes, receivers = multiprocessing.get_start_method(), [], []
+    found: dict[Connection, Measurement[T]] = {}
     for args in arguments:
         receiver, sender = context.Pipe(duplex=False)
         processes.append(context.Process(target=_send_result, args=(sender, work, args, method)))
         processes[-1].start()
         sender.close()
         receivers.append(receiver)
+    running = dict(zip(receivers, processes, strict=True))
     try:
-        measurements = [_receive_result(*each) for each in zip(receivers, processes, strict=True)]
+        while running:
+            ended = wait(list(running))  # whoever ends first: a failure is not waited for
+            for receiver in [each for each in receivers if each in ended]:
+                found[receiver] = _receive_result(receiver, running.pop(receiver))
     except BaseException:
         for process in processes:  # those that wait for one that has ended
             process.terminate()
@@ -200,7 +211,7 @@ def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, .
     finally:
         for process in processes:
             process.join()
-    return measurements
+    return [found[receiver] for receiver in receivers]
 
 
 def _receive_result(receiver: Connection, process: SpawnProcess) -> Measurement:

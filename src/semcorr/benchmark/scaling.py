@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,16 +162,7 @@ def _build_result(
         *_time_rows(found, seconds, work),
         BenchmarkRow("  slope over images + pairs, log-log", "", f"{exponent:.2f}", "", "1"),
         *_memory_rows(found, peaks, features),
-        *[
-            BenchmarkRow(
-                f"train, processes: {count}, pairs/s",
-                format_rate(rates[shape.processes[0]]) if count != shape.processes[0] else "",
-                format_rate(rate),
-                format_ratio(speedups[count]),
-                format_ratio(expected_speedup(count, cores)),
-            )
-            for count, rate in rates.items()
-        ],
+        *_training_rows(rates, speedups, cores),
         *[
             BenchmarkRow(f"  MB of each of {count}", "", f"{largest_peak(measurements):,.0f}")
             for count, measurements in trained.items()
@@ -209,6 +200,21 @@ def _build_result(
     }
     title = f"Growth: {' '.join(f'{size}x' for size in shape.sizes)}, {shape.side} px, tiny backbone"
     return BenchmarkResult(title, rows, caption, content, HEADERS)
+
+
+def _training_rows(rates: Mapping[int, float], speedups: Mapping[int, float], cores: int) -> list[BenchmarkRow]:
+    """Return the pairs in a second of each number of processes, beside those of the first."""
+    first = next(iter(rates))
+    return [
+        BenchmarkRow(
+            f"train, processes: {count}, pairs/s",
+            format_rate(rates[first]) if count != first else "",
+            format_rate(rate),
+            format_ratio(speedups[count]),
+            format_ratio(expected_speedup(count, cores)),
+        )
+        for count, rate in rates.items()
+    ]
 
 
 def _time_rows(found: Sequence[JsonObject], seconds: Sequence[float], work: Sequence[float]) -> list[BenchmarkRow]:

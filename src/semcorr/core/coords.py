@@ -4,6 +4,7 @@ A point is (x, y). Pixel centres are at integers, so an image of width w spans [
 A cell of a feature map covers `stride` pixels and is read and written at its centre.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, stack
 
@@ -21,6 +22,19 @@ def to_grid(points: Float[Tensor, "*b 2"], stride: float) -> Float[Tensor, "*b 2
 def to_image(cells: Float[Tensor, "*b 2"], stride: float) -> Float[Tensor, "*b 2"]:
     """Convert cell coordinates to image pixels; the inverse of `to_grid`."""
     return (cells + 0.5) * stride - 0.5
+
+
+def cell_centres(
+    size: tuple[int, int], stride: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "h w 2"]:
+    """Return the centres of all cells of a map of `size` (h, w), in pixels.
+
+    >>> cell_centres((1, 2), 8.0)
+    tensor([[[ 3.5000,  3.5000],
+             [11.5000,  3.5000]]])
+    """
+    y, x = (torch.arange(n, device=device, dtype=dtype) for n in size)
+    return to_image(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1), stride)
 
 
 def to_view(

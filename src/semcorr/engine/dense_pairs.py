@@ -24,7 +24,7 @@ from semcorr.data.tss import REMEDY, TSS, read_foreground
 from semcorr.data.views import SquareFit
 from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.matching.batched import match_to_target
-from semcorr.matching.dense import APART, cell_centres, interpolate_matches
+from semcorr.matching.dense import APART, centres_of, interpolate_matches
 from semcorr.matching.readouts import list_readouts, readout_label
 from semcorr.metrics.dense import (
     ORDER,
@@ -33,10 +33,10 @@ from semcorr.metrics.dense import (
     flow_pck,
     label_iou,
     label_transfer_accuracy,
-    mean_over_categories,
     mean_over_pairs,
 )
 from semcorr.metrics.predictions import gather_tables, write_predictions
+from semcorr.metrics.segmentation import mean_scores
 
 
 class DenseResult(NamedTuple):
@@ -157,7 +157,7 @@ class FlowModule(DenseModule):
 
     def mean_scores(self, table: pa.Table, categories: dict[str, JsonObject]) -> JsonObject:
         """Compute the mean over groups."""
-        return mean_over_categories(categories)
+        return mean_scores(categories.values())
 
 
 class LabelTransferModule(DenseModule):
@@ -200,7 +200,7 @@ def match_pixels(
     """
     (source, target), (source_fit, target_fit) = maps, fits
     rule = list_readouts(module.matcher.localise)[0]
-    matched = match_to_target(module.matcher.head, target, [source], [cell_centres(source)], [rule]).points[0]
+    matched = match_to_target(module.matcher.head, target, [source], [centres_of(source)], [rule]).points[0]
     if not bool(matched.isfinite().all()):
         raise UserError(f"`localise`: a cell of pair {pair.name} has no finite place. Check the weights of the head")
     shape, device = source.values.shape[-2:], source.values.device

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from semcorr.core.coords import from_view, to_image
+from semcorr.core.coords import cell_centres, from_view
 from semcorr.core.device import full_float32, read_clock
 from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal
@@ -30,7 +30,7 @@ from semcorr.metrics.segmentation import (
     SCHEMA,
     boundary_accuracy,
     build_mask_rows,
-    mean_over_objects,
+    mean_scores,
     object_scores,
     region_similarity,
 )
@@ -124,7 +124,7 @@ class SegmentationModule(EvaluationModule):
         """Gather the rows, score every object, and log the means."""
         table = gather_tables(self.tables, SCHEMA, ORDER)
         videos = object_scores(table)
-        scores = mean_over_objects(entry for objects in videos.values() for entry in objects.values())
+        scores = mean_scores(entry for objects in videos.values() for entry in objects.values())
         self.result = SegmentationResult(scores, videos, table, self.seconds)
         for key in ("JF", "J", "F"):
             self.log(f"test/{key}", scores[key])
@@ -137,8 +137,7 @@ class SegmentationModule(EvaluationModule):
         metrics = {
             "segmentation": result.scores,
             "video": {
-                name: {**mean_over_objects(objects.values()), "objects": objects}
-                for name, objects in result.videos.items()
+                name: {**mean_scores(objects.values()), "objects": objects} for name, objects in result.videos.items()
             },
             "objects": sum(map(len, result.videos.values())),
             "frames": sum(len(video.frames) for video in videos.values()),
@@ -183,8 +182,7 @@ def labels_of_cells(
     Cells in the padding are background.
     """
     h, w = cells.values.shape[-2:]
-    grid = torch.stack(torch.meshgrid(*(torch.arange(n, device=mask.device) for n in (w, h)), indexing="xy"), -1)
-    points = to_image(grid.flatten(0, 1).double(), cells.stride)
+    points = cell_centres((h, w), cells.stride, mask.device, torch.float64).flatten(0, 1)
     scale, offset = (torch.tensor(value, dtype=torch.float64, device=mask.device) for value in (fit.scale, fit.offset))
     x, y = (from_view(points, scale, offset) + 0.5).floor().long().unbind(-1)  # of the pixel that holds the centre
     height, width = mask.shape

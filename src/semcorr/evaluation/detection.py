@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.core.coords import from_view, to_image
+from semcorr.core.coords import cell_centres, from_view
 from semcorr.core.device import copy_to_host
 from semcorr.core.errors import UserError
 from semcorr.core.finite import are_finite
@@ -39,7 +39,8 @@ def detect_keypoints(
         if not bool(are_finite(similarity).all()):
             raise UserError(f"`kap`: the similarities of pair {batch.pair[i]} are not finite. Check the head's weights")
         fit = [part[i][None].to(device, non_blocking=True) for part in (batch.target.scale, batch.target.offset)]
-        centres = _cell_centres(similarity, stride := cell_stride(target, similarity)).flatten(0, 1)
+        stride = cell_stride(target, similarity)
+        centres = cell_centres((similarity.shape[-2], similarity.shape[-1]), stride, similarity.device).flatten(0, 1)
         places = from_view(torch.stack((centres, centres + 0.5 - stride / 2)), *(part.expand(2, -1) for part in fit))
         truth = from_view(batch.target.keypoints[i, keypoint][None].to(device, non_blocking=True), *fit)[0]
         for alpha in KAP_ALPHAS:
@@ -73,9 +74,3 @@ def _similarity(
     if isinstance(head, SiameseHead):
         return head.compare(head.describe(source, points[None]), target)[0]
     return head(source, target, points[None])[0]
-
-
-def _cell_centres(similarity: Float[Tensor, "n h w"], stride: float) -> Float[Tensor, "h w 2"]:
-    """Return the centres of the cells, in view pixels."""
-    y, x = (torch.arange(n, dtype=torch.float, device=similarity.device) for n in similarity.shape[-2:])
-    return to_image(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1), stride)

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from semcorr.core.types import FeatureMap
 from semcorr.inference.encoded import EncodedPicture
-from semcorr.matching.dense import cell_centres
+from semcorr.matching.dense import centres_of
 
 
 def foreground_cells(maps: FeatureMap, visible: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
@@ -69,7 +69,7 @@ def foreground_grid(image: EncodedPicture, maps: FeatureMap, count: int = 30) ->
     In a picture so thin that no cell's centre lies on it, the grid covers the cells that it touches.
     """
     h, w = maps.values.shape[-2:]
-    centres = cell_centres(maps)
+    centres = centres_of(maps)
     visible = image.placement.shows(centres).view(h, w)
     inside = foreground_cells(maps, visible) if bool(visible.any()) else cells_in_picture(image, maps)
     step = max(1.0, (int(inside.sum()) / count) ** 0.5)

@@ -37,7 +37,7 @@ from semcorr.inference.encoded import (
 )
 from semcorr.inference.load import resolve_device, restore_model
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
-from semcorr.matching.dense import APART, cell_centres, interpolate_matches, sample_bilinear
+from semcorr.matching.dense import APART, centres_of, interpolate_matches, sample_bilinear
 from semcorr.matching.readouts import argmax, list_readouts
 from semcorr.store.frozen import encode_images_alone
 
@@ -203,7 +203,7 @@ class Matcher:
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
         source_map, target_map = self.features(source, target)
-        query_points = cell_centres(source_map)
+        query_points = centres_of(source_map)
         query_points = query_points[source.placement.shows(query_points)]
         with self.autocast():
             matches = match_to_target(self.module.head, target_map, [source_map], [query_points], [argmax])
@@ -231,7 +231,7 @@ class Matcher:
         x, y = pixel_grid(size or source.size, source.size)
         source_map, target_map = self.features(source, target)
         matches = self._match_with_cycle(
-            source_map, target_map, target.placement, cell_centres(source_map), subcell=False
+            source_map, target_map, target.placement, centres_of(source_map), subcell=False
         )
         shape, cells = source_map.values.shape[-2:], source.placement.cells(x, y, source_map.stride)
         confidence = (matches.scores * matches.consistent).clamp(0, 1).unflatten(0, shape)[..., None]

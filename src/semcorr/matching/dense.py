@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from semcorr.core.coords import to_image
+from semcorr.core.coords import cell_centres
 from semcorr.core.types import FeatureMap
 
 STRIP = 2**20  # pixels that are computed at once
@@ -75,8 +75,7 @@ def _neighbours(coordinate: Float[Tensor, " n"], length: int) -> tuple[Int[Tenso
     return low, (low + 1).clamp(max=length - 1)
 
 
-def cell_centres(maps: FeatureMap) -> Float[Tensor, "n 2"]:
-    """Return the centres of all cells, row by row, in pixels."""
+def centres_of(maps: FeatureMap) -> Float[Tensor, "n 2"]:
+    """Return the centres of all cells of a single map, row by row, in pixels."""
     h, w = maps.values.shape[-2:]
-    y, x = torch.meshgrid(*(torch.arange(n, device=maps.values.device).float() for n in (h, w)), indexing="ij")
-    return to_image(torch.stack((x, y), dim=-1).flatten(0, 1), maps.stride)
+    return cell_centres((h, w), maps.stride, maps.values.device).flatten(0, 1)

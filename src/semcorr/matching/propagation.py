@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
+EVEN = 1e-5  # range of a label, of its largest value, below which it is of rounding: weights do not quite sum to one
 
 
 class PropagationRule(NamedTuple):
@@ -78,8 +79,10 @@ def _distance(a: Int[Tensor, " m"], b: Int[Tensor, " n"]) -> Int[Tensor, "m n"]:
 def sharpen_labels(labels: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
     """Stretch each label's shares to [0, 1], as the released evaluations do before they take the largest.
 
-    A label that is nowhere stays 0.
+    A label that is the same everywhere has no range to be stretched and stays as it is, so that an object keeps a frame
+    that it fills. In the released code it is 0 / 0, which is then the largest, or rounding.
     """
     low, high = labels.flatten(1).amin(1)[:, None, None], labels.flatten(1).amax(1)[:, None, None]
     span = high - low
-    return torch.where(high > 0, (labels - low) / torch.where(span > 0, span, 1.0), labels)
+    ranges = span > EVEN * high
+    return torch.where(ranges, (labels - low) / span.where(ranges, 1.0), labels)

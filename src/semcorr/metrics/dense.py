@@ -1,7 +1,7 @@
 """Scores of dense matches: flow PCK (TSS), label-transfer accuracy and intersection over union (Caltech-101, parts)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pyarrow as pa
 from jaxtyping import Bool, Float, UInt8
@@ -83,13 +83,3 @@ def mean_over_pairs(table: pa.Table) -> JsonObject:
     """
     names = table.schema.names[2:]
     return {name: math.fsum(table[name].to_pylist()) / table.num_rows for name in names}
-
-
-def mean_over_categories(categories: Mapping[str, JsonObject]) -> JsonObject:
-    """Compute the mean of each score over categories, each with the same weight.
-
-    >>> mean_over_categories({"FG3DCar": {"PCK": 1.0}, "JODS": {"PCK": 0.5}})
-    {'PCK': 0.75}
-    """
-    entries = list(categories.values())
-    return {name: math.fsum(entry[name] for entry in entries) / len(entries) for name in entries[0]}

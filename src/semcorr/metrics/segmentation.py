@@ -136,10 +136,10 @@ def object_scores(table: pa.Table) -> dict[str, dict[str, dict[str, float]]]:
     return scores
 
 
-def mean_over_objects(scores: Iterable[Mapping[str, float]]) -> JsonObject:
-    """Average the scores of objects, each with the same weight.
+def mean_scores(scores: Iterable[Mapping[str, float]]) -> JsonObject:
+    """Average the scores of objects or categories, each with the same weight.
 
-    >>> mean_over_objects([{"J": 0.5}, {"J": 1.0}])
+    >>> mean_scores([{"J": 0.5}, {"J": 1.0}])
     {'J': 0.75}
     """
     entries = list(scores)

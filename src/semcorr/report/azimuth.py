@@ -7,7 +7,7 @@ from semcorr.data.record import PairRecord
 from semcorr.metrics.breakdown import LABELS, pck_by_category_and_class, sensitivity
 from semcorr.metrics.pck import Tolerance
 from semcorr.metrics.predictions import is_correct
-from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
+from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportTable, format_spread
 from semcorr.report.runs import FinishedRun
 from semcorr.report.svg import (
@@ -22,7 +22,6 @@ from semcorr.report.svg import (
     ticks_up_to,
 )
 
-ALPHA = "0.1"
 ALPHAS = (0.05, 0.1, 0.2)  # of the sensitivity of categories
 DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 AZIMUTH = "azimuth_difference"

@@ -4,11 +4,19 @@ from collections.abc import Mapping, Sequence
 
 from semcorr.data.record import PairRecord
 from semcorr.report.azimuth import plot_azimuth, plot_sensitivity
-from semcorr.report.configurations import Configuration
+from semcorr.report.configurations import ALPHA, Configuration
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_percent, format_spread
-from semcorr.report.svg import WIDE, WIDTH, draw_dumbbells, draw_line, draw_panel, draw_text, ticks_up_to
+from semcorr.report.svg import (
+    WIDE,
+    WIDTH,
+    draw_dumbbells,
+    draw_line,
+    draw_panel,
+    draw_text,
+    place_bar_names,
+    ticks_up_to,
+)
 
-ALPHA = "0.1"
 DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 ROW = 34  # pixels of a category's two bars
 
@@ -117,12 +125,13 @@ def _plot_tolerances(entries: Sequence[Configuration], names: Sequence[str]) -> 
 
 def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float, scale: float) -> str:
     """Draw two bars of each category, as long as the panel is wide where they have the value `scale`."""
-    left, right, top = 12 + 6.6 * max(map(len, names)), 62, 42
+    places, right, top = place_bar_names(names, panel_width), 62, 42
+    left, y = places.left, float(top)
     full = panel_width - left - right
-    body = []
+    body: list[str] = []
     for i, name in enumerate(names):
-        y = top + i * ROW
-        body.append(draw_text(left - 6, y + 16, name, "axis", "end"))
+        written, y = places.draw(name, y, 16)
+        body += written
         for row, subset in enumerate(("geo", "std")):
             mean = entry.value(subset, ALPHA, category=name).mean
             bar_top, width = y + row * 13, full * (mean or 0.0) / scale
@@ -135,6 +144,6 @@ def _draw_bars(entry: Configuration, names: Sequence[str], panel_width: float, s
                     "axis",
                 )
             )
-    height = top + len(names) * ROW
-    body.append(draw_line(left, top - 4, left, height - 4, "rule"))
-    return draw_panel(entry.label, body, height, panel_width)
+        y += ROW
+    body.append(draw_line(left, top - 4, left, y - 4, "rule"))
+    return draw_panel(entry.label, body, y, panel_width)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semcorr.report.configurations import (
+    ALPHA,
     FOLLOWS,
     Configuration,
     differing_keys,
@@ -20,9 +21,8 @@ from semcorr.report.document import (
     format_spread,
 )
 from semcorr.report.runs import Setting
-from semcorr.report.svg import WIDE, WIDTH, draw_bar_axis, draw_panel, draw_text, ticks_up_to
+from semcorr.report.svg import WIDE, WIDTH, draw_bar_axis, draw_panel, draw_text, place_bar_names, ticks_up_to
 
-ALPHA = "0.1"
 PARTS = ("backbone", "finetune", "head", "loss", "pairs", "augment", "localise", "pose")
 # A run in which nothing was trained does not depend on these, and may have none of them.
 OF_TRAINING = (
@@ -174,13 +174,15 @@ def _build_figure(part: str, groups: Sequence[ChoiceGroup]) -> ReportFigure:
 
 
 def _draw_choices(group: ChoiceGroup, scale: float, width: float) -> str:
-    left, right, top = min(12 + 6.6 * max(map(len, group.choices)), width / 2), 42, 46
-    full, height = width - left - right, top + ROW * len(group.choices)
-    body = draw_bar_axis(left, full, top, height, scale)
-    for i, (name, entry) in enumerate(group.choices.items()):
+    names, right, top = place_bar_names(list(group.choices), width), 42, 46
+    left, y = names.left, float(top)
+    full = width - left - right
+    body: list[str] = []
+    for name, entry in group.choices.items():
         value = entry.value("all", ALPHA)
-        y, length = top + ROW * i, full * (value.mean or 0.0) / scale
-        body.append(draw_text(left - 6, y + 13, name, "axis", "end"))
+        length = full * (value.mean or 0.0) / scale
+        written, y = names.draw(name, y, 13)
+        body += written
         body.append(f'<rect x="{left:g}" y="{y:g}" width="{length:.1f}" height="16" class="bar std"/>')
         if value.interval:
             low, high = (round(left + full * end / scale, 1) for end in value.interval)
@@ -189,4 +191,5 @@ def _draw_choices(group: ChoiceGroup, scale: float, width: float) -> str:
             )
             length = max(length, high - left)
         body.append(draw_text(round(left + length, 1) + 4, y + 13, format_percent(value.mean), "axis"))
-    return draw_panel(group.name, body, height + 24, width)
+        y += ROW
+    return draw_panel(group.name, [*draw_bar_axis(left, full, top, y, scale), *body], y + 24, width)

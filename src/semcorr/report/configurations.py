@@ -10,6 +10,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
 from semcorr.report.runs import FinishedRun, Setting, run_settings
 
+ALPHA = "0.1"  # the tolerance that configurations are sorted by, and whose intervals metrics.json holds
 # These follow from the backbone: they tell apart only configurations of the same backbone.
 FOLLOWS = ("head.channels", "head.maps", "head.grid")
 
@@ -91,7 +92,7 @@ def build_configurations(runs: Sequence[FinishedRun]) -> list[Configuration]:
             label_configurations(all_settings), all_settings, groups.values(), strict=True
         )
     ]
-    return sorted(configurations, key=lambda entry: (-(entry.headline("0.1").mean or 0.0), entry.label))
+    return sorted(configurations, key=lambda entry: (-(entry.headline(ALPHA).mean or 0.0), entry.label))
 
 
 def label_configurations(settings_list: Sequence[Mapping[str, Setting]]) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from semcorr.report.configurations import Configuration, seed_statistics
+from semcorr.report.configurations import ALPHA, Configuration, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_spread
 from semcorr.report.svg import (
     SERIES,
@@ -19,7 +19,6 @@ from semcorr.report.svg import (
     ticks_up_to,
 )
 
-ALPHA = "0.1"
 Dot = tuple[float, float, str]  # x and y in the drawing, the configuration's number
 CURVE = f"val/all/pck@{ALPHA}"
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.configurations import FOLLOWS, Configuration, differing_keys, label_configurations, short_key
+from semcorr.report.configurations import ALPHA, FOLLOWS, Configuration, differing_keys, label_configurations, short_key
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_interval, format_spread
 from semcorr.report.svg import (
     LETTER,
@@ -20,7 +20,6 @@ from semcorr.report.svg import (
     ticks_up_to,
 )
 
-INTERVAL = "0.1"  # the alpha whose intervals metrics.json holds
 UNITS = {
     "backbone.size": "side of the input, pixels",
     "localise.window": "window, cells",
@@ -77,50 +76,65 @@ def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     """Draw the curves of one key together, each at one tolerance, over the cells of the maps if these differ."""
     cells = _read_cells(curves) if key == "backbone.size" else None
     best = sorted(curves, key=lambda curve: -max(_joint_values(curve).values(), default=0.0))
-    drawn = best[: len(MANY)]
-    unit = "cells along a side of the feature map" if cells else UNITS.get(key, short_key(key))
     places = {id(entry): cells[id(entry)] if cells else x for curve in curves for x, entry in curve.points.items()}
-    xs = sorted({places[id(entry)] for curve in drawn for entry in curve.points.values()})
-    pad = (xs[-1] - xs[0]) * 0.04 or 1.0
-    names = max((len(curve.name) for curve in drawn), default=0)
-    frame = PlotFrame(
-        (xs[0] - pad, xs[-1] + pad),
-        ticks_up_to([value for curve in drawn for value in _joint_values(curve).values()]),
-        right=min(24 + LETTER * names, WIDE / 2),
-        width=WIDE,
-    )
-    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in xs}, unit), []
-    for curve, css in zip(drawn, MANY, strict=False):
-        values = _joint_values(curve)
-        points = sorted((places[id(curve.points[x])], value) for x, value in values.items())
-        if points:
-            body += draw_polyline(frame, points, css)
-            line_ends.append((curve.name, points[-1][1], css))
+    names = _name_ends(best[: len(MANY)])
+    unit = "cells along a side of the feature map" if cells else UNITS.get(key, short_key(key))
+    panel = _draw_joint(list(zip(names, best, strict=False)), places, unit)
     title = f"PCK over {'the size of the feature map' if cells else short_key(key)}, together"
+    legend = "; ".join(f"{name}: {curve.name}" for name, curve in zip(names, best, strict=False) if name != curve.name)
     caption = (
-        f"PCK per image at α = {INTERVAL} of all keypoints over `{key}`{', by the cells it makes' if cells else ''}: a "
+        f"PCK per image at α = {ALPHA} of all keypoints over `{key}`{', by the cells it makes' if cells else ''}: a "
         "line for each group of configurations that differ in it alone. The next figure has each by itself, at every "
         "tolerance and with intervals."
         + (f" Drawn are the best {len(MANY)} of {len(curves)} lines; the table has all." if curves[len(MANY) :] else "")
+        + (f" Lines: {legend}." if legend else "")
     )
     rows = [
         [
             curve.name,
             *([f"{places[id(entry)]:g}"] if cells else []),
             f"{x:g}",
-            format_spread(entry.value("all", INTERVAL)),
+            format_spread(entry.value("all", ALPHA)),
         ]
         for curve in best
         for x, entry in curve.points.items()
     ]
-    columns = ["shared", *(["cells"] if cells else []), short_key(key), f"α = {INTERVAL}"]
+    columns = ["shared", *(["cells"] if cells else []), short_key(key), f"α = {ALPHA}"]
     table = ReportTable(f"together_{key}", title, caption, columns, rows, words=len(columns) - 1)
-    panel = draw_panel(f"At α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)
     return ReportFigure(title, caption, [panel], table)
 
 
+def _name_ends(curves: Sequence[Curve]) -> list[str]:
+    """Name the ends of lines as the curves are named, or by numbers if half of a panel is too narrow for that."""
+    names = [curve.name for curve in curves]
+    return names if _margin(names) <= WIDE / 2 else [str(i) for i in range(1, len(names) + 1)]
+
+
+def _margin(names: Sequence[str]) -> float:
+    return 24 + LETTER * max(map(len, names), default=0)
+
+
+def _draw_joint(named: Sequence[tuple[str, Curve]], places: Mapping[int, float], unit: str) -> str:
+    """Draw a line for each curve with its name at its end; `places` has the x of each configuration's identity."""
+    xs = sorted({places[id(entry)] for _, curve in named for entry in curve.points.values()})
+    pad = (xs[-1] - xs[0]) * 0.04 or 1.0
+    frame = PlotFrame(
+        (xs[0] - pad, xs[-1] + pad),
+        ticks_up_to([value for _, curve in named for value in _joint_values(curve).values()]),
+        right=_margin([name for name, _ in named]),
+        width=WIDE,
+    )
+    body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in xs}, unit), []
+    for (name, curve), css in zip(named, MANY, strict=False):
+        points = sorted((places[id(curve.points[x])], value) for x, value in _joint_values(curve).items())
+        if points:
+            body += draw_polyline(frame, points, css)
+            line_ends.append((name, points[-1][1], css))
+    return draw_panel(f"At α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)], width=WIDE)
+
+
 def _joint_values(curve: Curve) -> dict[float, float]:
-    values = {x: entry.value("all", INTERVAL).mean for x, entry in curve.points.items()}
+    values = {x: entry.value("all", ALPHA).mean for x, entry in curve.points.items()}
     return {x: value for x, value in values.items() if value is not None}
 
 
@@ -136,8 +150,8 @@ def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     panels = [panel for curve in curves for panel in (_draw_alphas(curve, unit, alphas), _draw_subsets(curve, unit))]
     caption = (
         f"PCK per image over `{key}`, all other settings equal. Left of each two: all keypoints at every tolerance α; "
-        f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {INTERVAL}. Whiskers are 95 % "
-        f"intervals over images, which metrics.json holds for α = {INTERVAL}; where they are wide, the images are few. "
+        f"right: all, geometry-aware (geo) and remaining (std) keypoints at α = {ALPHA}. Whiskers are 95 % "
+        f"intervals over images, which metrics.json holds for α = {ALPHA}; where they are wide, the images are few. "
         "Points of one curve share their images, so they move together: `semcorr.compare` tests a difference."
     )
     rows = [
@@ -146,13 +160,13 @@ def _build_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
             f"{value:g}",
             subset,
             *(format_spread(entry.value(subset, alpha)) for alpha in alphas),
-            format_interval(entry.value(subset, INTERVAL).interval),
+            format_interval(entry.value(subset, ALPHA).interval),
         ]
         for curve in curves
         for value, entry in curve.points.items()
         for subset in SUBSETS
     ]
-    columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {INTERVAL}"]
+    columns = ["shared", short_key(key), "subset", *(f"α = {alpha}" for alpha in alphas), f"95 % at {ALPHA}"]
     title = f"PCK over {short_key(key)}"
     return ReportFigure(title, caption, panels, ReportTable(f"over_{key}", title, caption, columns, rows, words=3))
 
@@ -164,7 +178,7 @@ def _draw_alphas(curve: Curve, unit: str, alphas: Sequence[str]) -> str:
     for alpha, css in zip(alphas, _choose_shades(len(alphas)), strict=True):
         values = {x: entry.value("all", alpha) for x, entry in curve.points.items()}
         points = [(x, value.mean) for x, value in values.items() if value.mean is not None]
-        if alpha == INTERVAL:
+        if alpha == ALPHA:
             body += [
                 part
                 for x, score in values.items()
@@ -181,7 +195,7 @@ def _draw_subsets(curve: Curve, unit: str) -> str:
     frame = _build_frame(curve)
     body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in curve.points}, unit), []
     for i, subset in enumerate(SUBSETS):
-        values = {x: entry.value(subset, INTERVAL) for x, entry in curve.points.items()}
+        values = {x: entry.value(subset, ALPHA) for x, entry in curve.points.items()}
         points = [(x, value.mean) for x, value in values.items() if value.mean is not None]
         if points:
             shift = (i - 1) * (frame.x[1] - frame.x[0]) * 0.012  # whiskers beside each other
@@ -193,7 +207,7 @@ def _draw_subsets(curve: Curve, unit: str) -> str:
             ]
             body += draw_polyline(frame, [(x + shift, y) for x, y in points], subset)
             line_ends.append((subset, points[-1][1], subset))
-    return draw_panel(f"{curve.name}: at α = {INTERVAL}", [*body, *draw_line_ends(frame, line_ends)])
+    return draw_panel(f"{curve.name}: at α = {ALPHA}", [*body, *draw_line_ends(frame, line_ends)])
 
 
 def _build_frame(curve: Curve) -> PlotFrame:
@@ -204,11 +218,12 @@ def _build_frame(curve: Curve) -> PlotFrame:
             value
             for subset in SUBSETS
             for alpha, value in scores[subset]["image"].items()
-            if value and (subset == "all" or alpha == INTERVAL)
+            if value and (subset == "all" or alpha == ALPHA)
         ]
-        tops += [value.interval[1] for subset in SUBSETS if (value := entry.value(subset, INTERVAL)).interval]
+        tops += [value.interval[1] for subset in SUBSETS if (value := entry.value(subset, ALPHA)).interval]
     pad = (max(curve.points) - min(curve.points)) * 0.04
-    return PlotFrame((min(curve.points) - pad, max(curve.points) + pad), ticks_up_to(tops))
+    right = 78  # for a tolerance in bold letters of a wide font, moved away from its line
+    return PlotFrame((min(curve.points) - pad, max(curve.points) + pad), ticks_up_to(tops), right)
 
 
 def _choose_shades(count: int) -> list[str]:

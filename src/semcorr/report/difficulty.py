@@ -11,7 +11,7 @@ from semcorr.report.configurations import Configuration, SeedStatistics, seed_st
 from semcorr.report.confusion import keypoint_names_of
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.runs import FinishedRun
-from semcorr.report.svg import WIDTH, draw_bar_axis, draw_panel, draw_text, ticks_up_to
+from semcorr.report.svg import WIDTH, draw_bar_axis, draw_panel, draw_text, place_bar_names, ticks_up_to
 
 ALPHAS = (0.05, 0.1, 0.2)
 SHADES = ("a1", "a3", "a5")  # of the tolerances, from fine to coarse
@@ -166,13 +166,15 @@ def _plot_by_category(
 def _draw_bars(title: str, groups: Sequence[Sequence[Bar]]) -> str:
     """Draw groups of bars, the fine tolerances over the coarse ones: a finer tolerance never has more."""
     labels = [label for group in groups for label, _ in group]
-    left, right, top = 12 + 6.6 * max(map(len, labels), default=0), 118, 46
-    full, y = WIDTH - left - right, top
+    names, right, top = place_bar_names(labels, WIDTH), 118, 46
+    left, y = names.left, float(top)
+    full = WIDTH - left - right
     scale = ticks_up_to([value.mean or 0.0 for group in groups for _, values in group for value in values])[1]
-    body = []
+    body: list[str] = []
     for group in groups:
         for label, values in group:
-            body.append(draw_text(left - 6, y + 10, label, "axis", "end"))
+            written, y = names.draw(label, y, 10)
+            body += written
             lengths = [round(full * (value.mean or 0.0) / scale, 1) for value in values]
             body += [
                 f'<rect x="{left:g}" y="{y:g}" width="{length:g}" height="{ROW - 3}" class="bar {shade}"/>'

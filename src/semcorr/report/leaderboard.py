@@ -6,7 +6,7 @@ from semcorr.core.text_files import JsonObject
 from semcorr.data.keypoints import benchmark_metadata
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.configurations import Configuration, SeedStatistics, format_value
+from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, format_value
 from semcorr.report.document import NONE, ReportSection, ReportTable, format_interval, format_percent, format_spread
 from semcorr.report.published import CONFIGURATION, PublishedResult, find_published, published_sources
 
@@ -70,7 +70,6 @@ def _format_axis(protocol: Protocol, axis: str) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-BEST = "0.1"  # the alpha that rows are sorted by
 SUBSET_NAMES = {"all": "all keypoints", "geo": "geometry-aware subset", "std": "the rest"}
 POOLINGS = {"image": "per image", "point": "per point", "category": "category means"}
 TITLES = {
@@ -119,18 +118,18 @@ def _build_published_table(
     for entry in entries:
         statistics = [_pool(entry, subset, alpha, pooling) for alpha in alphas]
         notes = [first["protocol"], f"this report, {part}" if part else "this report"]
-        best = _pool(entry, subset, BEST, pooling).mean or 0.0
+        best = _pool(entry, subset, ALPHA, pooling).mean or 0.0
         lines.append((best, True, entry.label, [*map(format_spread, statistics)], _describe_parts(entry), notes))
     for row in published:
         differs = "" if row.protocol in (None, first["protocol"]) else " ≠"
         notes = [f"{row.protocol}{differs}" if row.protocol else "not stated", row.source]
         cells = [format_percent(row.values.get(alpha)) for alpha in alphas]
-        lines.append((row.values.get(BEST, 0.0), False, row.method, cells, dict(row.configuration), notes))
+        lines.append((row.values.get(ALPHA, 0.0), False, row.method, cells, dict(row.configuration), notes))
     lines.sort(key=lambda line: (-line[0], line[2], line[-1]))
     known = [name for name in CONFIGURATION if any(name in row.configuration for row in published)]
     caption = (
         f"PCK in percent on {first['split']}, {SUBSET_NAMES[subset]}, {POOLINGS[pooling]}, ours (`this report`) and "
-        f"the published ones alike; sorted by α = {BEST}. "
+        f"the published ones alike; sorted by α = {ALPHA}. "
         + (f"Ours are of {part}: not comparable with the rest, which are of the whole benchmark. " if part else "")
         + "≠: measured by a protocol that differs from ours. (S), and supervision by keypoints: trained with annotated "
         "keypoints; weak: with class labels, pairs of images or masks; none: as pre-trained. What a source does not "
@@ -185,7 +184,7 @@ def _build_full_table(entries: Sequence[Configuration], by: str = "image") -> Re
     for entry in entries:
         for subset in SUBSETS:
             values = [entry.value(subset, alpha, by) for alpha in alphas]
-            interval = entry.value(subset, "0.1", by).interval
+            interval = entry.value(subset, ALPHA, by).interval
             rows.append([entry.label, subset, *map(format_spread, values), format_interval(interval)])
     columns = ["configuration", "subset", *(f"α = {alpha}" for alpha in alphas), "95 % at 0.1"]
     definition = (

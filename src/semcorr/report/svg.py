@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from textwrap import wrap
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 440, 300  # of a panel: two fill the width of a page, one that of a phone
 WIDE = 2 * WIDTH + 24  # of a panel alone in its figure, whose letters have the same size
 LETTER = 6.4  # approximate width of a letter at the size of labels
+LINE = 15  # pixels from a line of text to the next
 RAMP = ("a1", "a2", "a3", "a4", "a5")  # from a fine tolerance to a coarse one
-SUBSET_CLASS = {"all": "all", "geo": "geo", "std": "std"}
 SERIES = ("s1", "s2", "s3", "s4")
 MANY = (*SERIES, "s5", "s6", "s7", "s8")
 
@@ -36,25 +37,57 @@ class PlotFrame(NamedTuple):
 
 
 def draw_panel(title: str, body: Sequence[str], height: float = HEIGHT, width: float = WIDTH) -> str:
-    """Draw a panel with its title; as wide as its place in the page, or as scrolls on a phone if it is a wide one."""
-    wide = ' class="alone"' if width == WIDE else ""
-    head = f'<svg viewBox="0 0 {width:g} {height:g}"{wide} role="img" aria-label="{escape(title)}">'
-    lines = [draw_text(4, 14 + 15 * i, line, "title") for i, line in enumerate(break_title(title, int(width / 6.9)))]
-    return "\n".join([head, *lines, *body, "</svg>"])
+    """Draw a panel with its title; as wide as its place in the page, or as scrolls on a phone if it is a wide one.
 
-
-def break_title(words: str, most: int) -> list[str]:
-    """Break a title into at most two lines.
-
-    >>> break_title("squeezenet1_1, window 15", 16), break_title("a word", 16)
-    (['squeezenet1_1,', 'window 15'], ['a word'])
+    A body leaves room for two lines of title, and is moved down by any more.
     """
-    lines = [""]
-    for word in words.split():
-        if len(lines[-1]) + len(word) + 1 > most and lines[-1] and len(lines) < 2:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
+    lines = wrap(title, int(width / 6.9))
+    moved = LINE * max(0, len(lines) - 2)
+    wide = ' class="alone"' if width == WIDE else ""
+    head = f'<svg viewBox="0 0 {width:g} {height + moved:g}"{wide} role="img" aria-label="{escape(title)}">'
+    parts = [draw_text(4, 14 + LINE * i, line, "title") for i, line in enumerate(lines)]
+    parts += [f'<g transform="translate(0 {moved})">', *body, "</g>"] if moved else body
+    return "\n".join([head, *parts, "</svg>"])
+
+
+class BarNames(NamedTuple):
+    """Where the names of bars that grow to the right are written.
+
+    Attributes:
+        left: Where the bars begin, in pixels.
+        above: Lines of each name above its bar; none where it is left of it.
+    """
+
+    left: float
+    above: Mapping[str, Sequence[str]]
+
+    def draw(self, name: str, y: float, drop: float) -> tuple[list[str], float]:
+        """Draw a name, and return with it the top of its bar.
+
+        Args:
+            name: The name.
+            y: First pixel of name and bar.
+            drop: Pixels from the top of the bar to the foot of a name that is left of it.
+        """
+        lines = self.above[name]
+        if not lines:
+            return [draw_text(self.left - 6, y + drop, name, "axis", "end")], y
+        parts = [draw_text(self.left, y + 11 + LINE * i, line, "axis") for i, line in enumerate(lines)]
+        return parts, y + LINE * len(lines)
+
+
+def place_bar_names(names: Sequence[str], width: float) -> BarNames:
+    """Place names left of their bars if all have room in half of a panel, and else above them, in lines.
+
+    >>> place_bar_names(["cat", "dog"], WIDTH).above
+    {'cat': [], 'dog': []}
+    >>> place_bar_names(["cat", "an animal that has a long name, with its number 12"], WIDTH).above["cat"]
+    ['cat']
+    """
+    left = 12 + 6.6 * max(map(len, names), default=0)
+    if left <= width / 2:
+        return BarNames(left, {name: [] for name in names})
+    return BarNames(8, {name: wrap(name, int((width - 12) / 6.6)) for name in names})
 
 
 def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start", angle: float = 0) -> str:

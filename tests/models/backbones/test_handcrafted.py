@@ -155,14 +155,41 @@ def test_a_picture_moved_by_a_cell_has_its_descriptors_moved_by_a_cell(kind):
     assert_close(moved[:, :, 6:12, 4:10], values[:, :, inner, inner], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("window", [16, 32, 96, 400, 1024])
 @KINDS
-def test_what_has_no_edge_has_a_descriptor_of_zeros_and_not_of_rounding(kind):
-    """A head would bring rounding, however small, to unit length. A step of one byte is an edge."""
-    image = torch.full((1, 3, 64, 64), 76 / 255)
+def test_what_has_no_edge_has_a_descriptor_of_zeros_and_not_of_rounding(kind, window):
+    """A head would bring rounding, however small, to unit length. A larger window sums more of it."""
+    for level in (76, 178, 255):
+        assert not kind(size=320, stride=32, window=window)(torch.full((1, 3, 320, 320), level / 255)).values.any()
 
-    assert not kind(size=64, window=32)(image).values.any()
-    image[:, :, 20:, 30:] += 1 / 255
-    assert kind(size=64, window=32)(image).values[0, :, 2, 3].norm() >= 1 - 1e-5
+
+@pytest.mark.parametrize("window", [16, 32, 96, 400, 1024])
+@KINDS
+def test_an_edge_of_one_byte_is_counted_in_every_histogram_whose_pixels_hold_it(kind, window):
+    """The descriptor of a faint edge is that of a strong one."""
+    image, edge = torch.full((1, 3, 320, 320), 76 / 255), torch.zeros(1, 3, 320, 320)
+    edge[..., 145:] = 1  # next to the middle of cell 4
+    backbone = kind(size=320, stride=32, window=window)
+
+    faint, strong = (backbone(image + step * edge).values[0, :, 4, 4] for step in (1 / 255, 0.5))
+
+    assert strong.norm() > 1 - 1e-5
+    assert_close(faint, strong, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("window", [16, 96, 400])
+@KINDS
+def test_descriptors_are_computed_in_single_precision_also_where_a_gpu_would_take_a_smaller_type(kind, window):
+    """Precision bf16-mixed is the default there. A picture of little contrast loses its edges in 8 bits."""
+    image = 0.6 + 0.2 * torch.from_numpy(painted(128, 128)).movedim(-1, 0)[None].float()
+    backbone = kind(size=128, window=window)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = backbone(image).values
+
+    assert torch.equal(values, backbone(image).values)
+    small = image.bfloat16()
+    assert torch.equal(backbone(small).values, backbone(small.float()).values)
 
 
 def test_a_step_is_counted_in_its_direction_alone():

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from semcorr.core.device import full_float32
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Range, check_arguments
 from semcorr.core.types import BackboneState, FeatureMap
@@ -24,7 +25,9 @@ Window = Annotated[int, Range(least=4, most=1024)]
 GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SEEN = 0.5  # blur of any image, in pixels, as Lowe assumes it
 CLIP = 0.2  # of a unit descriptor: no single strong edge decides
-FLAT = 1e-4  # length of histograms below which they are of rounding alone: a step of 1/255 at a pixel counts 2e-3
+# Mean gradient under a histogram's weights below which it is of rounding alone. SIFT's blur of one colour leaves up to
+# 3e-8. An edge of 1/255 is 5e-6 or more in a window of 1024; a single pixel of 1/255 is seen in small windows only.
+FLAT = 2e-7
 
 
 class HandCrafted(Backbone, ABC):
@@ -62,8 +65,13 @@ class HandCrafted(Backbone, ABC):
         """Compute the descriptor of every cell."""
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
-        """Compute the descriptors of RGB images in [0, 1]."""
-        return FeatureMap(self.describe(image), self.stride)
+        """Compute the descriptors of RGB images in [0, 1], in single precision at least.
+
+        A gradient is a small difference of large numbers, of which bfloat16 keeps 8 bits: autocast is left.
+        """
+        with full_float32(image.device.type):
+            values = self.describe(image.to(torch.promote_types(image.dtype, torch.float32)))
+        return FeatureMap(values, self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Return the image: there are no blocks to run before the rest."""
@@ -90,9 +98,10 @@ class SIFT(HandCrafted):
         side = self.window / 4  # of a histogram
         grey = blur(to_grey(image), math.sqrt(max((side / 3) ** 2 - SEEN**2, 0)))
         votes = vote(*gradients(grey), bins=8, period=2 * math.pi)
-        rows, columns = (self.weigh(cell_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
+        rows, columns = (self.weigh(pixel_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
         histograms = pool_outer(votes, rows, columns)
-        return clip_and_normalise(histograms.flatten(1, 3), dim=1)
+        weight = rows.sum((0, 2))[:, None] * columns.sum((0, 2))
+        return clip_and_normalise(histograms.flatten(1, 3), weight, dim=1)
 
     def weigh(self, distances: Float[Tensor, "cells pixels"]) -> Float[Tensor, "4 cells pixels"]:
         """Compute the share of a pixel in each of four histograms, which is linear between their middles."""
@@ -117,10 +126,12 @@ class HOG(HandCrafted):
         longest = (dx**2 + dy**2).argmax(dim=1, keepdim=True)
         dx, dy = (values.gather(1, longest) for values in (dx, dy))
         votes = vote(dx, dy, bins=9, period=math.pi, start=0.5)
-        rows, columns = (self.weigh(cell_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
+        rows, columns = (self.weigh(pixel_distances(pixels, self.stride, image)) for pixels in image.shape[-2:])
         histograms = pool_outer(votes, rows, columns).unflatten(3, (3, 2)).unflatten(2, (3, 2))
         blocks = histograms.permute(0, 2, 4, 1, 3, 5, 6, 7).flatten(3, 5)  # batch, block (y, x), its values, cell
-        return clip_and_normalise(blocks, dim=3).flatten(1, 3)
+        down, across = (weights.sum(2).unflatten(0, (3, 2)).sum(1) for weights in (rows, columns))
+        weight = down[:, None, None, :, None] * across[:, None, None]
+        return clip_and_normalise(blocks, weight, dim=3).flatten(1, 3)
 
     def weigh(self, distances: Float[Tensor, "cells pixels"]) -> Float[Tensor, "6 cells pixels"]:
         """Compute the share of a pixel in both histograms of each of three blocks; none outside a block."""
@@ -148,10 +159,11 @@ class DAISY(HandCrafted):
         angles = [k * math.pi / 4 for k in range(8)]
         maps = torch.cat([(math.cos(angle) * dx + math.sin(angle) * dy).clamp(min=0) for angle in angles], dim=1)
         rows, columns = (
-            self.weigh(cell_distances(pixels, self.stride, image), axis)
+            self.weigh(pixel_distances(pixels, self.stride, image), axis)
             for pixels, axis in zip(image.shape[-2:], (1, 0), strict=True)
         )
-        return to_unit_or_zero(pool_pairs(maps, rows, columns), dim=2).flatten(1, 2)
+        weight = rows.sum(2)[:, None, :, None] * columns.sum(2)[:, None, None]
+        return to_unit_or_zero(pool_pairs(maps, rows, columns), FLAT * weight, dim=2).flatten(1, 2)
 
     def weigh(self, distances: Float[Tensor, "cells pixels"], axis: int) -> Float[Tensor, "25 cells pixels"]:
         """Compute the share of a pixel in the histogram at each place, as far as it depends on x (axis 0) or y (1)."""
@@ -166,7 +178,7 @@ def to_grey(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def cell_distances(pixels: int, stride: int, like: Tensor) -> Float[Tensor, "cells {pixels}"]:
+def pixel_distances(pixels: int, stride: int, like: Tensor) -> Float[Tensor, "cells {pixels}"]:
     """Compute how far the middle of every pixel lies beyond the middle of every cell, along a side."""
     middles = torch.arange(pixels, device=like.device, dtype=like.dtype) + 0.5
     cells = torch.arange(pixels // stride, device=like.device, dtype=like.dtype) + 0.5
@@ -187,7 +199,7 @@ def blur(image: Float[Tensor, "b c h w"], sigma: float) -> Float[Tensor, "b c h 
     """Blur by a Gaussian; at the border, by the part of it that lies inside."""
     if sigma == 0:
         return image
-    weights = [bell(cell_distances(pixels, 1, image), sigma) for pixels in image.shape[-2:]]
+    weights = [bell(pixel_distances(pixels, 1, image), sigma) for pixels in image.shape[-2:]]
     rows, columns = (each / each.sum(dim=1, keepdim=True) for each in weights)
     return rows @ image @ columns.mT
 
@@ -216,15 +228,29 @@ def vote(
     return torch.sqrt(dx**2 + dy**2) * tent(apart, 1.0)
 
 
-def to_unit_or_zero(histograms: Float[Tensor, "*n"], dim: int) -> Float[Tensor, "*n"]:
-    """Bring histograms to unit length, and to zero where there is no edge to count."""
+def to_unit_or_zero(
+    histograms: Float[Tensor, "*n"], least: Float[Tensor, "..."] | float, dim: int
+) -> Float[Tensor, "*n"]:
+    """Bring histograms to unit length, and to zero those that are no longer than `least`.
+
+    >>> to_unit_or_zero(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0, dim=1)
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
     length = histograms.norm(dim=dim, keepdim=True)
-    return histograms / length.clamp(min=FLAT) * (length > FLAT)
+    seen = length > least
+    return histograms / length.where(seen, 1) * seen
 
 
-def clip_and_normalise(histograms: Float[Tensor, "*n"], dim: int) -> Float[Tensor, "*n"]:
-    """Bring histograms to unit length, clip what is large, and bring them there again."""
-    return to_unit_or_zero(to_unit_or_zero(histograms, dim).clamp(max=CLIP), dim)
+def clip_and_normalise(histograms: Float[Tensor, "*n"], weight: Float[Tensor, "..."], dim: int) -> Float[Tensor, "*n"]:
+    """Bring histograms to unit length, clip what is large, and bring them there again.
+
+    Args:
+        histograms: Sums of gradients; those without an edge to count become zero.
+        weight: The sum of the weights that they are summed with.
+        dim: Axis of the values of a histogram.
+    """
+    return to_unit_or_zero(to_unit_or_zero(histograms, FLAT * weight, dim).clamp(max=CLIP), 0.0, dim)
 
 
 def pool_outer(

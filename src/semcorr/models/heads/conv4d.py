@@ -253,7 +253,8 @@ def _gather_neighbours(x: Tensor, cells: Cells, kernel: tuple[int, int]) -> Floa
 
 def _overlap(length: int, shift: int) -> tuple[slice, slice]:
     """Return the positions of an axis from which `shift` leads to another one, and those that it leads to."""
-    low, high = max(0, -shift), min(length, length - shift)
+    low = min(length, max(0, -shift))
+    high = max(low, min(length, length - shift))  # none where the shift leads beyond the axis
     return slice(low, high), slice(low + shift, high + shift)
 
 

@@ -37,19 +37,6 @@ class GromovProblem(NamedTuple):
     temperature: float
 
 
-def gromov_cost(problem: GromovProblem, plan: Float[Tensor, "b n m"]) -> Float[Tensor, " b"]:
-    """Compute the sum over i, j, k, l of (source distance i k - target distance j l)^2 P_ij P_kl.
-
-    By matrix products (Peyre et al. 2016, proposition 1): n^2 m + n m^2 operations in place of n^2 m^2.
-    """
-    rows, columns = plan.sum(-1), plan.sum(-2)
-    squares = [
-        torch.einsum("bi,bik,bk->b", mass, distances.square(), mass)
-        for mass, distances in ((rows, problem.source_distances), (columns, problem.target_distances))
-    ]
-    return squares[0] + squares[1] - 2 * (plan * _carry_distances(problem, plan)).sum((-1, -2))
-
-
 def linearise(problem: GromovProblem, plan: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
     """Return the similarity less the structure's gradient at a plan, but for constants of rows and columns.
 
