@@ -151,7 +151,8 @@ class FusedBackbone(Backbone):
         sizes, depths = self._part_sizes(state.size), self._part_depths(depth)
         states = [BackboneState(select_part(state.values, i), size) for i, size in enumerate(sizes)]
         split = zip(self._parts, states, depths, strict=True)
-        return ImageMaps(merge_parts([part.finish_maps(*cut).values for part, *cut in split]))
+        maps = [part.finish_maps(part_state, part_depth) for part, part_state, part_depth in split]
+        return ImageMaps(merge_parts([part_maps.values for part_maps in maps]))
 
     def prepare_target(self, target: ImageMaps) -> ImageMaps:
         """Add what the joins of each part have in common."""
