@@ -59,6 +59,24 @@ def test_features_are_those_of_the_backbone_bit_for_bit(case):
     assert stored < 0.9 * expected[0].nbytes if on_own_grids else stored == expected[0].nbytes
 
 
+def test_a_joint_backbone_keeps_maps_of_one_grid_apart_too():
+    """One image alone has no features to keep: layers of both parts are joined when a pair is."""
+    parts = [tiny_sd(size=128, layers=(1, 4), components=6), tiny(patch_size=14, size=112, layers=(0, 3))]
+    backbone = FusedBackbone(parts).eval().requires_grad_(False)
+    images, frozen = torch.rand(2, 3, 128, 128), FrozenPrefix(backbone, FeatureCacheConfig(), {})
+    frozen.cache = FeatureCache(2, CPU)
+    with torch.no_grad():
+        frozen.cache.add(["a", "b"], frozen.compute(images))
+        expected = backbone.pair(images[:1], images[1:])
+
+    found = backbone.join_pair(*(frozen.image_maps([name], (128, 128), CPU) for name in ("a", "b")))
+
+    assert set(frozen.cache["a"]) == {"0/map.1", "0/map.4", "1/0", "1/1"}
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.values, other.values, atol=1e-4, rtol=0)
+        assert one.stride == other.stride
+
+
 def test_halves_are_joined_in_single_precision():
     backbone = geo_aware("layer").eval().requires_grad_(False)
     image = torch.rand(1, 3, 256, 256)

@@ -1,12 +1,12 @@
 """Interfaces of backbones, heads and benchmarks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
+from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 
 
 class Head(Protocol):
@@ -72,8 +72,8 @@ class Backbone(nn.Module):
         lora_targets: Endings of the names, inside a block, of the modules that LoRA adapts by default.
         pairwise: Whether the network itself runs once for each pair, because it is conditioned on both images; such a
             backbone has `pair`.
-        joint: Whether what is computed of each image alone is joined to the features of a pair, by `join`: projected
-            onto common components, or, if the backbone is also `pairwise`, run through the network.
+        joint: Whether the maps of two images are made the features of a pair together, by a `join_pair` of its own:
+            projected onto common components, or, if the backbone is also `pairwise`, run through the network.
         unit_layers: Whether each of several maps is brought to unit length before they are concatenated. Backbones
             that are fused set it to false in their parts, unless theirs are to be normalised by layer.
         layer_choices: Every layer that its option `layers` may name, from the first; none where there is no choice.
@@ -109,16 +109,29 @@ class Backbone(nn.Module):
         def __call__(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
             """Compute the features of a batch of images, by `forward`."""
 
-    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Compute the maps that the features are made of, each on its own grid: `join_maps(read_maps(x)) == self(x)`.
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
+        """Compute the maps that features are made of: `join_maps(read_maps(x)) == self(x)`.
 
         Coarse ones are smaller to cache than what they are enlarged to.
         """
-        return {"map": self(image).values}
+        return ImageMaps({"map": self(image).values})
 
-    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
-        """Make the features of the maps of `read_maps`, without any weights."""
-        return FeatureMap(maps["map"], self.stride)
+    def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
+        """Compute the maps by the remaining blocks: `finish_maps(prefix(x, d), d) == read_maps(x)`."""
+        return ImageMaps({"map": self.suffix(state, depth).values})
+
+    def join_maps(self, maps: ImageMaps) -> FeatureMap:
+        """Make the features of each image of its maps, without any weights."""
+        return FeatureMap(maps.values["map"], self.stride)
+
+    def prepare_target(self, target: ImageMaps) -> ImageMaps:
+        """Add what `join_pair` of one target with many sources has in common; it may be as large as the maps."""
+        return target
+
+    def join_pair(self, source: ImageMaps, target: ImageMaps) -> tuple[FeatureMap, FeatureMap]:
+        """Make the features of pairs of their maps; a single target is that of all sources, once for each."""
+        a, b = self.join_maps(source), self.join_maps(target)
+        return a, FeatureMap(b.values.expand(len(a.values), -1, -1, -1), b.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the embedding and the first `depth` blocks: if frozen, they need not be computed twice."""
@@ -130,7 +143,7 @@ class Backbone(nn.Module):
 
     @property
     def joint(self) -> bool:
-        """Whether what is computed of each image alone is joined to the features of a pair."""
+        """Whether the maps of two images are made the features of a pair together."""
         return False
 
     @property
@@ -143,21 +156,8 @@ class Backbone(nn.Module):
         """Whether nothing is computed of an image alone, so that pairs come with their pixels."""
         return self.pairwise and not self.joint
 
-    def compute_unjoined(self, state: BackboneState, depth: int) -> UnjoinedMaps:
-        """Compute, from the state after `depth` blocks, all that `join` takes of an image; if the backbone is joint."""
-        raise NotImplementedError(f"{type(self).__name__} joins nothing")
-
-    def prepare_target(self, target: UnjoinedMaps) -> UnjoinedMaps:
-        """Add what the joins of one target with many sources have in common; it may be as large as the maps."""
-        return target
-
-    def join(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[FeatureMap, FeatureMap]:
-        """Compute the features of pairs; a single target is that of all sources, and comes back once for each."""
-        raise NotImplementedError(f"{type(self).__name__} joins nothing")
-
     def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images that are seen together."""
         if not self.joint:
             raise NotImplementedError(f"{type(self).__name__} sees one image at a time")
-        a, b = (self.compute_unjoined(self.prefix(image, 0), 0) for image in (source, target))
-        return self.join(a, b)
+        return self.join_pair(self.read_maps(source), self.read_maps(target))

@@ -65,8 +65,8 @@ class FeatureMap(NamedTuple):
     stride: float  # image pixels per cell
 
 
-class UnjoinedMaps(NamedTuple):
-    """What a joint backbone computes of each image alone, before `join` makes it the features of a pair."""
+class ImageMaps(NamedTuple):
+    """What a backbone computes of each image alone, of which features are made: of the image, or of a pair."""
 
     values: dict[str, Tensor]  # each batch first, and each map on its own grid, so that they can be stored compactly
 

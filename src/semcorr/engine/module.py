@@ -141,8 +141,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
             return self.backbone.pair(to_unit(source.image), to_unit(target.image))
         if self.backbone.joint:
             size = (source.image.shape[-1],) * 2
-            return self.backbone.join(
-                *(self.frozen.unjoined(view.name, size, self.device) for view in (source, target))
+            return self.backbone.join_pair(
+                *(self.frozen.image_maps(view.name, size, self.device) for view in (source, target))
             )
         maps = self.features([*source.name, *target.name], torch.cat((source.image, target.image)))
         a, b = maps.values.chunk(2)

@@ -359,10 +359,10 @@ class Evaluator:
                 yield pairs, *self.module.pair_features(*views)
             return
         for name, of_target in _pairs_by_target(batch).items():
-            target = backbone.prepare_target(self.image_features.unjoined([name]))
+            target = backbone.prepare_target(self.image_features.image_maps([name]))
             for pairs in split_into_chunks(of_target, most):
-                sources = self.image_features.unjoined([batch.source.name[i] for i in pairs])
-                yield pairs, *backbone.join(sources, target)
+                sources = self.image_features.image_maps([batch.source.name[i] for i in pairs])
+                yield pairs, *backbone.join_pair(sources, target)
 
 
 def _pairs_by_target(batch: PairBatch) -> dict[str, list[int]]:

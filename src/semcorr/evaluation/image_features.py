@@ -7,14 +7,13 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from semcorr.core.interfaces import Backbone, SiameseHead
-from semcorr.core.types import FeatureMap, UnjoinedMaps, View
+from semcorr.core.types import FeatureMap, ImageMaps, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, broadcast_chunks, encode_images, split_into_chunks
 from semcorr.store.frozen import (
     FrozenPrefix,
-    encode_images_alone,
     feature_origin,
     from_channels_last,
     to_channels_last,
@@ -74,9 +73,9 @@ class ImageFeatures:
         values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.cache[name].items()}
         return from_channels_last(values, self.module.backbone.size / values["cells"].shape[2])
 
-    def unjoined(self, names: Sequence[str]) -> UnjoinedMaps:
-        """Return what a joint backbone joins, of several images."""
-        return UnjoinedMaps(self.module.frozen.cache_config.restore(self.cache.stack(names, self.group.device)))
+    def image_maps(self, names: Sequence[str]) -> ImageMaps:
+        """Return the maps that a joint backbone joins, of several images."""
+        return ImageMaps(self.module.frozen.cache_config.restore(self.cache.stack(names, self.group.device)))
 
     def adapted(self, maps: FeatureMap) -> FeatureMap:
         """Adapt the features of images by the head, if it is a `SiameseHead`."""
@@ -104,13 +103,14 @@ class ImageFeatures:
 
     def _encode_pixels(self, images: list[ImageVariant]) -> FeatureCache:
         """Encode images from their pixels, cached for this pass."""
+        backbone = self.module.backbone
 
         def compute(image: Tensor) -> Values:
             """Encode a batch of images and adapt its features."""
             with self.context():
-                if self.module.backbone.joint:  # the head adapts what is joined
-                    return encode_images_alone(self.module.backbone, image)
-                return to_channels_last(self.adapted(self.module.backbone(image)))
+                if backbone.joint:  # the head adapts what is joined
+                    return backbone.read_maps(image).values
+                return to_channels_last(self.adapted(backbone(image)))
 
         cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
@@ -156,5 +156,5 @@ class ImageFeatures:
         """Compute what pairs are matched from, from the cached features of the frozen blocks."""
         frozen, device = self.module.frozen, self.group.device
         if self.module.backbone.joint:
-            return frozen.unjoined(names, size, device).values
+            return frozen.image_maps(names, size, device).values
         return to_channels_last(self.adapted(frozen.features(names, size, device)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semcorr.core.coords import from_view, to_grid, to_view
 from semcorr.core.errors import UserError
-from semcorr.core.types import FeatureMap, UnjoinedMaps
+from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_square
 from semcorr.inference.displayed import DisplayedPicture
@@ -79,12 +79,12 @@ class EncodedPicture(NamedTuple):
     placement: PicturePlacement
     name: str
     displayed: DisplayedPicture | None = None  # what matches are drawn on
-    unjoined: UnjoinedMaps | None = None  # what a joint backbone joins with that of another picture
+    image_maps: ImageMaps | None = None  # what a joint backbone joins with those of another picture
 
     @property
     def nbytes(self) -> int:
         """Bytes of all that is held of the picture for the network."""
-        tensors = [*(self.unjoined.values.values() if self.unjoined is not None else ())]
+        tensors = [*(self.image_maps.values.values() if self.image_maps is not None else ())]
         tensors += [tensor for tensor in (self.maps and self.maps.values, self.pixels) if tensor is not None]
         return sum(tensor.nbytes for tensor in tensors)
 

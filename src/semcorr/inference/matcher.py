@@ -18,7 +18,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.ranges import Count, Positive, require
-from semcorr.core.types import FeatureMap, UnjoinedMaps
+from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
 from semcorr.data.views import to_unit
@@ -39,7 +39,6 @@ from semcorr.inference.load import resolve_device, restore_model
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
 from semcorr.matching.dense import APART, centres_of, interpolate_matches, sample_bilinear
 from semcorr.matching.readouts import argmax, list_readouts
-from semcorr.store.frozen import encode_images_alone
 
 REMEDY = "Check the weights; in half precision, try precision=32"
 CYCLE = 2.0  # cells; with 60 cells a thirtieth of the side, about as TAP-Vid's 8 of 256 pixels
@@ -151,12 +150,10 @@ class Matcher:
             ]
         if backbone.joint:
             with self.autocast():
-                values = encode_images_alone(backbone, to_unit(torch.stack(squares).to(self.device)))
+                values = backbone.read_maps(to_unit(torch.stack(squares).to(self.device))).values
             require_finite(adapted_feature_origin(self.module), names, values, REMEDY)
             return [
-                EncodedPicture(
-                    None, None, *rest, UnjoinedMaps({key: value[i : i + 1] for key, value in values.items()})
-                )
+                EncodedPicture(None, None, *rest, ImageMaps({key: value[i : i + 1] for key, value in values.items()}))
                 for i, rest in enumerate(zip(placements, names, displayed, strict=True))
             ]
         with self.autocast():
@@ -318,8 +315,8 @@ class Matcher:
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps
         with self.autocast():
-            if source.unjoined is not None and target.unjoined is not None:
-                first, second = self.module.backbone.join(source.unjoined, target.unjoined)
+            if source.image_maps is not None and target.image_maps is not None:
+                first, second = self.module.backbone.join_pair(source.image_maps, target.image_maps)
             else:
                 assert source.pixels is not None
                 assert target.pixels is not None

@@ -1,6 +1,6 @@
 """Frozen blocks of a backbone: where they end, and their features of images, cached as long as they are needed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Positive, require_fields
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
+from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.store import FeatureStore
@@ -100,9 +100,8 @@ class FrozenPrefix:
     def compute(self, image: Tensor) -> Values:
         """Compute the values to cache of a batch of images."""
         if self.depth is None:
-            if self.backbone.joint:
-                return encode_images_alone(self.backbone, image)
-            return lay_out_maps(self.backbone, self.backbone.read_maps(image))
+            maps = self.backbone.read_maps(image)
+            return maps.values if self.backbone.joint else lay_out_maps(self.backbone, maps)
         return self.backbone.prefix(image, self.depth).values
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
@@ -116,13 +115,13 @@ class FrozenPrefix:
             return join_laid_out_maps(self.backbone, values)
         return self.backbone.suffix(BackboneState(values, size), self.depth)
 
-    def unjoined(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> UnjoinedMaps:
-        """Compute what a joint backbone joins, for cached images, in the order of their names."""
+    def image_maps(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> ImageMaps:
+        """Compute the maps that a joint backbone joins, for cached images, in the order of their names."""
         assert self.cache is not None
         values = self.cache_config.restore(self.cache.stack(names, device))
         if self.depth is None:
-            return UnjoinedMaps(values)
-        return self.backbone.compute_unjoined(BackboneState(values, size), self.depth)
+            return ImageMaps(values)
+        return self.backbone.finish_maps(BackboneState(values, size), self.depth)
 
     def fill(
         self,
@@ -164,7 +163,8 @@ class FrozenPrefix:
     def _key(self, data: PairDataModule) -> JsonObject:
         depth = "all" if self.depth is None else self.depth
         geometry: JsonObject = {"size": self.backbone.size, "resize": data.resize}
-        geometry |= {"maps": "own grids"} if self._has_several_maps else {}
+        if self._has_several_maps:  # the words change with what is stored
+            geometry["maps"] = "own grids, by layer" if self.backbone.joint else "own grids"
         base = {"backbone": self.backbone.name, "sha256": self.backbone.sha256}
         return {**base, "depth": depth, "dtype": self.cache_config.dtype or "as computed", **geometry, **self.key}
 
@@ -178,13 +178,6 @@ def feature_origin(backbone: Backbone, head: nn.Module | None = None) -> str:
     )
 
 
-def encode_images_alone(backbone: Backbone, image: Tensor) -> Values:
-    """Compute the values to cache of a batch of images: their features, or what a joint backbone joins."""
-    if backbone.joint:
-        return backbone.compute_unjoined(backbone.prefix(image, 0), 0).values
-    return to_channels_last(backbone(image))
-
-
 def to_channels_last(maps: FeatureMap) -> Values:
     """Lay out features for the cache: a cell's channels side by side, so that a point reads four runs of memory."""
     return {CELLS: maps.values.permute(0, 2, 3, 1).contiguous()}
@@ -195,17 +188,18 @@ def from_channels_last(values: Values, stride: float) -> FeatureMap:
     return FeatureMap(values[CELLS].permute(0, 3, 1, 2), stride)
 
 
-def lay_out_maps(backbone: Backbone, maps: Mapping[str, Tensor]) -> Values:
+def lay_out_maps(backbone: Backbone, maps: ImageMaps) -> Values:
     """Lay out what features are made of for the cache: the features, or maps that are smaller on grids of their own.
 
     Maps keep their memory layout, because the last bit of what is made of them depends on it: channels side by side,
     which their key says, or plain.
     """
-    if len({values.shape[-2:] for values in maps.values()}) == 1:
+    values = maps.values.items()
+    if len({value.shape[-2:] for _, value in values}) == 1:
         return to_channels_last(backbone.join_maps(maps))
     return {
-        **{f"{CELLS}/{key}": value.movedim(1, -1).contiguous() for key, value in maps.items() if value.stride(1) == 1},
-        **{f"plain/{key}": value.contiguous() for key, value in maps.items() if value.stride(1) != 1},
+        **{f"{CELLS}/{key}": value.movedim(1, -1).contiguous() for key, value in values if value.stride(1) == 1},
+        **{f"plain/{key}": value.contiguous() for key, value in values if value.stride(1) != 1},
     }
 
 
@@ -213,7 +207,7 @@ def join_laid_out_maps(backbone: Backbone, values: Values) -> FeatureMap:
     """Make the features of maps that `lay_out_maps` has left apart, to the last bit those of the backbone."""
     split = {key.partition("/")[::2]: value for key, value in values.items()}
     maps = {key: value.movedim(-1, 1) if kind == CELLS else value for (kind, key), value in split.items()}
-    return from_channels_last(to_channels_last(backbone.join_maps(maps)), backbone.stride)
+    return from_channels_last(to_channels_last(backbone.join_maps(ImageMaps(maps))), backbone.stride)
 
 
 def frozen_depth(backbone: Backbone) -> int | None:

@@ -253,8 +253,8 @@ def test_what_is_computed_of_each_image_can_be_cut_after_any_block_and_joined(de
 
     with torch.no_grad():
         whole = backbone.pair(IMAGE, IMAGE.flip(0))
-        alone = [backbone.compute_unjoined(backbone.prefix(image, depth), depth) for image in (IMAGE, IMAGE.flip(0))]
-        joined = backbone.join(*alone)
+        alone = [backbone.finish_maps(backbone.prefix(image, depth), depth) for image in (IMAGE, IMAGE.flip(0))]
+        joined = backbone.join_pair(*alone)
 
     assert all(torch.equal(*(m.values for m in maps)) for maps in zip(whole, joined, strict=True))
 
@@ -263,11 +263,9 @@ def test_one_target_is_joined_with_many_sources_as_with_each():
     backbone = fused(layers=(1, 4, 7), components=6)
 
     with torch.no_grad():
-        sources, target = (
-            backbone.compute_unjoined(backbone.prefix(image, 0), 0) for image in (IMAGE, IMAGE[:1].flip(-1))
-        )
+        sources, target = (backbone.read_maps(image) for image in (IMAGE, IMAGE[:1].flip(-1)))
         prepared = backbone.prepare_target(target)
-        together = backbone.join(sources, prepared)
+        together = backbone.join_pair(sources, prepared)
         alone = [backbone.pair(IMAGE[i, None], IMAGE[:1].flip(-1)) for i in (0, 1)]
 
     assert prepared.values.keys() > target.values.keys()
@@ -282,6 +280,6 @@ def test_layers_are_kept_on_their_own_grids():
     backbone = fused(layers=(1, 4, 7), components=6)
 
     with torch.no_grad():
-        alone = backbone.compute_unjoined(backbone.prefix(IMAGE[:1], 0), 0).values
+        alone = backbone.read_maps(IMAGE[:1]).values
 
     assert sum(value.numel() for value in alone.values()) == 24 * 8 + 24 * 32 + 16 * 128 + 48 * 128

@@ -6,7 +6,7 @@ from backbone_cases import IMAGE, PROMISES, dinov3, lite0, tiny
 from torch import nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.types import BackboneState
+from semcorr.core.types import BackboneState, ImageMaps
 from semcorr.models.backbones.sequential import CellGrid, intercept_blocks
 
 pytestmark = pytest.mark.integration
@@ -26,6 +26,24 @@ def test_the_halves_are_the_whole_at_every_depth(promise, several):
             halves = backbone.suffix(backbone.prefix(IMAGE, depth), depth)
             assert torch.equal(halves.values, whole.values), depth
             assert halves.stride == whole.stride
+
+
+@pytest.mark.sampled(8)
+@CONTRACT
+def test_maps_are_those_of_the_whole_after_a_cut_and_of_one_target_for_all_sources(promise):
+    backbone, depth = promise.build(layers=list(promise.several)), promise.blocks - 1
+
+    with torch.no_grad():
+        maps, whole = backbone.read_maps(IMAGE), backbone(IMAGE)
+        cut = backbone.finish_maps(backbone.prefix(IMAGE, depth), depth)
+        one = ImageMaps({key: value[:1] for key, value in maps.values.items()})
+        sources, targets = backbone.join_pair(maps, backbone.prepare_target(one))
+
+    assert list(cut.values) == list(maps.values)
+    assert all(torch.equal(cut.values[key], value) for key, value in maps.values.items())
+    assert torch.equal(sources.values, whole.values)
+    torch.testing.assert_close(targets.values, whole.values[:1].expand_as(whole.values), atol=1e-5, rtol=1e-5)
+    assert sources.stride == targets.stride == whole.stride
 
 
 @CONTRACT

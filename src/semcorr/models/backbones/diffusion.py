@@ -1,6 +1,6 @@
 """Stable Diffusion as a backbone: features of its UNet for an image with a little noise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Seed, check_arguments
-from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
+from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.models.backbones.diffusion_networks import TIMESTEPS, DiffusionNetworks, add_noise, load_diffusion_networks
 from semcorr.models.backbones.features import (
     CellMoments,
@@ -173,37 +173,36 @@ class StableDiffusion(Backbone):
 
     def forward(self, image: Float[Tensor, "b 3 height width"]) -> FeatureMap:
         """Compute the features of RGB images in [0, 1]."""
-        self._require_features_of_one()
         return self.suffix(self.prefix(image, 0), 0)
 
-    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
-        """Compute the maps of all layers, each on its own grid."""
-        return self.prefix(image, len(self.units)).values
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
+        """Compute the maps of all layers, or what a prompt made of both images leaves to compute of one."""
+        return self.finish_maps(self.prefix(image, 0), 0)
 
-    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
-        """Concatenate the maps of all layers."""
-        layers = [maps[f"map.{layer}"] for layer in self.layers]
-        return FeatureMap(concatenate_layers(layers, self.unit_layers), self.stride)
-
-    def compute_unjoined(self, state: BackboneState, depth: int) -> UnjoinedMaps:
+    def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
         """Compute the map of each layer; or return the latent and the prompt's view, for a prompt made of both images.
 
         Layers stay on their own grids: at 960 pixels sd-dino's three have 3.7 million values, and 11.5 side by side.
         """
         if self.pairwise:
-            return UnjoinedMaps(state.values)
-        return UnjoinedMaps({f"map.{layer}": values for layer, values in self._layer_maps(state, depth).items()})
+            return ImageMaps(state.values)
+        return ImageMaps({f"map.{layer}": values for layer, values in self._layer_maps(state, depth).items()})
 
-    def prepare_target(self, target: UnjoinedMaps) -> UnjoinedMaps:
+    def join_maps(self, maps: ImageMaps) -> FeatureMap:
+        """Concatenate the maps of all layers."""
+        self._require_features_of_one()
+        return FeatureMap(concatenate_layers(self._layers_of(maps), self.unit_layers), self.stride)
+
+    def prepare_target(self, target: ImageMaps) -> ImageMaps:
         """Add the moments of the cells of each layer, where they are what is decomposed."""
         values = dict(target.values)
         for layer in () if self.pairwise or self.components is None else self.layers:
             maps = values[f"map.{layer}"]
             if not is_wide(maps.shape[1], 2 * maps.shape[2] * maps.shape[3]):
                 values[f"mean.{layer}"], values[f"scatter.{layer}"] = cell_moments(maps)
-        return UnjoinedMaps(values)
+        return ImageMaps(values)
 
-    def join(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[FeatureMap, FeatureMap]:
+    def join_pair(self, source: ImageMaps, target: ImageMaps) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of pairs: their layers by a prompt made of both images, their principal components."""
         a, b = self._layers_of_pair(source, target)
         if self.components is not None:
@@ -216,11 +215,10 @@ class StableDiffusion(Backbone):
         source_map, target_map = (FeatureMap(concatenate_layers(maps, unit), self.stride) for maps in (a, b))
         return source_map, target_map
 
-    def _layers_of_pair(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[list[Tensor], list[Tensor]]:
+    def _layers_of_pair(self, source: ImageMaps, target: ImageMaps) -> tuple[list[Tensor], list[Tensor]]:
         """Return the layers of both images of each pair, computed now if the prompt is made of both."""
         if not self.pairwise:
-            a, b = ([maps.values[f"map.{layer}"] for layer in self.layers] for maps in (source, target))
-            return a, b
+            return self._layers_of(source), self._layers_of(target)
         latents = source.values["latent"], target.values["latent"].expand(len(source.values["latent"]), -1, -1, -1)
         text = self.prompt(source.values["view"], target.values["view"])
         return self._read(latents[0], text), self._read(latents[1], text)
@@ -244,14 +242,16 @@ class StableDiffusion(Backbone):
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
-        self._require_features_of_one()
-        maps = self._layer_maps(state, depth)
-        return FeatureMap(concatenate_layers([*maps.values()], self.unit_layers), self.stride)
+        return self.join_maps(self.finish_maps(state, depth))
 
     def _require_features_of_one(self) -> None:
         """Refuse to compute features of an image without the other."""
         if self.joint:
             raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
+
+    def _layers_of(self, maps: ImageMaps) -> list[Tensor]:
+        """Return the maps of all layers, in their order."""
+        return [maps.values[f"map.{layer}"] for layer in self.layers]
 
     def _layer_maps(self, state: BackboneState, depth: int) -> dict[int, Tensor]:
         """Compute the maps of all layers, in their order, from the state after `depth` blocks."""
@@ -302,7 +302,7 @@ class StableDiffusion(Backbone):
         return state
 
 
-def _moments(target: UnjoinedMaps, layer: int) -> CellMoments | None:
+def _moments(target: ImageMaps, layer: int) -> CellMoments | None:
     """Return the moments of a layer, where `prepare_target` has computed them."""
     mean, scatter = (target.values.get(f"{kind}.{layer}") for kind in ("mean", "scatter"))
     return CellMoments(mean, scatter) if mean is not None and scatter is not None else None

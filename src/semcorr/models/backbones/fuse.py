@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate, normalize
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import OptionsOf, check_arguments
-from semcorr.core.types import BackboneState, FeatureMap, UnjoinedMaps
+from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.sequential import CellGrid
 from semcorr.models.backbones.timm_model import TimmModel
@@ -110,15 +110,17 @@ class FusedBackbone(Backbone):
             [part(resize_image(image, size)) for part, size in zip(self._parts, sizes, strict=True)]
         )
 
-    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
         """Compute the maps of all parts, each on its own grid."""
         sizes = self._part_sizes((image.shape[-2], image.shape[-1]))
         maps = [part.read_maps(resize_image(image, size)) for part, size in zip(self._parts, sizes, strict=True)]
-        return {f"{i}/{key}": values for i, part_maps in enumerate(maps) for key, values in part_maps.items()}
+        return ImageMaps(merge_parts([part_maps.values for part_maps in maps]))
 
-    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
-        """Concatenate the maps of the parts, those of each part first."""
-        return self._concatenate_maps([part.join_maps(select_part(maps, i)) for i, part in enumerate(self._parts)])
+    def join_maps(self, maps: ImageMaps) -> FeatureMap:
+        """Concatenate the features of the parts, each made of its own maps."""
+        self._require_features_of_one()
+        split = zip(self._parts, self._split_maps(maps), strict=True)
+        return self._concatenate_maps([part.join_maps(part_maps) for part, part_maps in split])
 
     def pair(self, source: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 i j"]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images, seen together by the parts that need both."""
@@ -135,53 +137,32 @@ class FusedBackbone(Backbone):
         """Compute the first `depth` blocks: those of whole parts and of one more part, and embeddings of the rest."""
         if self.needs_pixels:
             self._require_features_of_one()
-        size, values = (image.shape[-2], image.shape[-1]), dict[str, Tensor]()
-        for i, (part, part_size, part_depth) in enumerate(
-            zip(self._parts, self._part_sizes(size), self._part_depths(depth), strict=True)
-        ):
-            state = part.prefix(resize_image(image, part_size), part_depth)
-            values |= {f"{i}/{key}": value for key, value in state.values.items()}
-        return BackboneState(values, size)
+        size = (image.shape[-2], image.shape[-1])
+        split = zip(self._parts, self._part_sizes(size), self._part_depths(depth), strict=True)
+        states = [part.prefix(resize_image(image, part_size), part_depth) for part, part_size, part_depth in split]
+        return BackboneState(merge_parts([state.values for state in states]), size)
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
-        self._require_features_of_one()
-        return self._concatenate_maps(
-            [part.suffix(part_state, part_depth) for part, part_state, part_depth in self._split_state(state, depth)]
-        )
+        return self.join_maps(self.finish_maps(state, depth))
 
-    def compute_unjoined(self, state: BackboneState, depth: int) -> UnjoinedMaps:
-        """Compute what joint parts join, and the features of the others, each on its own grid."""
-        values = dict[str, Tensor]()
-        for i, (part, part_state, part_depth) in enumerate(self._split_state(state, depth)):
-            part_values = (
-                part.compute_unjoined(part_state, part_depth).values
-                if part.joint
-                else {"features": part.suffix(part_state, part_depth).values}
-            )
-            values |= {f"{i}/{key}": value for key, value in part_values.items()}
-        return UnjoinedMaps(values)
+    def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
+        """Compute the maps of all parts from the state after `depth` blocks."""
+        sizes, depths = self._part_sizes(state.size), self._part_depths(depth)
+        states = [BackboneState(select_part(state.values, i), size) for i, size in enumerate(sizes)]
+        split = zip(self._parts, states, depths, strict=True)
+        maps = [part.finish_maps(part_state, part_depth) for part, part_state, part_depth in split]
+        return ImageMaps(merge_parts([part_maps.values for part_maps in maps]))
 
-    def prepare_target(self, target: UnjoinedMaps) -> UnjoinedMaps:
-        """Add what the joins of the parts have in common."""
-        values = dict[str, Tensor]()
-        for i, part in enumerate(self._parts):
-            prepared = part.prepare_target(UnjoinedMaps(select_part(target.values, i)))
-            values |= {f"{i}/{key}": value for key, value in prepared.values.items()}
-        return UnjoinedMaps(values)
+    def prepare_target(self, target: ImageMaps) -> ImageMaps:
+        """Add what the joins of each part have in common."""
+        split = zip(self._parts, self._split_maps(target), strict=True)
+        return ImageMaps(merge_parts([part.prepare_target(maps).values for part, maps in split]))
 
-    def join(self, source: UnjoinedMaps, target: UnjoinedMaps) -> tuple[FeatureMap, FeatureMap]:
-        """Join the maps of the parts that are joint, and concatenate them with those of the others."""
-        a, b = list[FeatureMap](), list[FeatureMap]()
-        for i, part in enumerate(self._parts):
-            values = [select_part(maps.values, i) for maps in (source, target)]
-            if part.joint:
-                maps = part.join(*map(UnjoinedMaps, values))
-            else:
-                first, second = (part_values["features"] for part_values in values)
-                maps = FeatureMap(first, part.stride), FeatureMap(second.expand(len(first), -1, -1, -1), part.stride)
-            a.append(maps[0])
-            b.append(maps[1])
+    def join_pair(self, source: ImageMaps, target: ImageMaps) -> tuple[FeatureMap, FeatureMap]:
+        """Concatenate the features of the parts, each made of its own maps of both images."""
+        split = zip(self._parts, self._split_maps(source), self._split_maps(target), strict=True)
+        a, b = zip(*(part.join_pair(*maps) for part, *maps in split), strict=True)
         return self._concatenate_maps(a), self._concatenate_maps(b)
 
     def _require_features_of_one(self) -> None:
@@ -189,13 +170,9 @@ class FusedBackbone(Backbone):
         if self.needs_pair:
             raise UserError(f"The features of {self.name} depend on both images of a pair here: use `pair`.")
 
-    def _split_state(self, state: BackboneState, depth: int) -> list[tuple[Backbone, BackboneState, int]]:
-        """Return the parts, with the state and the depth of each."""
-        split = zip(self._parts, self._part_sizes(state.size), self._part_depths(depth), strict=True)
-        return [
-            (part, BackboneState(select_part(state.values, i), size), part_depth)
-            for i, (part, size, part_depth) in enumerate(split)
-        ]
+    def _split_maps(self, maps: ImageMaps) -> list[ImageMaps]:
+        """Return the maps of each part."""
+        return [ImageMaps(select_part(maps.values, i)) for i in range(len(self.parts))]
 
     @property
     def _parts(self) -> list[Backbone]:
@@ -226,6 +203,11 @@ class FusedBackbone(Backbone):
             return FeatureMap(torch.cat(resized, dim=1), self.stride)
         weighted = [share * normalize(values, dim=1) for share, values in zip(self.shares, resized, strict=True)]
         return FeatureMap(torch.cat(weighted, dim=1), self.stride)
+
+
+def merge_parts(values: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Merge the values of all parts, their keys after the number of the part."""
+    return {f"{i}/{key}": value for i, part_values in enumerate(values) for key, value in part_values.items()}
 
 
 def select_part(values: Mapping[str, Tensor], part: int) -> dict[str, Tensor]:

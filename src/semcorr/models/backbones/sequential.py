@@ -1,7 +1,7 @@
 """Backbones that are a chain of blocks, and can be cut after any of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.models.backbones.features import concatenate_layers
 
 MAX_SIDE = 2**14  # pixels along a side: a single larger image takes more memory than there is
@@ -111,13 +111,14 @@ class SequentialBackbone(Backbone, ABC):
         """Compute the features of RGB images in [0, 1]."""
         return self.join_maps(self.read_maps(image))
 
-    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
         """Compute the maps of all layers, each on its own grid."""
-        return {str(i): values for i, values in enumerate(self.read((image - self.mean) / self.std))}
+        return ImageMaps({str(i): values for i, values in enumerate(self.read((image - self.mean) / self.std))})
 
-    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+    def join_maps(self, maps: ImageMaps) -> FeatureMap:
         """Concatenate the maps of all layers."""
-        return FeatureMap(concatenate_layers([maps[str(i)] for i in range(len(maps))], self.unit_layers), self.stride)
+        layers = [maps.values[str(i)] for i in range(len(maps.values))]
+        return FeatureMap(concatenate_layers(layers, self.unit_layers), self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the embedding and the first `depth` blocks."""
@@ -145,6 +146,10 @@ class SequentialBackbone(Backbone, ABC):
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` blocks."""
+        return self.join_maps(self.finish_maps(state, depth))
+
+    def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
+        """Compute the maps of all layers from the state after `depth` blocks."""
 
         def step(i: int, block_forward: BlockForward, x: Tensor, *args: object, **kwargs: object) -> Tensor:
             if i == 0:
@@ -153,7 +158,7 @@ class SequentialBackbone(Backbone, ABC):
 
         empty = self.mean.new_zeros(len(state.values[str(depth)]), 3, *state.size)
         with intercept_blocks(self.blocks_up_to(depth), step):
-            return FeatureMap(concatenate_layers(self.read(empty), self.unit_layers), self.stride)
+            return ImageMaps({str(i): values for i, values in enumerate(self.read(empty))})
 
     def blocks_up_to(self, depth: int) -> list[nn.Module]:
         """Return the first `depth` blocks, and always the first one, whose input may be needed."""

@@ -1,6 +1,6 @@
 """SqueezeNet 1.1 (torchvision): 1.2 million parameters, features at stride 16."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from urllib.error import URLError
 
 import torch
@@ -11,7 +11,7 @@ from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import check_arguments
-from semcorr.core.types import BackboneState, FeatureMap
+from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.models.backbones.features import concatenate_layers, normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, default_lora_targets
 from semcorr.models.weights.checkpoints import read_weights
@@ -90,14 +90,14 @@ class SqueezeNet(Backbone):
         """Compute the features of RGB images in [0, 1]."""
         return self.suffix(self.prefix(image, 0), 0)
 
-    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> dict[str, Float[Tensor, "b _ _ _"]]:
+    def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
         """Compute the maps of all layers, each on its own grid."""
-        values = self.prefix(image, len(FIRE)).values
-        return {f"layer{i}": values[f"layer{i}"] for i in self.layers}
+        return self.finish_maps(self.prefix(image, 0), 0)
 
-    def join_maps(self, maps: Mapping[str, Float[Tensor, "b _ _ _"]]) -> FeatureMap:
+    def join_maps(self, maps: ImageMaps) -> FeatureMap:
         """Concatenate the maps of all layers."""
-        return FeatureMap(concatenate_layers([maps[f"layer{i}"] for i in self.layers], self.unit_layers), self.stride)
+        layers = [maps.values[f"layer{i}"] for i in self.layers]
+        return FeatureMap(concatenate_layers(layers, self.unit_layers), self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
         """Compute the stem and the first `depth` fire modules, of each pass."""
@@ -109,10 +109,14 @@ class SqueezeNet(Backbone):
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
         """Compute the features from the state after `depth` fire modules."""
+        return self.join_maps(self.finish_maps(state, depth))
+
+    def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
+        """Compute the maps of all layers from the state after `depth` fire modules."""
         values = dict(state.values)
         for stride in self.strides:
             values |= self._run(values[f"stride{stride}"], stride, self._next_module(depth), len(self.features))
-        return self.join_maps(values)
+        return ImageMaps({f"layer{i}": values[f"layer{i}"] for i in self.layers})
 
     def _run(self, x: Tensor, stride: int, start: int, end: int) -> dict[str, Tensor]:
         """Run the modules from `start` to before `end` in the pass for one stride, and record the layers among them."""
