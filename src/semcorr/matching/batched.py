@@ -207,7 +207,7 @@ def match_at_full_resolution(
     others = [rule for rule in rules if rule is not argmax]
     with torch.autocast(descriptors.device.type, enabled=False):
         pixel, score = upsampled_argmax(descriptors, target.values, size, values)
-        chunk_size = max(1, values // (size[0] * size[1])) if others else max(1, len(descriptors))
+        chunk_size = max(1, values // (2 * size[0] * size[1])) if others else max(1, len(descriptors))
         chunks = [
             apply_readouts(upsampled_cosine(chunk, target.values, size), others)[0] if others else []
             for chunk in descriptors.split(chunk_size)

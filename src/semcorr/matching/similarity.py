@@ -17,6 +17,7 @@ from semcorr.core.device import full_float32
 
 PARTS_PER_THREAD = 2  # of a product that threads share: one alone may be held up
 LEAST_COLUMNS = 64  # of a part
+LEAST = 12  # rows or columns: MKL adds up fewer in another order, and digits would depend on how many there are
 
 
 def sample_descriptors(
@@ -28,6 +29,8 @@ def sample_descriptors(
     the four cells around each point are read: the cost of a point does not depend on the size of the map.
     """
     cells, weights = neighbouring_cells(points, stride, *features.shape[-2:])
+    if features.device.type == "cpu" and type(features) is Tensor and len(features) and not torch.is_grad_enabled():
+        return torch.stack([_blend_cells(*image) for image in zip(features[:, None], cells, weights, strict=True)])
     index = cells.flatten(1)[..., None].expand(-1, -1, features.shape[1])
     values = features.flatten(2).transpose(1, 2).gather(1, index)  # all four at once: one write in backward
     return (values.unflatten(1, (-1, 4)).float() * weights[..., None]).sum(2)
@@ -109,15 +112,17 @@ def multiply_batches(
     On a CPU, the columns of `b` of a batch of one are shared out among the threads here: MKL itself shares a product
     out so that two threads need up to half as long again as the processor does.
     """
-    parts = PARTS_PER_THREAD * torch.get_num_threads()
-    width = b.shape[2] // parts
     plain = type(a) is type(b) is Tensor  # others may have no values, as where a program is traced
-    if len(a) > 1 or a.device.type != "cpu" or torch.is_grad_enabled() or not plain or width < LEAST_COLUMNS:
+    if len(a) > 1 or a.device.type != "cpu" or torch.is_grad_enabled() or not plain:
         products = (a[0] @ b[0])[None] if len(a) == 1 else a @ b  # MKL multiplies two matrices sooner than a batch
-        # The lengths after the products, here and below, which have brought the map into the cache.
-        if not is_cosine:
-            return products
-        return torch.div(products, _lengths(b)[:, None], out=None if products.requires_grad else products)
+        return _divide_by_lengths(products, b) if is_cosine else products
+    if 0 < a.shape[1] < LEAST:
+        padded = torch.cat((a, a.new_zeros(1, LEAST - a.shape[1], a.shape[2])), dim=1)
+        return multiply_batches(padded, b, is_cosine)[:, : a.shape[1]]
+    parts = PARTS_PER_THREAD * torch.get_num_threads()
+    width = (b.shape[2] if b.shape[2] % parts == 0 else b.shape[2] - LEAST) // parts
+    if width < LEAST_COLUMNS:
+        return _divide_by_lengths((a[0] @ b[0])[None], b) if is_cosine else (a[0] @ b[0])[None]
     whole = parts * width
     products = a.new_empty(1, a.shape[1], b.shape[2])
     columns, by_part = (matrix[0, :, :whole].unflatten(1, (parts, width)) for matrix in (b, products))
@@ -131,6 +136,11 @@ def multiply_batches(
         by_part.copy_(products_by_part)
         products[0, :, whole:] = rest
     return products
+
+
+def _divide_by_lengths(products: Float[Tensor, "b n m"], cells: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:
+    """Divide cosines by the lengths of cells: after the products, which have brought the map into the cache."""
+    return torch.div(products, _lengths(cells)[:, None], out=None if products.requires_grad else products)
 
 
 def _lengths(cells: Float[Tensor, "b c m"]) -> Float[Tensor, "b m"]:
@@ -160,9 +170,8 @@ def upsampled_cosine(
     numbers per pixel and not c, and divided by the lengths of the upsampled features, which `upsampled_lengths`
     has from the products of neighbouring cells.
     """
-    return _upsample_cosine(
-        _dot_products(descriptors, features).float(), upsampled_lengths(features, size).float(), size
-    )
+    # In double precision: the last bits of single depend on how many maps are upsampled at once.
+    return _upsample_cosine(_dot_products(descriptors, features), upsampled_lengths(features, size), size).float()
 
 
 def upsampled_argmax(
