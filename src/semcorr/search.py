@@ -151,7 +151,7 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
     trainer.precision_plugin.convert_module(module).to(device).eval()  # all of them change the module itself
     print_line(f"Searching layers of {module.backbone.name} by {data.name} {data.split}, {cfg.objective}")
     with run_products(trainer):
-        group, context = ProcessGroup(0, 1, device), trainer.precision_plugin.forward_context
+        group, context = ProcessGroup(0, 1, device, local=1), trainer.precision_plugin.forward_context
         scorer = LayerScorer(module, data, data.split, group, context, module.specs[0])
 
         def score_sets(sets: "Sequence[Layers]") -> list[float]:

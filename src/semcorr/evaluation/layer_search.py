@@ -119,7 +119,7 @@ class LayerScorer:
     def _read_layers(self, image: Tensor) -> Values:
         """Compute the map of every layer, on its own grid."""
         with self.context():
-            return {f"{i}": maps for i, maps in enumerate(self.module.backbone.read_maps(image).values())}
+            return {f"{i}": maps for i, maps in enumerate(self.module.backbone.read_maps(image).values.values())}
 
     def _join_layers(self, images: Sequence[ImageVariant], layers: Layers) -> FeatureCache:
         """Make the features of a backbone that reads some of the layers."""
