@@ -157,4 +157,4 @@ def test_all_layers_that_are_offered_can_be_read(name, config):
     backbone = build_backbone(cfg, layers=choices)
 
     assert backbone.layers == choices
-    assert len(backbone.read_maps(torch.zeros(1, 3, 64, 64))) == len(choices)
+    assert len(backbone.read_maps(torch.zeros(1, 3, 64, 64)).values) == len(choices)

@@ -81,8 +81,8 @@ def test_a_layer_at_several_timesteps_has_the_maps_of_each_side_by_side(options)
     ones = [tiny_sd(layers=[4, 7], timestep=timestep, **options) for timestep in (261, 50, 0)]
 
     with torch.no_grad():
-        whole, found = backbone(IMAGE), backbone.read_maps(IMAGE)
-        each = [one.read_maps(IMAGE) for one in ones]
+        whole, found = backbone(IMAGE), backbone.read_maps(IMAGE).values
+        each = [one.read_maps(IMAGE).values for one in ones]
         cut = [backbone.suffix(backbone.prefix(IMAGE, depth), depth) for depth in (0, 5, len(backbone.blocks))]
 
     for key in ("map.4", "map.7"):

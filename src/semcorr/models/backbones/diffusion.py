@@ -280,7 +280,8 @@ class StableDiffusion(Backbone):
 
     def _initial_state(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
         """Compute the input of the first unit: the noised latents, through the first convolution."""
-        noisy = torch.cat([add_noise(latent, one, self.ensemble, self.seed) for one in self.timesteps], dim=1)
+        steps = [add_noise(latent, timestep, self.ensemble, self.seed) for timestep in self.timesteps]
+        noisy = torch.cat(steps, dim=1) if len(steps) > 1 else steps[0]  # a copy may have other strides, and digits
         hidden = self.conv_in(noisy.flatten(0, 1))
         return UNetState(hidden, {0: hidden} if self.keeps_first else {})
 
