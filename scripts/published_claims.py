@@ -233,7 +233,13 @@ PAGE: dict[str, Line] = {  # the first column of docs/reproduce.md's tables -> i
     ],
     "7, readouts, zero-shot": [(name, readout("zero_shot", name, alphas=BEST)) for name in ("argmax", "window 11")],
     "8, window or kernel": [(row.lower(), geo("8", f"Default {row}", "", BEST)) for row in ("Window", "Kernel")],
-    "9, window in the loss": [("whole map", geo("9", "Soft Argmax", "", BEST))],
+    "9, window in the loss": [
+        *(
+            (label, geo("9", f"Window Soft Argmax ({size})", "", BEST))
+            for label, size in (("window 7", 7), ("15", 15), ("22", 22))
+        ),
+        ("whole map", geo("9", "Soft Argmax", "", BEST)),
+    ],
     "10, from PF-PASCAL": [
         ("SPair-71k", geo("10", "Ours", alphas=BEST)),
         ("AP-10K", geo("10", "Ours", AP10K[0], BEST)),

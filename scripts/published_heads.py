@@ -174,8 +174,8 @@ EXPERIMENTS: dict[str, list[Line]] = {
         ),
     ],
     "tables/geo_aware_9": [
-        line(geo("9", "Soft Argmax", "")),
-        line("its rows with a window in the loss, of 7", geo("9", "Window Soft Argmax (7)", "")),
+        line("whole map", geo("9", "Soft Argmax", "")),
+        *(line(f"window {size}", geo("9", f"Window Soft Argmax ({size})", "")) for size in (7, 15, 22)),
     ],
     "tables/geo_aware_10": [
         line(label, geo("10", METHODS[label]), geo("10", METHODS[label], AP10K[0])) for label in TRAINED

@@ -243,7 +243,11 @@ def accepts_its_keys(node: Mapping) -> bool:
 @pytest.mark.parametrize(
     ("verb", "line", "told"),
     [
-        (train, "finetune.blcks=3", "unknown config key `finetune.blcks`. Did you mean finetune.blocks?"),
+        (
+            train,
+            "finetune.blcks=3",
+            "unknown config key `finetune.blcks`. Did you mean finetune.blocks or finetune.block_weights?",
+        ),
         (train, "finetune=lora finetune.rnak=4", "unknown config key `finetune.rnak`. Did you mean finetune.rank"),
         (train, "augment.flipp=1", "unknown config key `augment.flipp`. Did you mean augment.flip?"),
         (train, "augment.flip=2 data=synthetic", "`augment.flip` must be between 0, which is off, and 1, got 2"),

@@ -36,7 +36,7 @@ EXTRA = {  # what else steps and batches can be made of, by head
     "cross_attention": "loss=together loss.image_level=1 loss.pseudo_labels=1 loss.contrastive=0 callbacks=ema_teacher",
     "cosine": "loss=together pairs=pose_variant trainer.gradient_clip_val=1",
     "self_attention": "backbone=sam backbone.size=64 backbone.pretrained=false +backbone.embed_dim=48 "
-    "+backbone.depth=2 +backbone.num_heads=3 +backbone.global_attn_indexes=[0,1] +backbone.img_size=128",
+    "+backbone.depth=4 +backbone.num_heads=3 +backbone.global_attn_indexes=[0,1,2,3] +backbone.img_size=128",
     "upsample": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
 }
 WITHOUT_WEIGHTS = ("cosine", "gromov_wasserstein", "transport")

@@ -124,7 +124,7 @@ def test_long_names_of_categories_are_within_their_panel(tmp_path, width):
     entry.runs[0].metrics["category"] = dict.fromkeys(names, next(iter(entry.runs[0].metrics["category"].values())))
 
     for panel in (
-        _draw_bars(entry, names, width),
+        _draw_bars(entry, names, width, scale=1.0),
         difficulty._draw_bars("title", [[(f"{name} small", [value] * len(difficulty.SHADES))] for name in names]),
     ):
         assert cut_texts(panel) == []
