@@ -35,7 +35,9 @@ Together = Annotated[
     bool, typer.Option("--together", help="All in one process: starts sooner, but peaks are then of the whole.")
 ]
 Backbone = Annotated[str, OneOf(list_backbone_files), typer.Option("--backbone", help="Name of a backbone.")]
-Size = Annotated[Count | None, typer.Option("--size", help="Side of the square images are resized to, in pixels.")]
+Size = Annotated[
+    int | None, Range(least=1), typer.Option("--size", help="Side of the square images are resized to, in pixels.")
+]
 Random = Annotated[bool, typer.Option("--random", help="Random weights.")]
 Root = Annotated[Path | None, typer.Option("--root", readable=False, help="A tree in SPair-71k's layout.")]
 Scale = Annotated[
@@ -95,9 +97,9 @@ def benchmark_evaluate(
     folder: Folder = None,
     part: Part = 1.0,
     split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="train, val or test.")] = "test",
-    pairs: Annotated[Count | None, typer.Option(help="Only the first so many of the split.")] = None,
+    pairs: Annotated[int | None, Range(least=1), typer.Option(help="Only the first so many of the split.")] = None,
     naive_pairs: Annotated[Count, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
-    workers: Annotated[Whole | None, typer.Option(help="Loader processes.")] = None,
+    workers: Annotated[int | None, Range(least=0), typer.Option(help="Loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -185,7 +187,7 @@ def benchmark_train(
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    workers: Annotated[Whole | None, typer.Option(help="Loader processes.")] = None,
+    workers: Annotated[int | None, Range(least=0), typer.Option(help="Loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
