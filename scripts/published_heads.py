@@ -83,6 +83,8 @@ EXPERIMENTS: dict[str, list[Line]] = {
         *(line(label, *(unified("V", f"{name} {n}") for n in SIZES)) for label, name in NAMES.items()),
         line("CLIP", unified("V", "CLIP 16")),
     ],
+    "unified/gated_layers": [line("DHPF", unified("II", "DHPF ResNet-101 240", ("0.05", "0.1", "0.15")))],
+    "unified/hyperfeatures": [line("DHF", unified("II", "DHF SD+DINOv2 Ori", BEST))],
     "tables/unified_6": [
         line("DINOv2, last block", *(unified("VI", f"DINOv2 {n}") for n in SIZES)),
         line("SD-CPM", *(unified("VI", f"SD-CPM {n}") for n in SIZES)),
