@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from semcorr.core.interfaces import MultiSourceHead
+from semcorr.core.interfaces import BatchedHead
 from semcorr.core.types import FeatureMap
 from semcorr.matching import batched, readouts
 from semcorr.matching.batched import TargetQueries, match_to_target, match_to_targets, query_similarities
@@ -174,7 +174,7 @@ def build_points(*counts: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("head", [Cosine(), Doubled()], ids=["cosine", "a description of its own"])
 def test_sources_described_together_are_those_described_one_by_one(head, layout, precision):
     """Any layout and precision; points on cells, on the border and beyond; a source without points."""
-    assert isinstance(head, MultiSourceHead)
+    assert isinstance(head, BatchedHead)
     sources, points = build_maps(4, layout, precision), build_points(3, 0, 6)
     one_by_one = torch.cat([head.describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)])
 
@@ -184,6 +184,52 @@ def test_sources_described_together_are_those_described_one_by_one(head, layout,
     assert together.dtype == torch.float32
     assert_close(together, one_by_one, atol=1e-6, rtol=1e-6)
     assert_close(head.describe_sources(sources, points), one_by_one, atol=0, rtol=0)  # where gradients are kept
+
+
+class Negated(Cosine):
+    """A head with a comparison of its own."""
+
+    def compare(self, descriptors, target):
+        return -super().compare(descriptors, target)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("head", [Cosine(), Negated()], ids=["cosine", "a comparison of its own"])
+def test_targets_compared_together_are_those_compared_one_by_one(head, layout, precision):
+    """With no, one and many descriptors of a target; with gradients and without."""
+    targets, counts = build_maps(4, layout, precision), [3, 0, 1, 30]
+    descriptors = torch.randn(34, 5, requires_grad=True)
+    rows = descriptors.split(counts)
+    one_by_one = torch.cat(
+        [head.compare(some[None], target) for some, target in zip(rows, targets, strict=True)], dim=1
+    )
+
+    with torch.no_grad():
+        together = head.compare_targets(descriptors, counts, targets)
+
+    assert together.dtype == torch.float32
+    assert_close(together, one_by_one.detach(), atol=1e-6, rtol=1e-6)
+    with_gradients = head.compare_targets(descriptors, counts, targets)
+    assert_close(with_gradients, one_by_one, atol=0, rtol=0)
+    assert with_gradients.requires_grad
+
+
+def test_a_window_passes_gradients_to_its_cells_alone():
+    """As where cells outside the window are set to minus infinity; a window at the border, one inside."""
+    similarity = torch.rand(1, 2, 6, 7, dtype=torch.float64)
+    similarity[0, 0, 0, 1] = similarity[0, 1, 3, 3] = 2
+    similarity.requires_grad_()
+    outside = torch.ones(1, 2, 6, 7, dtype=torch.bool)
+    outside[0, 0, :2, :3] = outside[0, 1, 2:5, 2:5] = False
+    whole = soft_argmax(similarity.masked_fill(outside, -torch.inf), temperature=0.5)
+    (expected,) = torch.autograd.grad(whole.square().sum(), similarity)
+
+    cells = window_soft_argmax(similarity, window=3, temperature=0.5)
+    (gradient,) = torch.autograd.grad(cells.square().sum(), similarity)
+
+    assert_close(cells, whole)
+    assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("other", [torch.randn(1, 5, 3, 3), torch.randn(1, 5, 4, 6).half()], ids=["size", "precision"])

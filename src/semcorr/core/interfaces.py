@@ -45,13 +45,18 @@ class PenalisedHead(Protocol):
 
 
 @runtime_checkable
-class MultiSourceHead(SiameseHead, Protocol):
-    """A Siamese head that describes the points of all sources of a target in one go: optional, for speed."""
+class BatchedHead(SiameseHead, Protocol):
+    """A Siamese head that takes several sources or targets in one go: optional, for speed."""
 
     def describe_sources(
         self, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]]
     ) -> Float[Tensor, "q c"]:
         """Compute what `describe` gives for the points of each source, of one image each, in their order."""
+
+    def compare_targets(
+        self, descriptors: Float[Tensor, "q c"], counts: Sequence[int], targets: Sequence[FeatureMap]
+    ) -> Float[Tensor, "1 q h w"]:
+        """Compute what `compare` gives for the next `counts` descriptors and each target, of one image and one size."""
 
 
 class Backbone(nn.Module):

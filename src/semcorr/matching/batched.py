@@ -5,6 +5,7 @@ Both give what the head gives when it is called pair by pair.
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 
 from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
-from semcorr.core.interfaces import MultiSourceHead, SiameseHead
+from semcorr.core.interfaces import BatchedHead, SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
 from semcorr.matching.similarity import (
@@ -241,20 +242,44 @@ def _block_similarities(
     all_sources = [source for target_queries in block for source in target_queries.sources]
     all_points = [points for target_queries in block for points in target_queries.points]
     descriptors = _describe_queries(head, all_sources, all_points, options.unit_cells)
-    for (target, *_), rows in zip(block, descriptors.split([each.query_count for each in block]), strict=True):
-        for chunk in rows.split(chunk_size):
-            yield (
-                product_similarity(chunk[None], target.values)
-                if options.products
-                else head.compare(chunk[None], target)
-            )
+    h, w = block[0].target.values.shape[-2:]
+    groups = _group_small([each.query_count for each in block], min(chunk_size, JOINED // (h * w)))
+    group_rows = descriptors.split([sum(counts) for counts in groups])
+    targets = iter([each.target for each in block])
+    for counts, rows in zip(groups, group_rows, strict=True):
+        group_targets = list(islice(targets, len(counts)))
+        if len(counts) > 1 and isinstance(head, BatchedHead) and not options.products:
+            yield head.compare_targets(rows, counts, group_targets)
+            continue
+        for target, target_rows in zip(group_targets, rows.split(counts), strict=True):
+            for chunk in target_rows.split(chunk_size):
+                yield (
+                    product_similarity(chunk[None], target.values)
+                    if options.products
+                    else head.compare(chunk[None], target)
+                )
+
+
+def _group_small(counts: Sequence[int], most: int) -> list[list[int]]:
+    """Divide counts into groups of neighbours whose sum is at most `most`; a larger one is a group by itself.
+
+    >>> _group_small([3, 4, 9, 1, 1], 7)
+    [[3, 4], [9], [1, 1]]
+    """
+    groups: list[list[int]] = []
+    for count in counts:
+        if groups and sum(groups[-1]) + count <= most:
+            groups[-1].append(count)
+        else:
+            groups.append([count])
+    return groups
 
 
 def _describe_queries(
     head: SiameseHead, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]], unit_cells: bool
 ) -> Float[Tensor, "q c"]:
     """Compute the descriptors of the points of all sources."""
-    if isinstance(head, MultiSourceHead) and not unit_cells:
+    if isinstance(head, BatchedHead) and not unit_cells:
         return head.describe_sources(sources, points)
     describe = partial(describe_unit_cells, head) if unit_cells else head.describe
     return torch.cat([describe(source, chunk[None])[0] for source, chunk in zip(sources, points, strict=True)])

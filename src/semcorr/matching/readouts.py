@@ -113,15 +113,12 @@ def window_soft_argmax(
     (left, across), (top, down) = (
         _place_window(centre, window // 2, length) for centre, length in ((peak.x, w), (peak.y, h))
     )
-    windows = similarity.unfold(2, down.shape[-1], 1).unfold(3, across.shape[-1], 1)  # (b n y x k l), a view
-    pair, query = (torch.arange(length, device=left.device) for length in left.shape)
-    values = _to_single(windows[pair[:, None], query, top, left])
+    values = _to_single(_gather_windows(similarity, left, top, (across.shape[-1], down.shape[-1])))
     corner = torch.stack((left, top), dim=-1)
     if outside == "none" and _allows_in_place(values):
         powers = _powers(values, temperature, peak._replace(score=_to_single(peak.score), buffer=values))
-        powers.mul_(down.to(powers.dtype)[..., None]).mul_(across.to(powers.dtype)[..., None, :])
-        return _mean_cell(powers).add_(corner)
-    inside = down[..., None] & across[..., None, :]
+        return _mean_cell(powers.mul_(down[..., None]).mul_(across[..., None, :])).add_(corner)
+    inside = (down[..., None] * across[..., None, :]).bool()
     logits = torch.where(inside, values / temperature, -torch.inf)
     expected = _expectation(logits) + corner
     return expected if outside == "none" else _blend_with_zeros(expected, logits, inside, corner, (w, h))
@@ -250,21 +247,39 @@ def _gaussian(centre: Int[Tensor, "b n"], length: int, sigma: float) -> Float[Te
     """Return exp(-d^2 / (2 sigma^2)) for the distances d of all positions from each centre."""
     positions = torch.arange(length, dtype=torch.float32, device=centre.device)
     distance = positions - positions[:, None]  # of any two positions: there are more centres than these
-    return distance.square_().mul_(-0.5 / sigma**2).exp_()[centre]
+    return _look_up(distance.square_().mul_(-0.5 / sigma**2).exp_(), centre)
 
 
 def _place_window(
     centre: Int[Tensor, "b n"], reach: int, length: int
-) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n k"]]:
-    """Return the first position of a stretch that lies on the map, and which positions of it are within `reach` cells.
+) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n k"]]:
+    """Return the first position of a stretch that lies on the map, and 1 for its positions within `reach` cells.
 
-    All stretches have one length; those near a border hold positions that are further away.
+    All stretches have one length; those near a border hold positions that are further away, with 0.
     """
     size = min(2 * reach + 1, length)
     positions = torch.arange(length, device=centre.device)  # of any centre: there are fewer than centres
-    start = (positions - reach).clamp(0, length - size)
+    start = (positions - reach).clamp_(0, length - size)
     distance = start[:, None] + torch.arange(size, device=centre.device) - positions[:, None]
-    return start[centre], (distance.abs() <= reach)[centre]
+    return (centre - reach).clamp_(0, length - size), _look_up((distance.abs_() <= reach).float(), centre)
+
+
+def _look_up(table: Float[Tensor, "length k"], index: Int[Tensor, "b n"]) -> Float[Tensor, "b n k"]:
+    return table.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _gather_windows(
+    similarity: Float[Tensor, "b n h w"], left: Int[Tensor, "b n"], top: Int[Tensor, "b n"], size: tuple[int, int]
+) -> Float[Tensor, "b n k l"]:
+    """Copy a window of each map, of `size` (width, height), which lies on it."""
+    (b, n, h, w), (columns, rows), device = similarity.shape, size, similarity.device
+    starts = (top * w + left)[..., None] + torch.arange(rows, device=device) * w  # of the rows of each window
+    if _allows_in_place(similarity) and type(similarity) is Tensor and similarity.numel():
+        starts += (torch.arange(b * n) * (h * w)).view(b, n, 1)
+        stretches = similarity.reshape(-1).unfold(0, columns, 1)  # all that there are, a view
+        return stretches.index_select(0, starts.flatten()).view(b, n, rows, columns)
+    cells = starts[..., None] + torch.arange(columns, device=device)
+    return similarity.flatten(2).gather(-1, cells.flatten(2)).view(b, n, rows, columns)
 
 
 Rule = Readout

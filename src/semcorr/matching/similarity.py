@@ -111,46 +111,85 @@ def cosine_similarity(
     >>> cosine_similarity(torch.tensor([[[3.0, 0.0]]]), features)
     tensor([[[[1., 0.]]]])
     """
-    h, w = features.shape[-2:]
     with full_float32(features.device.type):
-        cells, queries = features.flatten(2).float(), descriptors.float()
-        queries = queries / torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_min(1e-12)
-        similarity = multiply_batches(queries, cells, is_cosine=True)
+        similarity = multiply_batches(_unit_rows(descriptors), features.flatten(2).float(), is_cosine=True)
+    return similarity.unflatten(-1, features.shape[-2:])
+
+
+def cosine_similarity_to_each(
+    descriptors: Float[Tensor, "q c"], counts: Sequence[int], maps: Sequence[Float[Tensor, "1 c h w"]]
+) -> Float[Tensor, "1 q h w"]:
+    """Compute the cosines of the first descriptors with the first map, of the next with the next; without gradients.
+
+    As `cosine_similarity` of each, but written next to each other: several small ones are read out together.
+
+    Args:
+        descriptors: Of the points of all maps.
+        counts: Number of descriptors of each map.
+        maps: Features of one size.
+    """
+    h, w = maps[0].shape[-2:]
+    similarity = descriptors.new_empty(1, len(descriptors), h * w, dtype=torch.float32)
+    with full_float32(descriptors.device.type):
+        queries, start = _unit_rows(descriptors)[None], 0
+        for count, features in zip(counts, maps, strict=True):
+            rows = slice(start, start := start + count)
+            multiply_batches(queries[:, rows], features.flatten(2).float(), is_cosine=True, out=similarity[:, rows])
     return similarity.unflatten(-1, (h, w))
 
 
+def _unit_rows(descriptors: Float[Tensor, "*q c"]) -> Float[Tensor, "*q c"]:
+    queries = descriptors.float()
+    return queries / torch.linalg.vector_norm(queries, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
 def multiply_batches(
-    a: Float[Tensor, "b n c"], b: Float[Tensor, "b c m"], is_cosine: bool = False
+    a: Float[Tensor, "b n c"],
+    b: Float[Tensor, "b c m"],
+    is_cosine: bool = False,
+    out: Float[Tensor, "b n m"] | None = None,
 ) -> Float[Tensor, "b n m"]:
     """Multiply matrices, and divide by the lengths of the columns of `b` for cosines.
 
     On a CPU, the columns of `b` of a batch of one are shared out among the threads here: MKL itself shares a product
     out so that two threads need up to half as long again as the processor does.
+
+    Args:
+        a: Rows, such as descriptors.
+        b: Columns, such as cells.
+        is_cosine: Whether to divide by the lengths of the columns.
+        out: Where to write the products; a new tensor by default.
     """
     plain = type(a) is type(b) is Tensor  # others may have no values, as where a program is traced
     if len(a) > 1 or a.device.type != "cpu" or torch.is_grad_enabled() or not plain:
         products = (a[0] @ b[0])[None] if len(a) == 1 else a @ b  # MKL multiplies two matrices sooner than a batch
-        return _divide_by_lengths(products, b) if is_cosine else products
+        products = _divide_by_lengths(products, b) if is_cosine else products
+        return products if out is None else out.copy_(products)
+    out = a.new_empty(1, a.shape[1], b.shape[2]) if out is None else out
     if 0 < a.shape[1] < LEAST:
         padded = torch.cat((a, a.new_zeros(1, LEAST - a.shape[1], a.shape[2])), dim=1)
-        return multiply_batches(padded, b, is_cosine)[:, : a.shape[1]]
+        return out.copy_(multiply_batches(padded, b, is_cosine)[:, : a.shape[1]])
     parts = PARTS_PER_THREAD * torch.get_num_threads()
     width = (b.shape[2] if b.shape[2] % parts == 0 else b.shape[2] - LEAST) // parts
-    if width < LEAST_COLUMNS:
-        return _divide_by_lengths((a[0] @ b[0])[None], b) if is_cosine else (a[0] @ b[0])[None]
-    whole = parts * width
-    products = a.new_empty(1, a.shape[1], b.shape[2])
-    columns, by_part = (matrix[0, :, :whole].unflatten(1, (parts, width)) for matrix in (b, products))
-    products_by_part = torch.bmm(a.expand(parts, -1, -1), columns.transpose(0, 1)).transpose(0, 1)  # (n parts width)
-    rest = a[0] @ b[0, :, whole:]
-    if is_cosine:
-        lengths = _lengths(b)[0]
-        torch.div(products_by_part, lengths[:whole].view(parts, width), out=by_part)
-        products[0, :, whole:] = rest / lengths[whole:]
+    whole = parts * width if width >= LEAST_COLUMNS else 0
+    rest = a[0] @ b[0, :, whole:] if whole < b.shape[2] else None
+    if whole:
+        columns, by_part = (matrix[0, :, :whole].unflatten(1, (parts, width)) for matrix in (b, out))
+        products = torch.bmm(a.expand(parts, -1, -1), columns.transpose(0, 1)).transpose(0, 1)  # (n parts width)
+    lengths = _lengths(b)[0] if is_cosine else None  # after the products, which have brought the map into the cache
+    if whole:
+        _write_quotients(products, None if lengths is None else lengths[:whole].view(parts, width), by_part)
+    if rest is not None:
+        _write_quotients(rest, None if lengths is None else lengths[whole:], out[0, :, whole:])
+    return out
+
+
+def _write_quotients(products: Tensor, lengths: Tensor | None, out: Tensor) -> None:
+    """Write products, divided by lengths where there are any."""
+    if lengths is None:
+        out.copy_(products)
     else:
-        by_part.copy_(products_by_part)
-        products[0, :, whole:] = rest
-    return products
+        torch.div(products, lengths, out=out)
 
 
 def _divide_by_lengths(products: Float[Tensor, "b n m"], cells: Float[Tensor, "b c m"]) -> Float[Tensor, "b n m"]:

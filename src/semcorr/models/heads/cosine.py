@@ -7,7 +7,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.types import FeatureMap
-from semcorr.matching.similarity import cosine_similarity, sample_descriptors, sample_from_each
+from semcorr.matching.similarity import (
+    cosine_similarity,
+    cosine_similarity_to_each,
+    sample_descriptors,
+    sample_from_each,
+)
 
 
 class Cosine(nn.Module):
@@ -35,7 +40,8 @@ class Cosine(nn.Module):
         A subclass with a `describe` of its own has its `describe` called source by source, and so are sources of
         different sizes or precisions, and those that need a gradient.
         """
-        kinds = {(source.stride, source.values.shape, source.values.dtype) for source in sources}
+        unique = {id(source): source for source in sources}.values()
+        kinds = {(source.stride, source.values.shape, source.values.dtype) for source in unique}
         has_own_description = getattr(self.describe, "__func__", None) is not Cosine.describe
         if has_own_description or len(kinds) > 1 or torch.is_grad_enabled():
             chunks = [self.describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)]
@@ -45,3 +51,16 @@ class Cosine(nn.Module):
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
         """Compute the cosine of every descriptor with every target cell."""
         return cosine_similarity(descriptors, target.values)
+
+    def compare_targets(
+        self, descriptors: Float[Tensor, "q c"], counts: Sequence[int], targets: Sequence[FeatureMap]
+    ) -> Float[Tensor, "1 q h w"]:
+        """Compute the similarities of the descriptors of each of several targets, of one image and size, in one go.
+
+        A subclass with a `compare` of its own has its `compare` called target by target.
+        """
+        has_own_comparison = getattr(self.compare, "__func__", None) is not Cosine.compare
+        if has_own_comparison or torch.is_grad_enabled():
+            rows = zip(descriptors.split(list(counts)), targets, strict=True)
+            return torch.cat([self.compare(chunk[None], target) for chunk, target in rows], dim=1)
+        return cosine_similarity_to_each(descriptors, counts, [target.values for target in targets])
