@@ -124,7 +124,8 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
     """
     from semcorr.cli.sweep.objective import require_objective, select_number
     from semcorr.data.datamodule import PairDataModule
-    from semcorr.engine.build import build_backbone, build_datamodule_and_module, build_trainer
+    from semcorr.engine.build import build_backbone, build_datamodule_and_module
+    from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import run_products
     from semcorr.evaluation.layer_search import LayerScorer, has_weights, keep_pairs, search_beam
     from semcorr.store.encode import ProcessGroup

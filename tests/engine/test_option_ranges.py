@@ -19,9 +19,9 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Positive, Temperature, require
 from semcorr.core.types import FeatureMap
 from semcorr.data.spair import SPair
-from semcorr.engine.build import check_config
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.options import check_options, stated_parameters
+from semcorr.engine.run_config import check_config
 from semcorr.engine.trainer_options import check_numbers
 from semcorr.evaluate import evaluate
 from semcorr.inference import Matcher
