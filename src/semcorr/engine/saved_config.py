@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.config_check import check_config
+from semcorr.engine.config_check import check_saved_config
 from semcorr.engine.known_targets import KnownTargets, config_search_path, read_known_targets
 from semcorr.engine.plain_yaml import read_plain_yaml
 from semcorr.engine.renamed_targets import update_targets
@@ -77,16 +77,16 @@ def read_run_config(
     known = read_known_targets(config_search_path(str(conf_dir())) if search is None else search)
     replaced = overridden_keys(overrides)
     replaced |= set() if resumes else {"callbacks"}
-    values = read_plain_config(run / CONFIG, known, replaced)
+    values = read_checked_config(run / CONFIG, known, replaced)
     if not resumes and "callbacks" in values:
         values["callbacks"] = {}
     scored = None if "loss" in values else values.get("checkpoint")
     if scored and is_run(Path(scored)):
-        read_plain_config(Path(scored) / CONFIG, known, replaced)
+        read_checked_config(Path(scored) / CONFIG, known, replaced)
     return OmegaConf.create(values)
 
 
-def read_plain_config(path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset()) -> JsonObject:
+def read_checked_config(path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset()) -> JsonObject:
     """Read a saved configuration as plain values, or refuse it.
 
     Args:
@@ -96,8 +96,8 @@ def read_plain_config(path: Path, known: KnownTargets, overridden: frozenset[str
     """
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
-    check_config(path, plain, known, overridden)
-    assert isinstance(plain.values, dict), "check_config has seen to it"
+    check_saved_config(path, plain, known, overridden)
+    assert isinstance(plain.values, dict), "check_saved_config has seen to it"
     return plain.values
 
 
