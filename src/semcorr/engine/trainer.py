@@ -55,27 +55,10 @@ def build_trainer(
     cfg.trainer.precision = device_precision(to_plain_types(cfg.trainer))
     if "loss" in cfg:
         check_training(cfg.trainer, any(isinstance(callback, ModelCheckpoint) for callback in callbacks))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen parts are
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
-    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    silence_lightning()
     if not resumes:
         remove_logs(run_dir)
-    user_callbacks = build_user_callbacks(cfg)
-    callbacks = [PagesCallback(), ThroughputMonitor(), KeepSignals(), *callbacks, *user_callbacks]
-    has_user_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
-    wants_bar = cfg.trainer.get("enable_progress_bar")
-    if has_user_bar and wants_bar is False:
-        raise UserError(
-            "`trainer.enable_progress_bar` is false, and one of `callbacks` is a progress bar. Leave out either."
-        )
-    has_bar = has_user_bar or (Terminal().is_terminal if wants_bar is None else wants_bar)
-    callbacks.insert(0, StageLines(has_bar))
-    if has_bar and not has_user_bar:
-        callbacks.insert(0, TrainingProgressBar())
+    arranged, has_bar = arrange_callbacks(cfg, callbacks)
     options.setdefault("enable_progress_bar", has_bar)
     if isinstance(cfg.trainer.get("profiler"), str):
         options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
@@ -83,7 +66,7 @@ def build_trainer(
     try:
         trainer: Trainer = instantiate(
             cfg.trainer,
-            callbacks=callbacks,
+            callbacks=arranged,
             logger=loggers,
             default_root_dir=str(run_dir),
             **options,
@@ -96,6 +79,40 @@ def build_trainer(
     settings = weight_settings(to_plain_types(cfg))
     trainer.strategy.checkpoint_io = CheckpointFiles(settings)
     return trainer
+
+
+def silence_lightning() -> None:
+    """Have Lightning keep to itself what a run has no use for."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen parts are
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # Lightning on a newer PyTorch
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+
+
+def arrange_callbacks(cfg: DictConfig, callbacks: Sequence[Callback]) -> tuple[list[Callback], bool]:
+    """Return all callbacks of a run in their order, and whether there is a progress bar.
+
+    Args:
+        cfg: Configuration of the run.
+        callbacks: Callbacks besides the built-in ones and those of the group `callbacks`.
+
+    Raises:
+        UserError: A bar is switched off, and one of the group `callbacks` is a bar.
+    """
+    user_callbacks = build_user_callbacks(cfg)
+    has_user_bar = any(isinstance(callback, ProgressBar) for callback in user_callbacks)
+    wants_bar = cfg.trainer.get("enable_progress_bar")
+    if has_user_bar and wants_bar is False:
+        raise UserError(
+            "`trainer.enable_progress_bar` is false, and one of `callbacks` is a progress bar. Leave out either."
+        )
+    has_bar = has_user_bar or (Terminal().is_terminal if wants_bar is None else wants_bar)
+    own_bar = [TrainingProgressBar()] if has_bar and not has_user_bar else []
+    own = [*own_bar, StageLines(has_bar), PagesCallback(), ThroughputMonitor(), KeepSignals()]
+    return [*own, *callbacks, *user_callbacks], has_bar
 
 
 def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
