@@ -365,6 +365,8 @@ def import_everything() -> None:
     import semcorr.cli.sweep.table
     import semcorr.compare
     import semcorr.engine.build
+    import semcorr.engine.scoring
+    import semcorr.engine.trainer
     import semcorr.export
     import semcorr.inference
     import semcorr.match

@@ -97,7 +97,7 @@ def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = (
 
 def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     from semcorr.data.views import split_resize
-    from semcorr.engine.build import build_trainer
+    from semcorr.engine.trainer import build_trainer
     from semcorr.evaluation.protocols import PRESETS, SEMCORR, ScoringSpec
     from semcorr.matching.readouts import list_readouts, readout_shorthand
     from semcorr.models.heads.cosine import Cosine

@@ -34,11 +34,13 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
         The content of metrics.json; an empty dictionary on processes other than the first.
     """
     from semcorr.data.evaluation_only import EvaluationBenchmark
-    from semcorr.engine.build import build_datamodule_and_module, build_trainer, score_and_save
+    from semcorr.engine.build import build_datamodule_and_module
     from semcorr.engine.callbacks import refuse_to_replace
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.evaluation_modules import build_evaluation_module
     from semcorr.engine.run_dir import refuse_other_run
+    from semcorr.engine.scoring import score_and_save
+    from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes
 
     check_processes(cfg.trainer)

@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # they import torch, which --help does not need
 
     from semcorr.data.pictures import Picture
     from semcorr.inference import Matcher
-    from semcorr.inference.encoded import EncodedPicture, Match
+    from semcorr.inference.encoded import EncodedPicture
+    from semcorr.inference.matches import Match
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"

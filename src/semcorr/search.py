@@ -124,8 +124,10 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
     """
     from semcorr.cli.sweep.objective import require_objective, select_number
     from semcorr.data.datamodule import PairDataModule
-    from semcorr.engine.build import build_backbone, build_datamodule_and_module, build_trainer
+    from semcorr.engine.build import build_backbone, build_datamodule_and_module
+    from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import run_products
+    from semcorr.evaluation.image_features import EvaluationSetup
     from semcorr.evaluation.layer_search import LayerScorer, has_weights, keep_pairs, search_beam
     from semcorr.store.encode import ProcessGroup
 
@@ -152,7 +154,7 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
     print_line(f"Searching layers of {module.backbone.name} by {data.name} {data.split}, {cfg.objective}")
     with run_products(trainer):
         group, context = ProcessGroup(0, 1, device, local=1), trainer.precision_plugin.forward_context
-        scorer = LayerScorer(module, data, data.split, group, context, module.specs[0])
+        scorer = LayerScorer(EvaluationSetup(module, data, data.split, group, context), module.specs[0])
 
         def score_sets(sets: "Sequence[Layers]") -> list[float]:
             return [_require_score(select_number(found, cfg.objective), cfg) for found in scorer.score_sets(sets)]

@@ -41,11 +41,13 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         The content of metrics.json; an empty dictionary on processes other than the first.
     """
     from semcorr.data.loaders import divide_batch
-    from semcorr.engine.build import begin_run, build_trainer, score_and_save
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import checkpoint_path, load_trained
     from semcorr.engine.resume import resume_training
     from semcorr.engine.run_dir import refuse_other_run
+    from semcorr.engine.saved_config import begin_run
+    from semcorr.engine.scoring import score_and_save
+    from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
 
     run_dir = Path(cfg.run_dir)
@@ -91,11 +93,11 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
         build_datamodule,
         build_datamodule_and_module,
         build_training_parts,
-        check_config,
         require_filled_square,
         require_pairs,
         use_cached_features,
     )
+    from semcorr.engine.run_config import check_config
 
     check_config(cfg)
     parts = build_training_parts(cfg)

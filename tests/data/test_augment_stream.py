@@ -6,7 +6,7 @@ import torch
 from augmented_pairs import equal
 
 from semcorr.core.types import PairBatch
-from semcorr.data import datamodule
+from semcorr.data import benchmark
 from semcorr.data.dataset import PairDataset, TrainingPairs
 from semcorr.data.loaders import BatchSize, SampleIndex
 from semcorr.engine.build import build_datamodule_and_module
@@ -67,8 +67,8 @@ def test_batches_of_images_are_bytes_too(config, tiny):
 @pytest.mark.parametrize(("choice", "value_bytes"), [("none", 1), ("flip", 1), ("standard", 4)])
 def test_what_a_loader_needs_is_known(config, tiny, monkeypatch, choice, value_bytes):
     data, plans = fit_data(config, tiny, f"augment={choice}"), []
-    real = datamodule.plan_loading
-    monkeypatch.setattr(datamodule, "plan_loading", lambda batch, *rest: plans.append(batch) or real(batch, *rest))
+    real = benchmark.plan_loading
+    monkeypatch.setattr(benchmark, "plan_loading", lambda batch, *rest: plans.append(batch) or real(batch, *rest))
 
     data.train_dataloader()
     data.encode_batch = 5

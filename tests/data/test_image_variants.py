@@ -268,7 +268,7 @@ def test_loader_processes_are_shared_out_by_machine(monkeypatch, creatures):
     plans: list[tuple[object, ...]] = []
     monkeypatch.setattr(loading, "count_cores", lambda: 8)
     plan = loading.plan_loading
-    monkeypatch.setattr("semcorr.data.datamodule.plan_loading", lambda *args: plans.append(args) or plan(*args))
+    monkeypatch.setattr("semcorr.data.benchmark.plan_loading", lambda *args: plans.append(args) or plan(*args))
 
     assert data.encoding(list_variants(unique_images(data.pairs("val"))), [[0]]).num_workers == 1
     assert plans == [(loading.BatchSize(1, 32), 1, False, 2)]

@@ -15,10 +15,11 @@ from omegaconf import OmegaConf
 
 from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_trainer, check_config
 from semcorr.engine.callbacks import TrainingProgressBar, checkpoint_callbacks
 from semcorr.engine.loggers import CSVScalarLogger, TensorBoardSideLogger
+from semcorr.engine.run_config import check_config
 from semcorr.engine.saved_config import read_run_config
+from semcorr.engine.trainer import build_trainer
 from semcorr.engine.trainer_options import INDEPENDENT_OPTIONS, check_numbers, check_trainer, is_ordinary
 from semcorr.evaluate import evaluate
 

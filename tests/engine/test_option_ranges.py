@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
 from random_pairs import made_pairs, made_sources
@@ -19,14 +19,13 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Positive, Temperature, require
 from semcorr.core.types import FeatureMap
 from semcorr.data.spair import SPair
-from semcorr.engine.build import check_config
 from semcorr.engine.known_targets import conf_dir
-from semcorr.engine.options import check_options, stated_parameters
+from semcorr.engine.options import accepted_options, check_options
+from semcorr.engine.run_config import check_config
 from semcorr.engine.trainer_options import check_numbers
 from semcorr.evaluate import evaluate
 from semcorr.inference import Matcher
 from semcorr.matching.readouts import kernel_soft_argmax, soft_argmax, window_soft_argmax
-from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.finetune.peft_tuners import lora
 from semcorr.models.losses import (
@@ -164,7 +163,8 @@ def options() -> Iterator[Any]:
             if path.stem in ("common", "several", "all", "published"):
                 continue
             node = node_of(group, path.stem)
-            stated = stated_parameters(get_object(node["_target_"]))
+            accepted = accepted_options(node["_target_"], {})
+            stated = accepted.annotations if accepted.is_semcorr else {}
             for key, value in node.items():
                 numeric = isinstance(value, int | float) and not isinstance(value, bool)
                 if (node["_target_"], key) not in seen and (numeric or is_numeric(stated.get(key))):
@@ -289,10 +289,20 @@ def test_a_learned_temperature_is_a_tensor_and_is_let_through():
 
 
 def test_options_that_are_handed_on_are_known():
-    handed = stated_parameters(get_object("semcorr.models.backbones.fuse.sd_dinov2"))
+    fused, diffusion, drawn, warped = (
+        accepted_options(f"semcorr.{target}", {}).annotations
+        for target in (
+            "models.backbones.fuse.sd_dinov2",
+            "models.backbones.diffusion.StableDiffusion",
+            "data.synthetic.Synthetic",
+            "models.losses.WarpConsistency",
+        )
+    )
 
-    assert handed["timestep"] is stated_parameters(StableDiffusion)["timestep"]
-    assert stated_parameters(get_object("semcorr.data.synthetic.Synthetic"))["cache_gb"]  # of the class above
+    assert fused["timestep"] is diffusion["timestep"]
+    assert drawn["cache_gb"]  # of the class above
+    assert drawn["workers"]  # of the class above that
+    assert warped["temperature"] is Temperature
 
 
 @pytest.mark.parametrize("warmup", [0, 0.25, 0.5, 1])

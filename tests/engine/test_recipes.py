@@ -13,8 +13,9 @@ from torch.utils.data import default_collate
 from semcorr.core.coords import from_view
 from semcorr.core.types import FeatureMap
 from semcorr.data.pose_variants import PoseVariant
-from semcorr.engine.build import build_module, build_training_parts, check_config
+from semcorr.engine.build import build_module, build_training_parts
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.run_config import check_config
 
 pytestmark = pytest.mark.integration
 

@@ -14,9 +14,9 @@ from semcorr import evaluate, train
 from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config, register_readouts
 from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
-from semcorr.engine.build import resolve_protocol_resize
 from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
 from semcorr.engine.plain_yaml import read_plain_yaml
+from semcorr.engine.run_config import resolve_protocol_resize
 from semcorr.engine.saved_config import drop_store, escape_interpolations, is_run, read_run_config, refuse_generating
 
 pytestmark = pytest.mark.integration

@@ -9,8 +9,8 @@ from torch.optim import AdamW
 
 from semcorr.core.errors import UserError
 from semcorr.data.spair import SPair
-from semcorr.engine.build import check_config
 from semcorr.engine.optim import adamw, count_step_pairs, scale_rates, step_decay
+from semcorr.engine.run_config import check_config
 from semcorr.train import train
 
 pytestmark = pytest.mark.integration

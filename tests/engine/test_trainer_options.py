@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_trainer
 from semcorr.engine.callbacks import checkpoint_callbacks
+from semcorr.engine.trainer import build_trainer
 from semcorr.evaluate import evaluate
 from semcorr.train import train
 

@@ -11,7 +11,9 @@ from tiny_diffusion import parts, write_parts
 from torch.testing import assert_close
 
 from semcorr.data.image_variants import unique_images
-from semcorr.engine.build import build_datamodule_and_module, build_trainer, score_and_save
+from semcorr.engine.build import build_datamodule_and_module
+from semcorr.engine.scoring import score_and_save
+from semcorr.engine.trainer import build_trainer
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.train import train
 

@@ -10,7 +10,9 @@ from tiny_dense import write_caltech
 from tiny_tapvid import static, write
 
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_datamodule_and_module, build_trainer, build_training_parts, score_and_save
+from semcorr.engine.build import build_datamodule_and_module, build_training_parts
+from semcorr.engine.scoring import score_and_save
+from semcorr.engine.trainer import build_trainer
 from semcorr.evaluate import evaluate
 
 

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
-from semcorr.engine.build import resolve_protocol_resize
+from semcorr.engine.run_config import resolve_protocol_resize
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
 from semcorr.matching.readouts import ReadoutList, kernel_soft_argmax, parse_readout
 from semcorr.metrics.pck import ALPHAS, INCLUSIVE, PCK, Tolerance

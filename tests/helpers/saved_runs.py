@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from semcorr.core.interfaces import Backbone
-from semcorr.engine.build import save_config
+from semcorr.engine.saved_config import save_config
 
 
 def save_run(cfg: DictConfig, folder: Path) -> Path:

@@ -21,8 +21,9 @@ from semcorr import Matcher, match
 from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import load_picture
 from semcorr.data.synthetic import write_synthetic
-from semcorr.inference.encoded import EncodedPicture, Match, place_picture
+from semcorr.inference.encoded import EncodedPicture, place_picture
 from semcorr.inference.foreground import foreground_cells, foreground_grid
+from semcorr.inference.matches import Match
 from semcorr.inference.plots import LEGEND
 
 pytestmark = pytest.mark.integration

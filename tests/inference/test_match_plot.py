@@ -14,7 +14,7 @@ from semcorr import Matcher
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import load_picture
 from semcorr.inference.displayed import displayed_size
-from semcorr.inference.encoded import Match
+from semcorr.inference.matches import Match
 from semcorr.inference.plots import GAP, LEGEND, plot_matches
 
 pytestmark = pytest.mark.integration

@@ -16,8 +16,9 @@ from semcorr.core.text_files import JsonObject
 from semcorr.data.pictures import Picture
 from semcorr.engine.run_dir import code_versions
 from semcorr.inference import Matcher
-from semcorr.inference.encoded import EncodedPicture, Match
+from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.load import format_overrides
+from semcorr.inference.matches import Match
 from semcorr.matching.batched import cell_stride, query_similarities
 from semcorr.matching.readouts import (
     Rule,

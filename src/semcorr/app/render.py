@@ -15,7 +15,7 @@ from semcorr.app.session import Point, Session
 from semcorr.core.coords import from_corner
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture
-from semcorr.inference.encoded import Match
+from semcorr.inference.matches import Match
 from semcorr.inference.plots import draw_point_label, plot_matches
 from semcorr.visualization.canvas import Colour, colour_values, point_colour
 

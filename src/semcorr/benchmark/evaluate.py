@@ -78,7 +78,8 @@ def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
 
 def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
     """Measure the seconds by stage, and what encoding alone takes."""
-    from semcorr.engine.build import build_datamodule, build_module, build_trainer
+    from semcorr.engine.build import build_datamodule, build_module
+    from semcorr.engine.trainer import build_trainer
 
     with compose_run("evaluate", run) as cfg:
         module = build_module(cfg)

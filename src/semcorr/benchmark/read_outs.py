@@ -64,7 +64,8 @@ def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
 
 def _run_evaluation(run: RunSpec, cfg: DictConfig, module: CorrespondenceModule) -> JsonObject:
     """Run an evaluation, from the annotations to its files."""
-    from semcorr.engine.build import build_datamodule, build_trainer
+    from semcorr.engine.build import build_datamodule
+    from semcorr.engine.trainer import build_trainer
     from semcorr.evaluation.results import write_results
 
     trainer = build_trainer(cfg, Path(cfg.run_dir))

@@ -108,12 +108,8 @@ def count_pairs(batch: PairBatch | ImageBatch) -> int:
 
 def run_steps(run: RunSpec) -> JsonObject:
     """Measure the seconds of a step and of filling the cache, the losses, the pairs of a step and the depth."""
-    from semcorr.engine.build import (
-        build_datamodule_and_module,
-        build_trainer,
-        build_training_parts,
-        use_cached_features,
-    )
+    from semcorr.engine.build import build_datamodule_and_module, build_training_parts, use_cached_features
+    from semcorr.engine.trainer import build_trainer
 
     with compose_run("train", run) as cfg:
         module, data = build_datamodule_and_module(cfg, ("fit",), build_training_parts(cfg))

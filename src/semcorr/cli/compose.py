@@ -160,7 +160,7 @@ def merge_checkpoint_config(
 def find_own_protocol(section: DictConfig) -> "type[EvaluationBenchmark] | None":
     """Return the class of a section's benchmark if it has a protocol of its own, of which there is only one."""
     from semcorr.data.evaluation_only import EvaluationBenchmark  # Lightning takes seconds to import
-    from semcorr.engine.build import find_benchmark
+    from semcorr.engine.run_config import find_benchmark
 
     benchmark = find_benchmark(section) if isinstance(section.get("_target_"), str) else None
     return benchmark if isinstance(benchmark, type) and issubclass(benchmark, EvaluationBenchmark) else None

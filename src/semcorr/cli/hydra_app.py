@@ -116,7 +116,7 @@ def check_run(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from semcorr.cli.sweep.objective import check_objective
-    from semcorr.engine.build import check_config
+    from semcorr.engine.run_config import check_config
     from semcorr.engine.trainer_options import check_trainer
 
     copy = cfg.copy()

@@ -1,40 +1,35 @@
 """Splits and data loaders for any benchmark: a subclass only lists its records."""
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import NamedTuple, Required, TypedDict
+from typing import Annotated, Any, NamedTuple, Required, TypedDict
 
 import torch
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Count, Seed, Weight, Whole, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Seed, Weight, check_arguments
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
+from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
-from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
 from semcorr.data.loaders import (
     BatchSize,
+    LoaderPlan,
     TrainingStream,
     batches_by_target,
     divide_batch,
     divide_stream,
-    encoding_batch_size,
-    num_loader_workers,
-    plan_loading,
     require_enough_batches,
-    require_workers,
     shard,
 )
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import ImageRecord, PairRecord, check_pairs
-from semcorr.data.views import ALONE, LocalProcesses, fit_to_square
+from semcorr.data.views import ALONE, LocalProcesses
 
 BATCH_SIZE = 8  # training pairs of a step on each process, where nothing else is given
 PAIRS_PER_BATCH = 32  # pairs matched at once; they look into the same image
@@ -80,7 +75,7 @@ class PairOptions(TypedDict, total=False):
     val_per_category: int | None
 
 
-class PairDataModule(LightningDataModule, ABC):
+class PairDataModule(BenchmarkModule):
     """A benchmark's pairs as a LightningDataModule.
 
     A benchmark provides pairs and images separately: `images_to_evaluate` and `images_to_train_on` list the images
@@ -90,18 +85,15 @@ class PairDataModule(LightningDataModule, ABC):
     Args:
         root: The benchmark's folder.
         size: Side of the square that images are resized to, in pixels; the backbone's.
-        split: The split that `evaluate` scores: one of `splits`.
-        resize: `squash`, `letterbox` or `corner`.
         batch_size: Training pairs per process and step; `BATCH_SIZE` if left out, unless `global_batch_size` is given.
         all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
         steps: Training steps per epoch; a whole pass if left out.
-        encode_batch: Images encoded at once; as in `loading` if left out.
-        workers: Loader processes that decode; as in `loading` if left out.
         seed: Seed of the training order and the augmentation.
         global_batch_size: Training pairs per step, divided among the processes, instead of `batch_size`.
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
         train_per_category: Most training pairs of a category, a seeded choice; all of them if left out.
         val_per_category: The same of the validation pairs.
+        options: The other options of `BenchmarkModule`.
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
@@ -111,8 +103,6 @@ class PairDataModule(LightningDataModule, ABC):
         train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
     """
 
-    name = ""
-    recipe: DownloadRecipe | None = None  # how to download it; None: it cannot be downloaded
     official = OfficialCounts()
     splits: Sequence[str] = ("train", "val", "test")
 
@@ -121,30 +111,23 @@ class PairDataModule(LightningDataModule, ABC):
         self,
         root: str,
         size: int,
-        split: str = "test",
-        resize: str = "squash",
         batch_size: Count | None = None,
         steps: Count | None = None,
-        encode_batch: Count | None = None,
-        workers: Whole | None = None,
         seed: Seed = 42,
         all_pairs: int | None = None,
         cache_gb: Weight = 0.0,
         global_batch_size: Count | None = None,
         train_per_category: Count | None = None,
         val_per_category: Count | None = None,
+        **options: Annotated[Any, OptionsOf(BenchmarkModule)],
     ) -> None:
-        super().__init__()
-        fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
-        require_workers(workers)
+        super().__init__(root, size, **options)
         if all_pairs is not None and all_pairs < 2:
             raise UserError(f"`data.all_pairs` must be null or a number of images, at least 2, got {all_pairs}")
         if global_batch_size is not None:
             _require_alone(batch_size, all_pairs, global_batch_size)
-        self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.batch_size, self.global_batch_size = batch_size or BATCH_SIZE, global_batch_size
-        self.steps, self.encode_batch = steps, encode_batch
-        self.workers, self.seed, self.all_pairs, self.cache_gb = workers, seed, all_pairs, cache_gb
+        self.steps, self.seed, self.all_pairs, self.cache_gb = steps, seed, all_pairs, cache_gb
         self.most_pairs = {"train": train_per_category, "val": val_per_category}
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
@@ -152,7 +135,7 @@ class PairDataModule(LightningDataModule, ABC):
         self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
         self.category_images = cache(lambda: images_by_category(self.pairs("train")))
-        self._require_split(split)
+        self._require_split(self.split)
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
         """Return the pair list, for a benchmark whose list is a file separate from the annotations."""
@@ -165,11 +148,6 @@ class PairDataModule(LightningDataModule, ABC):
     @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:
         """Return the pairs of a split in the benchmark's order. This is all that a benchmark has to define."""
-
-    @property
-    def encoding_batch(self) -> int:
-        """The number of images encoded at once."""
-        return encoding_batch_size(self.encode_batch, self._on_gpu())
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""
@@ -307,14 +285,6 @@ class PairDataModule(LightningDataModule, ABC):
     def _target_batch_size(self) -> int:
         return SMOKE if getattr(self.trainer, "fast_dev_run", False) else PAIRS_PER_BATCH
 
-    def _place(self) -> tuple[int, int]:
-        """Return this process's rank, and the number of processes."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _local_processes(self) -> int:
-        """Return the number of processes on this machine, which share its cores and its memory."""
-        return self.trainer.num_devices if self.trainer else 1
-
     def _neighbours(self) -> LocalProcesses:
         """Return the processes on this machine, which make their caches at the same time."""
         trainer = self.trainer
@@ -338,9 +308,7 @@ class PairDataModule(LightningDataModule, ABC):
         persistent: bool = False,
     ) -> DataLoader:
         """Load by as many processes as there is room for batches of `size`; in this one, what has no pixels (None)."""
-        local = self._local_processes()
-        workers = num_loader_workers(self.workers, self._on_gpu(), local) if size is not None else 0
-        plan = plan_loading(size or BatchSize(0, 0), workers, self.workers is not None, local)
+        plan = LoaderPlan(0, None) if size is None else self.plan_loading(size)
         return DataLoader(
             dataset,
             batch_size,
@@ -348,12 +316,9 @@ class PairDataModule(LightningDataModule, ABC):
             batch_sampler=batch_sampler,
             num_workers=plan.workers,
             prefetch_factor=plan.prefetch,
-            pin_memory=self._on_gpu(),
+            pin_memory=self.on_gpu,
             persistent_workers=persistent and plan.workers > 0,
         )
-
-    def _on_gpu(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
 
 def _require_alone(batch_size: int | None, all_pairs: int | None, global_batch_size: int) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from semcorr.core.errors import UserError
 from semcorr.data.datamodule import PairOptions
 from semcorr.data.evaluation_only import EvaluationBenchmark, keep_case
+from semcorr.data.loaders import BatchSize
 from semcorr.data.views import SquareFit, fit_to_square, load_image, render_square
 
 
@@ -82,7 +83,7 @@ class DenseBenchmark(EvaluationBenchmark):
     def test_dataloader(self) -> DataLoader[DenseBatch]:
         """Return the loader of this process's share of the pairs, one a batch."""
         images = DensePairImages(self.own_cases(), self.size, self.resize)
-        plan = self.plan_loading(2)
+        plan = self.plan_loading(BatchSize(2, self.size))
         return DataLoader(
             images,
             batch_size=None,

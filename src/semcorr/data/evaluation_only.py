@@ -1,43 +1,27 @@
 """Benchmarks without pairs of keypoints: videos, dense flow and masks, for evaluation alone."""
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, cast
 
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Count, OptionsOf, Whole, check_arguments, require
+from semcorr.core.ranges import OptionsOf, require
+from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.download.recipe import DownloadRecipe
-from semcorr.data.loaders import (
-    BatchSize,
-    LoaderPlan,
-    encoding_batch_size,
-    num_loader_workers,
-    plan_loading,
-    require_enough_batches,
-    require_workers,
-    shard,
-)
-from semcorr.data.views import fit_to_square, split_resize
+from semcorr.data.loaders import BatchSize, require_enough_batches, shard
 
 
-class EvaluationBenchmark(LightningDataModule, ABC):
+class EvaluationBenchmark(BenchmarkModule):
     """A benchmark that is scored and not trained on; a step of the test is one of its `cases`.
 
     Args:
         root: The benchmark's folder.
         size: Side of the square the backbone sees, in pixels.
-        split: One of `splits`.
-        resize: `squash`, `letterbox` or `corner`.
-        encode_batch: Images encoded at once; as in `loading` if left out.
-        workers: Loader processes; as in `loading` if left out.
-        training: Training options of other benchmarks, checked and ignored.
+        options: The other options of `BenchmarkModule`; training options of other benchmarks are checked and ignored.
 
     Attributes:
         official: Published counts, by what is counted, or by that and the split: "videos", "videos, val".
@@ -46,36 +30,17 @@ class EvaluationBenchmark(LightningDataModule, ABC):
         has_readout: Whether matches are read out, by `localise`.
     """
 
-    name = ""
-    splits: Sequence[str] = ("test",)
     official: Mapping[str, int] = {}
-    recipe: DownloadRecipe | None = None
     cases_name = "pairs"
     section = ""
     has_readout = True
 
-    @check_arguments("data")
-    def __init__(
-        self,
-        root: str,
-        size: int,
-        split: str = "test",
-        resize: str = "squash",
-        encode_batch: Count | None = None,
-        workers: Whole | None = None,
-        **training: Annotated[object, OptionsOf(PairDataModule)],
-    ) -> None:
-        super().__init__()
-        if split not in self.splits:
-            raise UserError(f"`data.split` must be one of {', '.join(self.splits)}, got {split!r}")
-        if size:
-            fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
-        else:  # the backbone's, which is not known yet
-            split_resize(resize)
-        require_workers(workers)
-        self._check_ignored(training)
-        self.root, self.size, self.split, self.resize = Path(root), size, split, resize
-        self.encode_batch, self.workers = encode_batch, workers
+    def __init__(self, root: str, size: int, **options: Annotated[Any, OptionsOf(PairDataModule)]) -> None:
+        own = inspect.signature(BenchmarkModule.__init__).parameters
+        self._check_ignored({key: options.pop(key) for key in options.keys() - own.keys()})
+        super().__init__(root, size, **options)
+        if self.split not in self.splits:
+            raise UserError(f"`data.split` must be one of {', '.join(self.splits)}, got {self.split!r}")
 
     def _check_ignored(self, training: Mapping[str, object]) -> None:
         """Refuse training options that no benchmark has, or with values that none takes."""
@@ -113,30 +78,19 @@ class EvaluationBenchmark(LightningDataModule, ABC):
 
     def own_cases(self) -> list[Any]:
         """Return this process's share of the cases: each is on exactly one process."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = self._place()
         cases = self.cases(self.split)
         numbers = [[i] for i in range(len(cases))]
         require_enough_batches(numbers, world)
         return [cases[i] for (i,) in shard(numbers, rank, world)]
 
-    @property
-    def on_gpu(self) -> bool:
-        """Whether features are computed on a GPU."""
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
     def loader(self, images: Dataset[Tensor]) -> DataLoader[Tensor]:
         """Return a loader of images as the backbone sees them, in batches of `encode_batch`."""
-        at_once = encoding_batch_size(self.encode_batch, self.on_gpu)
-        plan = self.plan_loading(at_once)
+        at_once = self.encoding_batch
+        plan = self.plan_loading(BatchSize(at_once, self.size))
         return DataLoader(
             images, at_once, num_workers=plan.workers, prefetch_factor=plan.prefetch, pin_memory=self.on_gpu
         )
-
-    def plan_loading(self, images: int) -> LoaderPlan:
-        """Choose the loader processes for batches of so many images, by what shared memory has room for."""
-        local = self.trainer.num_devices if self.trainer else 1
-        workers = num_loader_workers(self.workers, self.on_gpu, local)
-        return plan_loading(BatchSize(images, self.size), workers, self.workers is not None, local)
 
 
 def keep_case(case: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Count, OptionsOf, Positive, Whole, check_arguments
+from semcorr.core.ranges import OptionsOf, Positive, check_arguments
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.evaluation_only import EvaluationBenchmark
@@ -174,17 +174,13 @@ class TapVid(EvaluationBenchmark):
     Args:
         root: The folder of the pickle.
         size: Side of the square the backbone sees, in pixels.
-        split: There is only `test`.
-        resize: `squash` or `letterbox`; the same thing unless `frames` is `native`.
-        encode_batch: Frames encoded at once; as in `loading` if left out.
-        workers: Loader processes; as in `loading` if left out.
         query: `first` or `strided`.
         occlusion: `visible` calls every point visible: a matcher always finds something. `cycle` calls it
             visible if, matched back into the query frame, it returns to the query.
         cycle_threshold: How near it must return, in pixels of the official frame.
         frames: Side to which the frames are resized before anything else. The official protocol says 256,
             from which the backbone's size is enlarged again; `native` leaves that out.
-        training: Training options of other benchmarks, checked and ignored: this one is for evaluation alone.
+        options: As for every benchmark; `resize` is `squash` or `letterbox`, the same unless `frames` is `native`.
     """
 
     name = "tapvid_davis"
@@ -202,19 +198,15 @@ class TapVid(EvaluationBenchmark):
         self,
         root: str,
         size: int,
-        split: str = "test",
-        resize: str = "squash",
-        encode_batch: Count | None = None,
-        workers: Whole | None = None,
         query: str = "first",
         occlusion: str = "visible",
         cycle_threshold: Positive = 8.0,
         frames: int | str | None = SIDE,
-        **training: Annotated[object, OptionsOf(PairDataModule)],
+        **options: Annotated[Any, OptionsOf(PairDataModule)],
     ) -> None:
-        super().__init__(root, size, split, resize, encode_batch, workers, **training)
+        super().__init__(root, size, **options)
         choices = {"resize": RESIZES, "query": tuple(MODES), "occlusion": OCCLUSIONS}
-        for (key, allowed), value in zip(choices.items(), (resize, query, occlusion), strict=True):
+        for (key, allowed), value in zip(choices.items(), (self.resize, query, occlusion), strict=True):
             if value not in allowed:
                 raise UserError(f"`data.{key}` must be one of {', '.join(allowed)}, got {value!r}")
         side = None if frames == "native" else frames

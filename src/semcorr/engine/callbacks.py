@@ -13,6 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import ImageBatch, PairBatch
+from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.trainer_options import describe_precision
 
@@ -216,8 +217,6 @@ def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
 
 def resume_advice(run_dir: Path, trainer: Trainer) -> str:
     """Return a message that says where an interrupted run was, what it has saved, and how to resume it."""
-    from semcorr.engine.checkpoints import read_checkpoint
-
     epoch = min(trainer.current_epoch + 1, trainer.max_epochs or 1)
     progress = "while scoring" if trainer.testing else f"in epoch {epoch} of {trainer.max_epochs}"
     if not _holds_checkpoint(run_dir):

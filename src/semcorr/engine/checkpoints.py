@@ -6,7 +6,7 @@ A checkpoint is the zip archive that `torch.save` writes. It has a checksum (CRC
 
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -16,7 +16,6 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.pickles import require_torch_file
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
@@ -24,6 +23,9 @@ from semcorr.engine.shared_run import WEIGHTS, is_shared, read_shared_weights
 from semcorr.models.weights.checkpoints import format_reason
 from semcorr.models.weights.file_kinds import describe_other, describe_unreadable
 from semcorr.models.weights.loading import require_finite_weights
+
+if TYPE_CHECKING:  # it imports the callbacks, which read checkpoints
+    from semcorr.engine.module import CorrespondenceModule
 
 TRAINED_AS = "trained_as"
 # What trained weights depend on in a configuration.
@@ -210,7 +212,7 @@ def require_weights(path: Path, content: object) -> None:
     require_finite_weights(weights, f"`checkpoint`: {path}")
 
 
-def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -> None:
+def load_trained(module: "CorrespondenceModule", run: Path, which: str = "best") -> None:
     """Load the weights that a run trained into a module.
 
     Raises:
@@ -229,7 +231,7 @@ def load_trained(module: CorrespondenceModule, run: Path, which: str = "best") -
     module.load_state_dict(content["state_dict"], strict=False)
 
 
-def require_fit(module: CorrespondenceModule, content: JsonMapping, path: Path) -> None:
+def require_fit(module: "CorrespondenceModule", content: JsonMapping, path: Path) -> None:
     """Refuse weights of another base, of other parts, or of other shapes than the module's."""
     module.on_load_checkpoint(content)
     state = module.state_dict()

@@ -48,7 +48,7 @@ KINDS: Mapping[Place, tuple[tuple[type, ...], str]] = {  # of values that no con
 REQUIRED_KEYS = {("data", "resize"), ("provenance", "backbone"), ("provenance", "weights_sha256")}
 
 
-def check_config(
+def check_saved_config(
     path: Path, document: PlainDocument, known: KnownTargets, overridden: frozenset[str] = frozenset()
 ) -> None:
     """Refuse a saved configuration that holds anything that semcorr would not have written.

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.engine.build import benchmark_name
+from semcorr.engine.run_config import benchmark_name
 from semcorr.engine.run_dir import METRICS
 from semcorr.metrics.pck import SUBSETS
 

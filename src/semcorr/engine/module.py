@@ -34,7 +34,7 @@ from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_step
 from semcorr.engine.step_watch import StepWatch
 from semcorr.engine.teacher import Teacher
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
-from semcorr.evaluation.image_features import CorrespondenceModel
+from semcorr.evaluation.image_features import CorrespondenceModel, EvaluationSetup
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
 from semcorr.matching.readouts import ProtocolReadout
@@ -299,9 +299,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def _start_evaluation(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
         test_options: JsonObject = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
         options = test_options if self.trainer.testing else {"specs": self.specs[:1]}
-        self.evaluator = Evaluator(
-            self, self._data, split, self._group, self._precision, keeps_rows=self.keeps_rows, **options
-        )
+        setup = EvaluationSetup(self, self._data, split, self._group, self._precision)
+        self.evaluator = Evaluator(setup, keeps_rows=self.keeps_rows, **options)
         has_store = self.frozen.cache_config.root is not None
         self.evaluator.encode(
             self._count_batches(batches), use_cached_features=(reuse or has_store) and self.frozen.is_cacheable

@@ -225,15 +225,6 @@ def _is_built(value: object) -> bool:
     return isinstance(value, Mapping) and "_target_" in value
 
 
-def stated_parameters(target: object) -> JsonObject:
-    """Return names and annotations of all options of a target of ours, including those it passes on.
-
-    Third-party targets, whose annotations are not written to be checked, give an empty dictionary.
-    """
-    accepted = _inspect_options(target, {}) if callable(target) else None
-    return accepted.annotations if accepted and accepted.is_semcorr else {}
-
-
 def _take_nothing() -> None:
     """Take no arguments."""
 

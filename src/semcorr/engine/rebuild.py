@@ -10,12 +10,12 @@ from yaml import YAMLError
 
 from semcorr.core.errors import UserError
 from semcorr.data.datamodule import PairDataModule
-from semcorr.engine.build import build_datamodule_and_module, build_module, to_plain_types
+from semcorr.engine.build import build_datamodule_and_module, build_module
 from semcorr.engine.checkpoints import load_trained
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import check_options
 from semcorr.engine.run_dir import flatten_config
-from semcorr.engine.saved_config import drop_store, read_run_config
+from semcorr.engine.saved_config import drop_store, read_run_config, to_plain_types
 
 
 def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:

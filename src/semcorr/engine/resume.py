@@ -11,7 +11,6 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
-from semcorr.engine.build import to_plain_types
 from semcorr.engine.checkpoints import (
     RESUME_STATE,
     TRAINED_AS,
@@ -25,6 +24,7 @@ from semcorr.engine.checkpoints import (
 from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, refuse_longer
+from semcorr.engine.saved_config import to_plain_types
 
 
 def resume_training(

@@ -1,23 +1,29 @@
-"""Safe reading of a run's config.yaml, which anybody may have written: it can only call what semcorr itself calls.
+"""A run's config.yaml: written by the run, and read with care, as anybody may have written it.
 
 People share run directories. Every command reads the configuration of a run by this module, and so does
-`Matcher.load`. docs/sharing.md says what is refused.
+`Matcher.load`: it can only call what semcorr itself calls. docs/sharing.md says what is refused.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from semcorr.core.errors import UserError
+from semcorr.core.files import write_text
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.config_check import check_config
+from semcorr.engine.config_check import check_saved_config
 from semcorr.engine.known_targets import KnownTargets, config_search_path, read_known_targets
 from semcorr.engine.plain_yaml import read_plain_yaml
 from semcorr.engine.renamed_targets import update_targets
+from semcorr.engine.run_dir import code_versions, remove_results
+
+if TYPE_CHECKING:  # it imports torch, which reading does not need
+    from semcorr.core.interfaces import Backbone
 
 CONFIG = "config.yaml"
 GENERATED = {"semcorr.data.synthetic.Synthetic": "synthetic.json"}  # generated benchmarks, and the file that marks them
@@ -71,16 +77,16 @@ def read_run_config(
     known = read_known_targets(config_search_path(str(conf_dir())) if search is None else search)
     replaced = overridden_keys(overrides)
     replaced |= set() if resumes else {"callbacks"}
-    values = read_plain_config(run / CONFIG, known, replaced)
+    values = read_checked_config(run / CONFIG, known, replaced)
     if not resumes and "callbacks" in values:
         values["callbacks"] = {}
     scored = None if "loss" in values else values.get("checkpoint")
     if scored and is_run(Path(scored)):
-        read_plain_config(Path(scored) / CONFIG, known, replaced)
+        read_checked_config(Path(scored) / CONFIG, known, replaced)
     return OmegaConf.create(values)
 
 
-def read_plain_config(path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset()) -> JsonObject:
+def read_checked_config(path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset()) -> JsonObject:
     """Read a saved configuration as plain values, or refuse it.
 
     Args:
@@ -90,8 +96,8 @@ def read_plain_config(path: Path, known: KnownTargets, overridden: frozenset[str
     """
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
-    check_config(path, plain, known, overridden)
-    assert isinstance(plain.values, dict), "check_config has seen to it"
+    check_saved_config(path, plain, known, overridden)
+    assert isinstance(plain.values, dict), "check_saved_config has seen to it"
     return plain.values
 
 
@@ -160,3 +166,40 @@ def refuse_generating(data: DictConfig) -> None:
             f"`data.root`: {data.root} has no drawings, and the run's {CONFIG} would have them drawn there. "
             f"Give data.root=DIR, the same or another folder."
         )
+
+
+def to_plain_types(cfg: DictConfig) -> JsonObject:
+    """Convert a section of a configuration to Python's own types."""
+    content = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def begin_run(cfg: DictConfig, backbone: "Backbone", run_dir: Path, resumes: bool) -> None:
+    """Save the configuration of a run that begins or is resumed, and remove results of another configuration.
+
+    The scalars of a resumed run are not removed, but continued.
+    """
+    path, text = run_dir / CONFIG, config_text(cfg, backbone)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        remove_results(run_dir, keep=["metrics.csv"] if resumes else [])
+    write_text(path, text, "run_dir")
+
+
+def save_config(cfg: DictConfig, backbone: "Backbone", run_dir: Path) -> None:
+    """Write config.yaml into a run's directory."""
+    write_text(run_dir / CONFIG, config_text(cfg, backbone), "run_dir")
+
+
+def config_text(cfg: DictConfig, backbone: "Backbone") -> str:
+    """Format the resolved configuration as YAML, with the versions and weights that scores depend on as well."""
+    resolved = to_plain_types(cfg)
+    resolved["provenance"] = {
+        **code_versions(),
+        "backbone": backbone.name,
+        "weights_sha256": backbone.sha256,
+    }
+    escaped = escape_interpolations(resolved)
+    assert isinstance(escaped, dict)
+    return OmegaConf.to_yaml(OmegaConf.create(escaped))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, check_arguments
 from semcorr.core.text_files import JsonObject
+from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.models.losses.gaussian_cross_entropy import annealed_value
 
 
@@ -126,8 +127,6 @@ class EMATeacher(Callback):
     def _read_run(self) -> dict[str, Tensor] | None:
         if self.run is None:
             return None
-        from semcorr.engine.checkpoints import read_checkpoint
-
         state: dict[str, Tensor] = read_checkpoint(Path(self.run), "best")["state_dict"]
         return state
 

@@ -1,55 +1,30 @@
 """One pass over a split: encode every image once, match every target once, score every pair by every specification."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow as pa
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from semcorr.core.coords import from_view, to_image
-from semcorr.core.device import copy_to_host, read_clock
+from semcorr.core.device import read_clock
 from semcorr.core.errors import UserError
-from semcorr.core.finite import require_finite
-from semcorr.core.interfaces import SiameseHead
 from semcorr.core.text_files import JsonObject
-from semcorr.core.types import FeatureMap, PairBatch, View
-from semcorr.data.datamodule import PairDataModule
+from semcorr.core.types import PairBatch, View
 from semcorr.data.record import PairRecord
 from semcorr.evaluation import detection
-from semcorr.evaluation.conventions import GroundTruth, ground_truth, query_points, score_predictions
-from semcorr.evaluation.image_features import CorrespondenceModel, ImageFeatures, adapted_feature_origin
+from semcorr.evaluation.batch_matching import BatchMatcher, BatchPredictions
+from semcorr.evaluation.conventions import GroundTruth, ground_truth, score_predictions
+from semcorr.evaluation.image_features import EvaluationSetup, ImageFeatures
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import Protocol, ScoringSpec, fit_scoring_specs, metrics_dict
-from semcorr.matching.batched import (
-    QueryOptions,
-    TargetMatches,
-    TargetQueries,
-    match_at_full_resolution,
-    match_to_targets,
-)
-from semcorr.matching.readouts import Readout
+from semcorr.evaluation.target_groups import TargetGroup, group_by_target
 from semcorr.metrics.pck import PCK, normalised_error
 from semcorr.metrics.predictions import build_rows, gather_tables, with_predictions
-from semcorr.store.encode import ProcessGroup, split_into_chunks
-
-
-class BatchPredictions(NamedTuple):
-    """Predictions of one specification for a batch; only shared keypoints are filled in."""
-
-    cells: Float[Tensor, "b n 2"]
-    score: Float[Tensor, "b n"]  # similarity of the best cell
-
-
-class TargetGroup(NamedTuple):
-    """Pairs of a batch with one target, by their positions, and the features of their images."""
-
-    pairs: list[int]
-    target: FeatureMap
-    sources: list[FeatureMap]  # of each pair
 
 
 class EvaluationResult(NamedTuple):
@@ -77,11 +52,7 @@ class Evaluator:
     """An evaluator of a split, which encodes every image once, and scores every pair by every specification.
 
     Args:
-        module: Module with the backbone and the head.
-        data: The benchmark.
-        split: Name of its split.
-        group: Processes that share the work.
-        context: Context of the precision that features are computed in.
+        setup: The module, and the split that it is evaluated on.
         specs: Protocols and read-outs; all of them see the same features.
         keeps_rows: Store a row per keypoint and specification, and not the scores alone.
         pose: Poses in which sources are tried.
@@ -90,16 +61,13 @@ class Evaluator:
 
     def __init__(
         self,
-        module: CorrespondenceModel,
-        data: PairDataModule,
-        split: str,
-        group: ProcessGroup,
-        context: Callable[[], AbstractContextManager[object]],
+        setup: EvaluationSetup,
         specs: Sequence[ScoringSpec],
         keeps_rows: bool = True,
         pose: adaptive.AdaptivePose | None = None,
         kap: bool = False,
     ) -> None:
+        module, data, split, group, _ = setup
         self.module, self.data, self.split, self.group = module, data, split, group
         self.specs, self.keeps_rows, self.kap = fit_scoring_specs(specs, module.head), keeps_rows, kap
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
@@ -109,12 +77,11 @@ class Evaluator:
             PCK(data.categories(split), keypoints, tolerance=spec.protocol.tolerance, pooling=spec.protocol.pooling)
             for spec in self.specs
         ]
-        self.image_features = ImageFeatures(module, data, group, context)
+        self.image_features = ImageFeatures(setup)
+        self.matcher = BatchMatcher(self.image_features, self.specs, self.records)
         self.aligner = adaptive.PoseAligner(pose, data, split, group.device) if pose else None
         self.tables: list[pa.Table] = []
         self.detections: list[pa.Table] = []
-        self.stride = 1.0  # pixels per cell of a similarity, whose grid the head decides
-        self.grid: tuple[int, int] | None = None  # columns and rows of the similarities
         self.seconds = {"encode": 0.0, "match": 0.0}
 
     @torch.no_grad()
@@ -175,7 +142,7 @@ class Evaluator:
                 table = with_predictions(table, predicted=predicted, **columns)
             self.tables.append(table)
         if self.kap and self.aligner:  # keypoints are detected in the batch as it is
-            for groups in self._group_by_target(batch):
+            for groups in group_by_target(batch, self.image_features):
                 self._detect_keypoints(batch, groups)
         self.seconds["match"] += time.perf_counter() - start  # the copy of the matches has waited for the device
         return predictions
@@ -188,7 +155,8 @@ class Evaluator:
         """
         metrics = [pck.to(self.group.device).compute() for pck in self.pck]  # NCCL adds up what GPUs hold
         tables = self.gather_tables() if with_tables else {}
-        return EvaluationResult(self.specs, metrics, metrics_dict(self.specs, metrics), tables, self.grid, self.seconds)
+        scores, grid = metrics_dict(self.specs, metrics), self.matcher.grid
+        return EvaluationResult(self.specs, metrics, scores, tables, grid, self.seconds)
 
     def gather_tables(self) -> dict[str, pa.Table]:
         """Gather all processes' rows: keypoints, and poses and detections where they are computed."""
@@ -214,163 +182,29 @@ class Evaluator:
     ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
         """Compute predictions in original target pixels, and their errors."""
         if annotations is None or protocol.exact:
-            predicted = from_view(to_image(cells, self.stride), batch.target.scale, batch.target.offset)
+            predicted = from_view(to_image(cells, self.matcher.stride), batch.target.scale, batch.target.offset)
             return predicted, normalised_error(predicted, truth, batch.extent)
-        grid = round(batch.target.image.shape[-1] / self.stride)
+        grid = round(batch.target.image.shape[-1] / self.matcher.stride)
         predicted, errors = score_predictions(annotations, protocol, cells, grid)
         return predicted.to(truth.dtype), errors
 
     def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
         """Predict by every specification, in their order; each pair in its best pose, where poses are tried."""
         if self.aligner is None:
-            return self._match(batch, annotations, detects=self.kap)
+            return self.matcher.match(batch, annotations, partial(self._detect_keypoints, batch) if self.kap else None)
         empty = torch.zeros_like(batch.source.keypoints)
         predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         for pairs, part, records in self.aligner.split_batch(batch, self.image_features):
             for merged, part_predictions in zip(
-                predictions, self._match(part, self._ground_truth(part, records)), strict=True
+                predictions, self.matcher.match(part, self._ground_truth(part, records)), strict=True
             ):
                 merged.cells[pairs] += part_predictions.cells  # parts do not overlap, and are zero elsewhere
                 merged.score[pairs] += part_predictions.score
         return predictions
 
-    def _match(
-        self, batch: PairBatch, annotations: GroundTruth | None, detects: bool = False
-    ) -> list[BatchPredictions]:
-        """Match the batch as it is, in one pass per set of query points; and detect keypoints in the same maps."""
-        shared = batch.shared
-        counts = shared.sum(-1).tolist()
-        empty = torch.zeros_like(batch.source.keypoints)
-        predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
-        passes: dict[tuple[object, ...], list[int]] = {}
-        for i, spec in enumerate(self.specs):
-            passes.setdefault(spec.source, []).append(i)
-        points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
-        matches_by_target: list[tuple[list[int], list[int], TargetMatches]] = []
-        for groups in self._group_by_target(batch):
-            for indices in passes.values():
-                protocol = self.specs[indices[0]].protocol
-                if protocol.query not in points_by_query:
-                    grid = groups[0].sources[0].values.shape[-1]
-                    batch_points = self._query_points(batch, annotations, protocol, grid)
-                    queries = batch_points[shared].to(self.group.device, non_blocking=True)
-                    points_by_query[protocol.query] = queries.split(counts)
-                matches = self._match_groups(batch, protocol, groups, points_by_query[protocol.query], indices)
-                matches_by_target += [(indices, group.pairs, each) for group, each in zip(groups, matches, strict=True)]
-            if detects:
-                self._detect_keypoints(batch, groups)
-        self._write_matches(predictions, matches_by_target, shared)
-        return predictions
-
-    def _write_matches(
-        self,
-        predictions: list[BatchPredictions],
-        matches_by_target: Sequence[tuple[list[int], list[int], TargetMatches]],
-        shared: Bool[Tensor, "b n"],
-    ) -> None:
-        """Write matches, each in the order of its pairs' shared keypoints, into the predictions of its specifications.
-
-        Args:
-            predictions: Predictions of every specification.
-            matches_by_target: Specifications, pairs and their matches.
-            shared: Keypoints that both images of a pair show.
-        """
-        values = iter(
-            copy_to_host([tensor for *_, matches in matches_by_target for tensor in (*matches.cells, matches.score)])
-        )
-        for indices, pairs, _ in matches_by_target:
-            mask = torch.zeros_like(shared)
-            mask[pairs] = shared[pairs]
-            cells = {name: next(values) for name in self._readouts_by_name(indices)}
-            score = next(values)
-            for i in indices:
-                predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], score
-
-    def _readouts_by_name(self, indices: Sequence[int]) -> dict[str, Readout]:
-        """Return the read-outs of specifications, by their names."""
-        return {self.specs[i].localise: self.specs[i].rule for i in indices}
-
-    def _query_points(
-        self, batch: PairBatch, annotations: GroundTruth | None, protocol: Protocol, grid: int
-    ) -> Float[Tensor, "b n 2"]:
-        """Return the points at which the source's features are read, in pixels."""
-        if annotations is None or protocol.query == Protocol().query:
-            return batch.source.keypoints
-        return query_points(annotations, protocol, grid, batch.source.image.shape[-1] / grid)
-
-    def _match_groups(
-        self,
-        batch: PairBatch,
-        protocol: Protocol,
-        groups: Sequence[TargetGroup],
-        points: Sequence[Tensor],
-        indices: list[int],
-    ) -> list[TargetMatches]:
-        """Match the queries of pairs to the targets that they have in common."""
-        readouts = list(self._readouts_by_name(indices).values())
-        queries = [TargetQueries(group.target, group.sources, [points[i] for i in group.pairs]) for group in groups]
-        if protocol.decode == "native":
-            head = self.module.head
-            assert isinstance(head, SiameseHead), "fit_scoring_specs comes first"
-            sizes = [self.records[batch.pair[group.pairs[0]]].target.size for group in groups]
-            return [
-                match_at_full_resolution(head, *target_queries, readouts, size)
-                for target_queries, size in zip(queries, sizes, strict=True)
-            ]
-        options = QueryOptions(protocol.normalise == "before", protocol.comparison == "product")
-        matches = match_to_targets(self.module.head, queries, readouts, options=options)
-        self.stride, target = matches[0].stride, groups[0].target
-        h, w = (round(cells * target.stride / self.stride) for cells in target.values.shape[-2:])
-        self.grid = (w, h)
-        return matches
-
     def _detect_keypoints(self, batch: PairBatch, groups: Sequence[TargetGroup]) -> None:
         for pairs, target, sources in groups:
             self.detections.append(detection.detect_keypoints(self.module.head, target, sources, batch, pairs))
-
-    def _group_by_target(self, batch: PairBatch) -> Iterator[list[TargetGroup]]:
-        """Yield the pairs of each target with the features of their images: all at once, or a few as they come."""
-        if not self.module.backbone.needs_pair:
-            images = {*batch.source.name, *batch.target.name}
-            features = {name: self.image_features(name) for name in images}  # each image goes to the device once
-            yield [
-                TargetGroup(pairs, features[name], [features[batch.source.name[i]] for i in pairs])
-                for name, pairs in _pairs_by_target(batch).items()
-            ]
-            return
-        for pairs, *maps in self._pair_features(batch):
-            sources, targets = map(self.image_features.adapted, maps)
-            for view, adapted in ((batch.source, sources), (batch.target, targets)):
-                names = [view.name[i] for i in pairs]
-                require_finite(adapted_feature_origin(self.module), names, {"maps": adapted.values})
-            for row, i in enumerate(pairs):
-                yield [TargetGroup([i], _select_image(targets, row), [_select_image(sources, row)])]
-
-    def _pair_features(self, batch: PairBatch) -> Iterator[tuple[list[int], FeatureMap, FeatureMap]]:
-        """Yield a few pairs, and the features of their sources and targets, as the backbone computes them of pairs.
-
-        As many pairs at once as images are encoded at once: each target of a network that runs once for each pair goes
-        through it as often as it has sources.
-        """
-        backbone, most = self.module.backbone, self.data.encoding_batch
-        if backbone.needs_pixels:
-            for pairs in split_into_chunks(range(len(batch.pair)), most):
-                views = (_select_images(view, pairs) for view in batch[:2])
-                yield pairs, *self.module.pair_features(*views)
-            return
-        for name, of_target in _pairs_by_target(batch).items():
-            target = backbone.prepare_target(self.image_features.image_maps([name]))
-            for pairs in split_into_chunks(of_target, most):
-                sources = self.image_features.image_maps([batch.source.name[i] for i in pairs])
-                yield pairs, *backbone.join_pair(sources, target)
-
-
-def _pairs_by_target(batch: PairBatch) -> dict[str, list[int]]:
-    """Group the pairs of a batch by their target."""
-    groups: dict[str, list[int]] = {}
-    for i, name in enumerate(batch.target.name):
-        groups.setdefault(name, []).append(i)
-    return groups
 
 
 def place_batch(batch: PairBatch, device: torch.device) -> PairBatch:
@@ -411,13 +245,3 @@ def require_finite_predictions(
             f"`localise`: {localise} finds no finite place for keypoint {keypoint} of pair {batch.pair[pair]} (its "
             f"similarity is {score[pair, keypoint]:g}). Check the weights of the head, and `localise`'s options"
         )
-
-
-def _select_images(view: View, rows: list[int]) -> View:
-    """Return a view of some images alone."""
-    return View._make(adaptive.select_rows(column, rows) for column in view)
-
-
-def _select_image(maps: FeatureMap, i: int) -> FeatureMap:
-    """Return the features of image `i` alone."""
-    return FeatureMap(maps.values[i : i + 1], maps.stride)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,6 +41,24 @@ class CorrespondenceModel(Protocol):
         """Compute the features of two batches of images, from their pixels."""
 
 
+class EvaluationSetup(NamedTuple):
+    """A module, the split that it is evaluated on, and where.
+
+    Attributes:
+        module: Module with the backbone and the head.
+        data: The benchmark.
+        split: Name of its split.
+        group: Processes that share the work.
+        context: Context of the precision that features are computed in.
+    """
+
+    module: CorrespondenceModel
+    data: PairDataModule
+    split: str
+    group: ProcessGroup
+    context: Callable[[], AbstractContextManager[object]]
+
+
 def adapted_feature_origin(module: CorrespondenceModel) -> str:
     """Name the origin of features that a head has adapted."""
     head = module.head
@@ -52,21 +70,12 @@ class ImageFeatures:
     """Features by the names of images.
 
     Args:
-        module: Module with the backbone and the head.
-        data: The benchmark.
-        group: Processes that share the work.
-        context: Context of the precision that features are computed in.
+        setup: The module that computes them, and the split whose images they are of.
     """
 
-    def __init__(
-        self,
-        module: CorrespondenceModel,
-        data: PairDataModule,
-        group: ProcessGroup,
-        context: Callable[[], AbstractContextManager[object]],
-    ) -> None:
-        self.module, self.data, self.group, self.context = module, data, group, context
-        self.cache = FeatureCache(0, group.device)
+    def __init__(self, setup: EvaluationSetup) -> None:
+        self.module, self.data, _, self.group, self.context = setup
+        self.cache = FeatureCache(0, self.group.device)
 
     def __call__(self, name: str) -> FeatureMap:
         """Return the features of one image."""

@@ -1,7 +1,6 @@
 """Search of the layers that a frozen backbone is read at: from scores of pairs to hyperpixels, by beam search."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from typing import NamedTuple
 
@@ -13,11 +12,11 @@ from semcorr.core.types import FeatureMap, PairBatch
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.evaluation.evaluator import Evaluator
-from semcorr.evaluation.image_features import CorrespondenceModel
+from semcorr.evaluation.image_features import EvaluationSetup
 from semcorr.evaluation.protocols import ScoringSpec
 from semcorr.models.backbones.features import concatenate_layers
 from semcorr.store.cache import FeatureCache
-from semcorr.store.encode import ProcessGroup, Values, encode_images, split_into_chunks
+from semcorr.store.encode import Values, encode_images, split_into_chunks
 from semcorr.store.frozen import feature_origin, to_channels_last
 
 Layers = tuple[int, ...]
@@ -71,32 +70,21 @@ class LayerScorer:
     What a set scores is what an evaluation with `backbone.layers` scores.
 
     Args:
-        module: Module whose backbone reads all layers that sets are made of, and whose head has no weights.
-        data: The benchmark.
-        split: Name of its split.
-        group: This process and its device; no other shares the work.
-        context: Context of the precision that features are computed in.
+        setup: A module whose backbone reads all layers that sets are made of, and whose head has no weights, and the
+            split; no other process shares the work.
         spec: Protocol and read-out.
     """
 
-    def __init__(
-        self,
-        module: CorrespondenceModel,
-        data: PairDataModule,
-        split: str,
-        group: ProcessGroup,
-        context: Callable[[], AbstractContextManager[object]],
-        spec: ScoringSpec,
-    ) -> None:
-        self.module, self.data, self.split = module, data, split
-        self.group, self.context, self.spec = group, context, spec
-        layers: Sequence[int] = vars(module.backbone)["layers"]
+    def __init__(self, setup: EvaluationSetup, spec: ScoringSpec) -> None:
+        self.setup, self.spec = setup, spec
+        self.module, self.data, split, self.group, self.context = setup
+        layers: Sequence[int] = vars(self.module.backbone)["layers"]
         self.places = {layer: i for i, layer in enumerate(layers)}
-        self.batches: list[PairBatch] = list(data.test_dataloader())
-        self.images = data.images_to_evaluate(split, len(self.batches))
+        self.batches: list[PairBatch] = list(self.data.test_dataloader())
+        self.images = self.data.images_to_evaluate(split, len(self.batches))
         self.maps = self._make_cache(len(self.images))
         with torch.no_grad():
-            encode_images(self.maps, self.images, data, self._read_layers, group)
+            encode_images(self.maps, self.images, self.data, self._read_layers, self.group)
 
     def score_sets(self, sets: Sequence[Layers]) -> list[dict[str, object]]:
         """Score sets of the same size, and return the content of metrics.json of each."""
@@ -109,7 +97,7 @@ class LayerScorer:
         """Score the pairs by the features of some layers, and return the scores as metrics.json has them."""
         module = self.module
         module.sweep_cache = lambda images, _: self._join_layers(images, layers)
-        evaluator = Evaluator(module, self.data, self.split, self.group, self.context, [self.spec], keeps_rows=False)
+        evaluator = Evaluator(self.setup, [self.spec], keeps_rows=False)
         evaluator.encode(len(self.batches), use_cached_features=False)
         for batch in self.batches:
             evaluator.update(batch)

@@ -15,11 +15,12 @@ from semcorr.cli.compose import compose_config
 from semcorr.cli.errors import user_message
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
-from semcorr.engine.build import build_module, check_config
+from semcorr.engine.build import build_module
 from semcorr.engine.checkpoints import load_trained
 from semcorr.engine.hub import SCHEME, download_run, parse_address
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.packages import list_choices
+from semcorr.engine.run_config import check_config
 from semcorr.engine.saved_config import is_run, read_run_config
 
 DEFAULT = "efficientnet_lite0"  # its weights are installed with semcorr

@@ -26,16 +26,9 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import adapted_feature_origin
 from semcorr.inference.dense import pixel_grid, transfer_with_cycle_check
 from semcorr.inference.displayed import remember_picture
-from semcorr.inference.encoded import (
-    EncodedPicture,
-    Flow,
-    Match,
-    PicturePlacement,
-    RoundTrip,
-    parse_points,
-    place_picture,
-)
+from semcorr.inference.encoded import EncodedPicture, Flow, PicturePlacement, RoundTrip, parse_points, place_picture
 from semcorr.inference.load import resolve_device, restore_model
+from semcorr.inference.matches import Match
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
 from semcorr.matching.dense import APART, centres_of, interpolate_matches, sample_bilinear
 from semcorr.matching.readouts import argmax, list_readouts

@@ -1,6 +1,7 @@
 """Plots of matches: numbered points side by side, one picture warped onto the other, features in colours."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from semcorr.core.types import FeatureMap
 from semcorr.data.pictures import Picture
 from semcorr.inference.dense import pixel_grid, smooth_flow
 from semcorr.inference.displayed import displayed_size
-from semcorr.inference.encoded import EncodedPicture, Flow, Match
+from semcorr.inference.encoded import EncodedPicture, Flow
 from semcorr.matching.dense import sample_bilinear
 from semcorr.models.backbones.features import joint_pca
 from semcorr.visualization.canvas import (
@@ -35,6 +36,9 @@ from semcorr.visualization.canvas import (
     write_text,
 )
 
+if TYPE_CHECKING:  # a match draws itself by this module
+    from semcorr.inference.matches import Match
+
 GAP = 12  # between pictures
 LEGEND = 32  # height of the legend
 LINES = 12  # number of points up to which lines connect the pictures
@@ -43,7 +47,7 @@ SIDE = 2  # of the square to which a picture is scaled for `to_unit`
 SURE = 0.2  # confidence from which the warp is opaque
 
 
-def plot_matches(a: Picture, b: Picture, match: Match, colours: Sequence[Colour] | None = None) -> Image.Image:
+def plot_matches(a: Picture, b: Picture, match: "Match", colours: Sequence[Colour] | None = None) -> Image.Image:
     """Plot source and target side by side, with numbered points: discs if they come back, white rings if not."""
     sizes = [displayed_size(picture.size) for picture in (a, b)]
     images = [picture.image.resize((w * ZOOM, h * ZOOM)) for picture, (w, h) in zip((a, b), sizes, strict=True)]

@@ -20,8 +20,8 @@ from weight_kinds import PAGE, POINTER, State, legacy, packed, saved, under, who
 
 from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
-from semcorr.engine.build import check_config
 from semcorr.engine.checkpoints import load_checkpoint
+from semcorr.engine.run_config import check_config
 from semcorr.evaluation.pose.alignment import AdaptivePose
 from semcorr.evaluation.pose.masks import load_box_prompted_sam
 from semcorr.inference.load import restore_model

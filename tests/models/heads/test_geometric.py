@@ -15,14 +15,8 @@ from semcorr.core.coords import cells_to_unit, to_grid, to_image, unit_to_cells
 from semcorr.core.errors import UserError
 from semcorr.core.thin_plate import control_points
 from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
-from semcorr.models.heads.geometric import (
-    Geometric,
-    WarpRegression,
-    apply_affine,
-    place_similarity,
-    resample,
-    warp_features,
-)
+from semcorr.models.heads.geometric import Geometric, WarpRegression, apply_affine, warp_features
+from semcorr.models.heads.places import place_similarity, resample
 from semcorr.models.losses import gaussian_cross_entropy
 
 TRANSFORMS = ["affine", "tps", "affine_tps"]

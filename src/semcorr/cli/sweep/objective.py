@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from semcorr.cli.sweep.plan import JobOutcome, is_done, read_job_metrics
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
-from semcorr.engine.build import find_benchmark
+from semcorr.engine.run_config import find_benchmark
 from semcorr.engine.run_dir import flatten_config
 from semcorr.metrics.pck import ALPHAS, SUBSETS
 from semcorr.metrics.sections import PAIRS

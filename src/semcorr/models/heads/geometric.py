@@ -5,26 +5,21 @@ A warp takes points of the source to their places on the target, both in [-1, 1]
 
 from typing import Annotated, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import grid_sample, interpolate, normalize
+from torch.nn.functional import grid_sample, normalize
 
-from semcorr.core.coords import cells_to_unit, to_grid, unit_to_cells
 from semcorr.core.ranges import Range, check_arguments
 from semcorr.core.thin_plate import control_points, thin_plate_kernel, thin_plate_solver
-from semcorr.core.types import FeatureMap
 from semcorr.models.heads.correlation import correlation
+from semcorr.models.heads.places import PlaceHead, cell_places, resample
 
 Transform = Literal["affine", "tps", "affine_tps"]
 Cells = Annotated[int, Range(least=11, most=60)]  # two convolutions without padding take 10 away
 CONTROLS = 3  # control points of the thin plate, per side
-# Loss of similarity per squared cell. Its softmax at our read-outs' 0.02 is a Gaussian of 0.6 cells: wide enough for a
-# mean within 0.01 cells of the place, and narrow, because the border cuts it off and shifts the mean.
-SLOPE = 0.03
 
 
-class Geometric(nn.Module):
+class Geometric(PlaceHead):
     """A warp of the whole image, regressed from the correlation (Rocco et al. 2017, "CNNGeo").
 
     As theirs: negative cosines become zero, and the cosines of a source cell with all target cells unit length; a
@@ -56,20 +51,10 @@ class Geometric(nn.Module):
         self.register_buffer("controls", control_points(CONTROLS).float(), persistent=False)
         self.register_buffer("solver", thin_plate_solver(CONTROLS).float(), persistent=False)
 
-    def forward(
-        self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
-    ) -> Float[Tensor, "b n h w"]:
-        """Compute the similarity of `points`, given in source pixels, with every target cell: by its distance."""
-        (h, w), (k, l) = (maps.values.shape[-2:] for maps in (source, target))  # noqa: E741
-        with torch.autocast(source.values.device.type, enabled=False):
-            unit = cells_to_unit(to_grid(points.float(), source.stride), w, h)
-            places = self.locate(source.values, target.values, unit)
-            return place_similarity(unit_to_cells(places, l, k), k, l)
-
     def locate(
         self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"], points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n 2"]:
-        """Return the places of points on the target, both in [-1, 1]."""
+        """Return where the warp takes points, both in [-1, 1]."""
         source, target = (resample(values, self.cells) for values in (source, target))
         affine = None if self.affine is None else self.affine(source, target)
         if self.tps is not None:
@@ -111,6 +96,7 @@ class WarpRegression(nn.Module):
 def apply_affine(change: Float[Tensor, "b 6"], points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n 2"]:
     """Apply the affine map that differs by `change` from the identity, as rows (x y 1).
 
+    >>> import torch
     >>> change = torch.tensor([[0.0, 0.0, 0.5, 1.0, 0.0, 0.0]])  # x to the right by 0.5; y by what x is
     >>> apply_affine(change, torch.tensor([[[0.25, 0.0]]]))
     tensor([[[0.7500, 0.2500]]])
@@ -121,33 +107,7 @@ def apply_affine(change: Float[Tensor, "b 6"], points: Float[Tensor, "b n 2"]) -
 
 def warp_features(values: Float[Tensor, "b c g g"], change: Float[Tensor, "b 6"]) -> Float[Tensor, "b c g g"]:
     """Sample a map at where an affine map takes each of its cells; beyond the border there is nothing, 0."""
-    g, device = values.shape[-1], values.device
-    line = torch.arange(g, device=device, dtype=change.dtype)
-    centres = cells_to_unit(torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1), g, g)
+    g = values.shape[-1]
+    centres = cell_places(g, change).flatten(0, 1)
     grid = apply_affine(change, centres.expand(len(values), -1, -1)).unflatten(1, (g, g))
     return grid_sample(values, grid, align_corners=False)
-
-
-def resample(values: Float[Tensor, "b c h w"], cells: int) -> Float[Tensor, "b c g g"]:
-    """Resample a map to `cells` x `cells`, averaging where it is finer; in single precision at least."""
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    if values.shape[-2:] == (cells, cells):
-        return values
-    return interpolate(values, (cells, cells), mode="bilinear", align_corners=False, antialias=True)
-
-
-def place_similarity(places: Float[Tensor, "b n 2"], height: int, width: int) -> Float[Tensor, "b n h w"]:
-    """Compute the similarity of places, in cells, with every cell: 1 less `SLOPE` times the squared distance.
-
-    Read-outs find the place between cells; cross-entropies are squared distances, and their gradients reach it
-    from everywhere.
-
-    >>> place_similarity(torch.tensor([[[1.0, 0.5]]]), height=2, width=3)
-    tensor([[[[0.9625, 0.9925, 0.9625],
-              [0.9625, 0.9925, 0.9625]]]])
-    """
-    across, down = (
-        (torch.arange(length, device=places.device, dtype=places.dtype) - place[..., None]).square()
-        for length, place in zip((width, height), places.unbind(-1), strict=True)
-    )
-    return 1 - SLOPE * (across[..., None, :] + down[..., None])

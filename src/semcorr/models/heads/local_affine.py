@@ -7,18 +7,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import grid_sample, interpolate, normalize
 
-from semcorr.core.coords import cells_to_unit, to_grid, unit_to_cells
+from semcorr.core.coords import unit_to_cells
 from semcorr.core.ranges import Count, Range, check_arguments
-from semcorr.core.types import FeatureMap
 from semcorr.matching.similarity import neighbouring_cells
 from semcorr.models.heads.correlation import correlation
-from semcorr.models.heads.geometric import place_similarity, resample
+from semcorr.models.heads.places import PlaceHead, cell_places, resample
 
 Cells = Annotated[int, Range(least=4, most=60)]
 Window = Annotated[int, Range(least=3, most=31, odd=True)]
 
 
-class LocalAffine(nn.Module):
+class LocalAffine(PlaceHead):
     """A field of affine maps, refined again and again (Kim et al. 2018, "Recurrent Transformer Networks").
 
     As theirs: a step takes the cells around each source cell to the target by that cell's map, reads the cosines of the
@@ -51,15 +50,11 @@ class LocalAffine(nn.Module):
         for parameter in self.decode.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(
-        self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
-    ) -> Float[Tensor, "b n h w"]:
-        """Compute the similarity of `points`, given in source pixels, with every target cell: by its distance."""
-        (h, w), (k, l) = (maps.values.shape[-2:] for maps in (source, target))  # noqa: E741
-        with torch.autocast(source.values.device.type, enabled=False):
-            unit = cells_to_unit(to_grid(points.float(), source.stride), w, h)
-            places = read_field(self.refine(source.values, target.values), unit)
-            return place_similarity(unit_to_cells(places, l, k), k, l)
+    def locate(
+        self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"], points: Float[Tensor, "b n 2"]
+    ) -> Float[Tensor, "b n 2"]:
+        """Return where the maps of the field take points, both in [-1, 1]."""
+        return read_field(self.refine(source, target), points)
 
     def refine(self, source: Float[Tensor, "b c h w"], target: Float[Tensor, "b c k l"]) -> Float[Tensor, "b g g 6"]:
         """Return the field: of every cell the differences of its map from the identity, as rows (x y 1)."""
@@ -85,7 +80,7 @@ def look_up(
     reach = (torch.arange(window, device=device) - window // 2).to(field.dtype) * (2 / g)
     offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
     turn, shift = field.unflatten(-1, (2, 3)).split((2, 1), dim=-1)
-    moved = offsets + offsets @ turn.mT + (cell_places(field)[..., None, :] + shift.mT)  # (b g g k 2)
+    moved = offsets + offsets @ turn.mT + (cell_places(field.shape[1], field)[..., None, :] + shift.mT)  # (b g g k 2)
     volume = matches.flatten(3).flatten(0, 2).unflatten(-1, (1, g, g))
     return grid_sample(volume, moved.flatten(0, 2)[:, None], align_corners=False).view(*field.shape[:3], -1)
 
@@ -103,13 +98,6 @@ def read_field(field: Float[Tensor, "b g g 6"], points: Float[Tensor, "b n 2"]) 
     cells, weights = neighbouring_cells(unit_to_cells(points, g, g), 1, g, g)
     maps = field.flatten(1, 2).gather(1, cells.flatten(1)[..., None].expand(-1, -1, 6)).unflatten(1, (-1, 4))
     turn, shift = maps.unflatten(-1, (2, 3)).split((2, 1), dim=-1)
-    away = points[:, :, None] - cell_places(field).flatten(0, 1)[cells]
+    away = points[:, :, None] - cell_places(field.shape[1], field).flatten(0, 1)[cells]
     moved = (turn @ away[..., None] + shift)[..., 0]
     return points + (moved * weights[..., None]).sum(2)
-
-
-def cell_places(field: Float[Tensor, "b g g 6"]) -> Float[Tensor, "g g 2"]:
-    """Return the centres of the cells of a field, in [-1, 1]."""
-    g = field.shape[1]
-    line = torch.arange(g, device=field.device, dtype=field.dtype)
-    return cells_to_unit(torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1), g, g)

@@ -1,20 +1,19 @@
 """Losses by consistency: matches that lead back to where they began, directly or through a warp that is known."""
 
-from typing import Annotated, NamedTuple
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from semcorr.core.coords import to_grid
-from semcorr.core.ranges import Count, Range, Share, Sigma, Temperature, Weight, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Range, Share, Sigma, Temperature, Weight, check_arguments
 from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entropy
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
-from semcorr.models.losses.pseudo_labels import select_small
+from semcorr.models.losses.pseudo_labels import Kept, select_small
 from semcorr.models.losses.random_warps import draw_warps, map_points, warp_images
-
-Kept = Annotated[float, Range(above=0, most=1)]
 
 
 class Criterion(NamedTuple):
@@ -57,16 +56,13 @@ def follow_back(first: Float[Tensor, "b n h w"], pairs: PairMaps, criterion: Cri
     return composed.unflatten(-1, second.shape[-2:])
 
 
-class CycleConsistency(nn.Module):
-    """Points of the source, matched in the target and back, are where they began; no keypoint is read.
-
-    On probabilities, as PWarpC's bipath (Truong et al. 2022) without a warp; the first such losses (Laskar et al.,
-    WeakMatchNet) are on parameters of a transformation.
+class PathLoss(nn.Module):
+    """A loss by where paths from cell to cell lead; no keypoint is read.
 
     Args:
         points: Points of each source, drawn anew in every step.
         in_box: Whether they lie in the box of the object; otherwise anywhere.
-        temperature: Temperature of both softmaxes.
+        temperature: Temperature of the softmax of every step of a path.
         kernel: Steps along a side, as in `GaussianCrossEntropy`.
         sigma: Standard deviation of the Gaussian in cells.
         keep: Share of a pair's points that count, those of the smallest losses.
@@ -74,7 +70,7 @@ class CycleConsistency(nn.Module):
 
     reads_descriptors = False
     lookup = "centre"
-    reads = ("pairs",)
+    reads: Sequence[str] = ("pairs",)
 
     @check_arguments("loss")
     def __init__(
@@ -90,6 +86,14 @@ class CycleConsistency(nn.Module):
         self.points, self.in_box = points, in_box
         self.criterion = Criterion(temperature, kernel, sigma, keep)
 
+
+class CycleConsistency(PathLoss):
+    """Points of the source, matched in the target and back, are where they began; no keypoint is read.
+
+    On probabilities, as PWarpC's bipath (Truong et al. 2022) without a warp; the first such losses (Laskar et al.,
+    WeakMatchNet) are on parameters of a transformation. The options are those of `PathLoss`.
+    """
+
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of random points of a step."""
         pairs = step.pairs
@@ -100,7 +104,7 @@ class CycleConsistency(nn.Module):
         return self.criterion.mean_loss(back, places, torch.ones_like(points[..., 0], dtype=torch.bool))
 
 
-class WarpConsistency(nn.Module):
+class WarpConsistency(PathLoss):
     """From a warped source to the target and back to the source, a point goes where the warp took it from.
 
     PWarpC's objective (Truong et al. 2022), after WarpC's on flows (2021): the bipath over the target, and the direct
@@ -116,14 +120,9 @@ class WarpConsistency(nn.Module):
         shift: Fraction of the side, along x and y.
         bend: Fraction of the side by which each of 4 x 4 control points is displaced along x and y; from a sixth on
             an image would fold.
-        temperature: Temperature of all softmaxes.
-        kernel: Steps along a side, as in `GaussianCrossEntropy`.
-        sigma: Standard deviation of the Gaussian in cells.
-        keep: Share of a pair's points that count in the bipath, those of the smallest losses.
+        criterion: The other options of `PathLoss`; `keep` is of the bipath alone.
     """
 
-    reads_descriptors = False
-    lookup = "centre"
     reads = ("pairs", "pixels")
 
     @check_arguments("loss")
@@ -136,15 +135,11 @@ class WarpConsistency(nn.Module):
         scale: Share = 0.25,
         shift: Annotated[float, Range(0, 0.5, off=True)] = 0.1,
         bend: Annotated[float, Range(0, 0.15, off=True)] = 0.03,
-        temperature: Temperature = 0.05,
-        kernel: Steps = 7,
-        sigma: Sigma = 1.5,
-        keep: Kept = 0.8,
+        **criterion: Annotated[Any, OptionsOf(PathLoss)],
     ) -> None:
-        super().__init__()
-        self.points, self.in_box, self.supervision = points, in_box, supervision
+        super().__init__(points, in_box, **criterion)
+        self.supervision = supervision
         self.rotate, self.scale, self.shift, self.bend = rotate, scale, shift, bend
-        self.criterion = Criterion(temperature, kernel, sigma, keep)
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of a step, with new warps."""

@@ -5,6 +5,8 @@ A coordinate is a distance from the left or upper edge of the image: the first p
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
@@ -28,6 +30,14 @@ REMEDY = "Export the task from CVAT as `CVAT for images 1.1`, and give its annot
 GROUP = "Group what is of one object in CVAT (G), or annotate skeletons."
 
 
+class BoxedImage(NamedTuple):
+    """An image with its skeletons in their boxes."""
+
+    shapes: ImageShapes
+    skeletons: list[tuple[str, MarkedObject]]  # with their labels
+    free: list[MarkedBox]  # boxes that are around no skeleton
+
+
 def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     """Read skeletons, points without a skeleton, and the boxes around them.
 
@@ -42,42 +52,21 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     Raises:
         UserError: The file is no such XML, or contradicts itself or the folder.
     """
-    root = read_xml(path, REMEDY)
-    if root.tag != "annotations":
-        raise UserError(f"{path} is XML of {quote_value(root.tag)}, and not of `annotations`. {REMEDY}")
-    if root.find("track") is not None:
-        raise UserError(f"{path} has tracks: it is `CVAT for video`. {REMEDY}")
-    notes: Notes = {}
+    root, notes = _read_root(path), Notes()
     finder = ImageFolder(folder, notes)
     keypoints, edges = read_labels(root)
-    skeletons, point_labels = set(keypoints), dict[str, list[str]]()  # that the file declares; of points alone
+    point_labels: dict[str, list[str]] = {}  # labels of points without a skeleton, and their names
     images = [
         read_image_shapes(i, element, path, finder, point_labels, notes)
         for i, element in enumerate(root.iter("image"), 1)
     ]
-    names: set[str] = set()
-    for image in images:
-        if image.name in names:
-            raise UserError(f"{image.location} is there twice, as of two tasks. Give a file for each, or drop one.")
-        names.add(image.name)
-        for label, points, _ in image.skeletons:
-            _add_names(
-                keypoints.setdefault(label, []), points, label in skeletons, f"{image.location}, {quote_value(label)}"
-            )
-    assignments = [(image, *_with_boxes(image)) for image in images]
-    box_labels = _pair_labels([pair for _, pairs, _ in assignments for pair in pairs], path)
-    objects = [(image.photo, label, marked) for image, pairs, _ in assignments for label, marked in pairs]
-    point_objects: list[tuple[TransferImage, MarkedObject]] = []
-    for image, pairs, free in assignments:
-        objects += _free_boxes(image, [box for box in free if box.label in box_labels], pairs, box_labels)
-        boxes = [box for box in free if box.label not in box_labels]
-        if point_labels:
-            groups = group_points(image.points, boxes, image.location, GROUP)
-            point_objects += [(image.photo, marked) for marked in groups]
-        elif boxes:
-            note_boxes(image.photo, boxes, notes)
-    labels_of_points = label_objects(point_objects, path, GROUP, notes)
-    point_categories = dict.fromkeys(label for _, label, _ in labels_of_points)
+    _refuse_repeated(images)
+    _add_keypoints(images, keypoints)
+    boxed_images = [BoxedImage(image, *_with_boxes(image)) for image in images]
+    box_labels = _pair_labels([pair for image in boxed_images for pair in image.skeletons], path)
+    objects, point_objects = _list_objects(boxed_images, box_labels, bool(point_labels), notes)
+    labelled = label_objects(point_objects, path, GROUP, notes)
+    point_categories = dict.fromkeys(label for _, label, _ in labelled)
     if clash := next((label for label in point_categories if label in keypoints), None):
         raise UserError(f"{path}: {quote_value(clash)} is a skeleton, and has points beside it. {GROUP}")
     point_names = [name for part_names in point_labels.values() for name in part_names]
@@ -86,7 +75,7 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     return AnnotationFile(
         {i: {**entry, "skeleton": edges.get(str(entry["name"]), [])} for i, entry in categories.items()},
         {image.photo.id: image.photo for image in images},
-        to_objects(objects + labels_of_points, categories),
+        to_objects(objects + labelled, categories),
         {image.photo.id for image in images if image.is_annotated},
         CvatNames(
             {image.photo.id: image.name for image in images},
@@ -94,6 +83,58 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
             dict.fromkeys(point_categories, point_labels),
         ),
     )
+
+
+def _read_root(path: Path) -> Element:
+    """Read the file's root, or refuse another kind of XML."""
+    root = read_xml(path, REMEDY)
+    if root.tag != "annotations":
+        raise UserError(f"{path} is XML of {quote_value(root.tag)}, and not of `annotations`. {REMEDY}")
+    if root.find("track") is not None:
+        raise UserError(f"{path} has tracks: it is `CVAT for video`. {REMEDY}")
+    return root
+
+
+def _refuse_repeated(images: Sequence[ImageShapes]) -> None:
+    """Refuse an image that is there twice."""
+    names: set[str] = set()
+    for image in images:
+        if image.name in names:
+            raise UserError(f"{image.location} is there twice, as of two tasks. Give a file for each, or drop one.")
+        names.add(image.name)
+
+
+def _add_keypoints(images: Sequence[ImageShapes], keypoints: dict[str, list[str]]) -> None:
+    """Add the keypoints of skeletons to those of their labels, unless the file declares the label."""
+    declared = set(keypoints)
+    for image in images:
+        for label, points, _ in image.skeletons:
+            location = f"{image.location}, {quote_value(label)}"
+            _add_names(keypoints.setdefault(label, []), points, label in declared, location)
+
+
+def _list_objects(
+    images: Sequence[BoxedImage], box_labels: Mapping[str, str], has_points: bool, notes: Notes
+) -> tuple[list[tuple[TransferImage, str, MarkedObject]], list[tuple[TransferImage, MarkedObject]]]:
+    """List the objects whose label is known, and the groups of points whose label is not.
+
+    Args:
+        images: The images.
+        box_labels: The skeleton's label that goes with the label of a box.
+        has_points: Whether the file has points without a skeleton, which other boxes may group.
+        notes: What is left out is added to them.
+    """
+    objects = [(image.photo, label, marked) for image, pairs, _ in images for label, marked in pairs]
+    point_objects: list[tuple[TransferImage, MarkedObject]] = []
+    for image, pairs, free in images:
+        objects += _free_boxes(image, [box for box in free if box.label in box_labels], pairs, box_labels)
+        boxes = [box for box in free if box.label not in box_labels]
+        if has_points:
+            groups = group_points(image.points, boxes, image.location, GROUP)
+            point_objects += [(image.photo, marked) for marked in groups]
+        elif boxes:
+            note_boxes(image.photo, boxes, notes)
+    return objects, point_objects
 
 
 def _with_boxes(image: ImageShapes) -> tuple[list[tuple[str, MarkedObject]], list[MarkedBox]]:

@@ -3,19 +3,23 @@
 Coordinates are those of matplotlib and napari, in which images are annotated: pixel centres are at integers, as here.
 """
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
-from semcorr.core.text_files import read_text
 from semcorr.data.coco_fields import Id
 from semcorr.data.coco_file import Notes, warn_notes
 from semcorr.data.record import Point
+from semcorr.inference.transfer.formats.deeplabcut_h5 import read_hdf5_table
+from semcorr.inference.transfer.formats.deeplabcut_table import (
+    COORDS,
+    REMEDY,
+    Column,
+    Individual,
+    read_csv_table,
+)
 from semcorr.inference.transfer.formats.fields import ImageFolder, read_number
 from semcorr.inference.transfer.formats.grouping import OBJECT
 from semcorr.inference.transfer.formats.kinds import HDF5, read_head
@@ -29,27 +33,6 @@ from semcorr.inference.transfer.objects import (
 )
 
 log = logging.getLogger(__name__)
-
-REMEDY = "Give the CollectedData_*.csv or .h5 that DeepLabCut wrote into a folder of labeled-data."
-HEADERS = ("scorer", "individuals", "bodyparts", "coords")
-COORDS = ("x", "y", "likelihood")
-Individual = str | None  # None: of a project with one animal
-
-
-class Column(NamedTuple):
-    """What a column holds."""
-
-    scorer: str
-    individual: Individual
-    bodypart: str
-    coord: str
-
-
-class Row(NamedTuple):
-    """An image, and a cell for each column; one that is empty is None."""
-
-    name: str
-    cells: Sequence[object]
 
 
 def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
@@ -66,11 +49,9 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
         UserError: The file is no such table, or contradicts itself or the folder.
     """
     if read_head(path).startswith(HDF5):
-        from semcorr.inference.transfer.formats.deeplabcut_h5 import read_hdf5_table
-
         columns, rows = read_hdf5_table(path)
     else:
-        columns, rows = _read_csv_table(path)
+        columns, rows = read_csv_table(path)
     places = _index_columns(columns, path)
     parts = {individual: list(by_part) for individual, by_part in places.items()}
     groups: dict[tuple[str, ...], list[Individual]] = {}
@@ -142,35 +123,3 @@ def _read_point(cells: Sequence[object], place: tuple[int, int], location: str) 
     if x is None or y is None:
         raise UserError(f"{location}: only its {'y' if x is None else 'x'} is there. Give both, or none.")
     return read_number(x, "x", location), read_number(y, "y", location)
-
-
-def _read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
-    """Read a CSV table, whose rows are named in one column, or in three: labeled-data, video, image."""
-    reader = csv.reader(io.StringIO(read_text(path, REMEDY)), strict=True)
-    try:
-        numbered_lines = [(reader.line_num, line) for line in reader if any(line)]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is no CSV ({error}). {REMEDY}") from None
-    lines = [line for _, line in numbered_lines]
-    headers: dict[str, list[str]] = {}
-    while len(headers) < len(lines) and (first := lines[len(headers)][0]) in HEADERS:
-        if first in headers:
-            raise UserError(f"{path} has two lines of {first}. {REMEDY}")
-        headers[first] = lines[len(headers)]
-    if missing := [name for name in ("scorer", "bodyparts", "coords") if name not in headers]:
-        raise UserError(f"{path} begins without a line of {' and of '.join(missing)}. {REMEDY}")
-    width = len(headers["scorer"])
-    for number, line in numbered_lines:
-        if len(line) != width:
-            raise UserError(f"{path}, line {number} has {len(line)} cells, and the first has {width}. Correct it.")
-    start = 3 if headers["coords"][1:3] == ["", ""] else 1
-    individuals: Sequence[Individual] = headers.get("individuals", [None] * width)
-    columns = [
-        Column(*cells)
-        for cells in zip(headers["scorer"], individuals, headers["bodyparts"], headers["coords"], strict=True)
-    ]
-    rows = [
-        Row("/".join(line[:start]), [None if cell.strip().lower() in ("", "nan") else cell for cell in line[start:]])
-        for line in lines[len(headers) :]
-    ]
-    return columns[start:], rows

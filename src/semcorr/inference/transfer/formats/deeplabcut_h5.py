@@ -13,7 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.extras import require_extra
 from semcorr.core.paths import quote_value
 from semcorr.core.pickles import DAMAGE, require_bounded_pickle
-from semcorr.inference.transfer.formats.deeplabcut import HEADERS, REMEDY, Column, Row
+from semcorr.inference.transfer.formats.deeplabcut_table import HEADERS, REMEDY, Column, Row
 
 if TYPE_CHECKING:
     import h5py

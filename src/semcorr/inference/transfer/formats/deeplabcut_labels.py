@@ -9,7 +9,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.coco_fields import Id
-from semcorr.inference.transfer.formats.deeplabcut import COORDS, HEADERS, Column, Row
+from semcorr.inference.transfer.formats.deeplabcut_table import COORDS, HEADERS, Column, Row
 from semcorr.inference.transfer.labels import KeypointLabel, group_labels
 from semcorr.inference.transfer.objects import Annotations, DeepLabCutNames, ToolNames, TransferImage, category_name
 

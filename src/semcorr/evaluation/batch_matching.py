@@ -1,0 +1,155 @@
+"""Matching of a batch of pairs by every specification: each target once, whatever is asked of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from semcorr.core.device import copy_to_host
+from semcorr.core.interfaces import SiameseHead
+from semcorr.core.types import PairBatch
+from semcorr.data.record import PairRecord
+from semcorr.evaluation.conventions import GroundTruth, query_points
+from semcorr.evaluation.image_features import ImageFeatures
+from semcorr.evaluation.protocols import Protocol, ScoringSpec
+from semcorr.evaluation.target_groups import TargetGroup, group_by_target
+from semcorr.matching.batched import (
+    QueryOptions,
+    TargetMatches,
+    TargetQueries,
+    match_at_full_resolution,
+    match_to_targets,
+)
+from semcorr.matching.readouts import Readout
+
+
+class BatchPredictions(NamedTuple):
+    """Predictions of one specification for a batch; only shared keypoints are filled in."""
+
+    cells: Float[Tensor, "b n 2"]
+    score: Float[Tensor, "b n"]  # similarity of the best cell
+
+
+class BatchMatcher:
+    """A matcher of batches, in one pass over their targets for each set of query points.
+
+    Args:
+        features: Features of the images, which the head of their module matches.
+        specs: Protocols and read-outs that the head has been found to fit.
+        records: Pairs by name, for the sizes of their targets.
+
+    Attributes:
+        stride: Pixels per cell of a similarity, whose grid the head decides.
+        grid: Columns and rows of the similarities; None before the first, and at the images' own resolution.
+    """
+
+    def __init__(
+        self, features: ImageFeatures, specs: Sequence[ScoringSpec], records: Mapping[str, PairRecord]
+    ) -> None:
+        self.features, self.specs, self.records = features, specs, records
+        self.stride = 1.0
+        self.grid: tuple[int, int] | None = None
+
+    def match(
+        self,
+        batch: PairBatch,
+        annotations: GroundTruth | None,
+        visit: Callable[[Sequence[TargetGroup]], None] | None = None,
+    ) -> list[BatchPredictions]:
+        """Match the batch as it is.
+
+        Args:
+            batch: Batch of pairs, with annotations on the CPU.
+            annotations: Ground truth of published protocols; None where the batch itself is enough.
+            visit: Called with the groups of targets as well, once they are matched, while their features are there.
+
+        Returns:
+            The predictions of every specification, in their order, on the CPU.
+        """
+        shared = batch.shared
+        counts = shared.sum(-1).tolist()
+        empty = torch.zeros_like(batch.source.keypoints)
+        predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
+        passes: dict[tuple[object, ...], list[int]] = {}
+        for i, spec in enumerate(self.specs):
+            passes.setdefault(spec.source, []).append(i)
+        points_by_query: dict[tuple[object, ...], Sequence[Tensor]] = {}
+        matches_by_target: list[tuple[list[int], list[int], TargetMatches]] = []
+        for groups in group_by_target(batch, self.features):
+            for indices in passes.values():
+                protocol = self.specs[indices[0]].protocol
+                if protocol.query not in points_by_query:
+                    grid = groups[0].sources[0].values.shape[-1]
+                    batch_points = self._query_points(batch, annotations, protocol, grid)
+                    queries = batch_points[shared].to(self.features.group.device, non_blocking=True)
+                    points_by_query[protocol.query] = queries.split(counts)
+                matches = self._match_groups(batch, protocol, groups, points_by_query[protocol.query], indices)
+                matches_by_target += [(indices, group.pairs, each) for group, each in zip(groups, matches, strict=True)]
+            if visit is not None:
+                visit(groups)
+        self._write_matches(predictions, matches_by_target, shared)
+        return predictions
+
+    def _write_matches(
+        self,
+        predictions: list[BatchPredictions],
+        matches_by_target: Sequence[tuple[list[int], list[int], TargetMatches]],
+        shared: Bool[Tensor, "b n"],
+    ) -> None:
+        """Write matches, each in the order of its pairs' shared keypoints, into the predictions of its specifications.
+
+        Args:
+            predictions: Predictions of every specification.
+            matches_by_target: Specifications, pairs and their matches.
+            shared: Keypoints that both images of a pair show.
+        """
+        values = iter(
+            copy_to_host([tensor for *_, matches in matches_by_target for tensor in (*matches.cells, matches.score)])
+        )
+        for indices, pairs, _ in matches_by_target:
+            mask = torch.zeros_like(shared)
+            mask[pairs] = shared[pairs]
+            cells = {name: next(values) for name in self._readouts_by_name(indices)}
+            score = next(values)
+            for i in indices:
+                predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], score
+
+    def _readouts_by_name(self, indices: Sequence[int]) -> dict[str, Readout]:
+        """Return the read-outs of specifications, by their names."""
+        return {self.specs[i].localise: self.specs[i].rule for i in indices}
+
+    def _query_points(
+        self, batch: PairBatch, annotations: GroundTruth | None, protocol: Protocol, grid: int
+    ) -> Float[Tensor, "b n 2"]:
+        """Return the points at which the source's features are read, in pixels."""
+        if annotations is None or protocol.query == Protocol().query:
+            return batch.source.keypoints
+        return query_points(annotations, protocol, grid, batch.source.image.shape[-1] / grid)
+
+    def _match_groups(
+        self,
+        batch: PairBatch,
+        protocol: Protocol,
+        groups: Sequence[TargetGroup],
+        points: Sequence[Tensor],
+        indices: list[int],
+    ) -> list[TargetMatches]:
+        """Match the queries of pairs to the targets that they have in common."""
+        readouts = list(self._readouts_by_name(indices).values())
+        queries = [TargetQueries(group.target, group.sources, [points[i] for i in group.pairs]) for group in groups]
+        if protocol.decode == "native":
+            head = self.features.module.head
+            assert isinstance(head, SiameseHead), "fit_scoring_specs comes first"
+            sizes = [self.records[batch.pair[group.pairs[0]]].target.size for group in groups]
+            return [
+                match_at_full_resolution(head, *target_queries, readouts, size)
+                for target_queries, size in zip(queries, sizes, strict=True)
+            ]
+        options = QueryOptions(protocol.normalise == "before", protocol.comparison == "product")
+        matches = match_to_targets(self.features.module.head, queries, readouts, options=options)
+        self.stride, target = matches[0].stride, groups[0].target
+        h, w = (round(cells * target.stride / self.stride) for cells in target.values.shape[-2:])
+        self.grid = (w, h)
+        return matches
