@@ -16,7 +16,7 @@ from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entr
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
 
-Kept = Annotated[float, Range(above=0, most=1)]  # share of a pair's points
+KeptShare = Annotated[float, Range(above=0, most=1)]  # share of a pair's points
 
 
 class Labels(NamedTuple):
@@ -67,7 +67,7 @@ class PseudoLabels(nn.Module):
         window: Window = 5,
         threshold: Share = 0.3,
         cycle: Positive | None = 2.0,
-        keep: Kept = 0.8,
+        keep: KeptShare = 0.8,
         weigh: bool = True,
         balance: bool = False,
         soft: bool = False,
