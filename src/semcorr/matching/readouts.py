@@ -113,10 +113,8 @@ def window_soft_argmax(
     (left, across), (top, down) = (
         _place_window(centre, window // 2, length) for centre, length in ((peak.x, w), (peak.y, h))
     )
-    windows = similarity.unfold(2, down.shape[-1], 1).unfold(3, across.shape[-1], 1)  # (b n y x k l), a view
-    pair, query = (torch.arange(length, device=left.device) for length in left.shape)
-    values = _to_single(windows[pair[:, None], query, top, left])
     corner = torch.stack((left, top), dim=-1)
+    values = _to_single(_read_windows(similarity, corner, (down.shape[-1], across.shape[-1])))
     if outside == "none" and _allows_in_place(values):
         powers = _powers(values, temperature, peak._replace(score=_to_single(peak.score), buffer=values))
         powers.mul_(down.to(powers.dtype)[..., None]).mul_(across.to(powers.dtype)[..., None, :])
@@ -265,6 +263,20 @@ def _place_window(
     start = (positions - reach).clamp(0, length - size)
     distance = start[:, None] + torch.arange(size, device=centre.device) - positions[:, None]
     return start[centre], (distance.abs() <= reach)[centre]
+
+
+def _read_windows(
+    similarity: Float[Tensor, "b n h w"], corner: Int[Tensor, "b n 2"], size: tuple[int, int]
+) -> Float[Tensor, "b n k l"]:
+    """Return the window of `size` (k, l) of each query, whose first cell is its corner."""
+    w, (k, l), (left, top) = similarity.shape[-1], size, corner.unbind(-1)  # noqa: E741
+    if torch.is_grad_enabled() and similarity.requires_grad:  # the gradient of a view of all windows is as large as it
+        rows, columns = (torch.arange(length, device=left.device) for length in size)
+        cells = (top[..., None, None] + rows[:, None]) * w + left[..., None, None] + columns
+        return similarity.flatten(2).gather(-1, cells.flatten(2)).unflatten(-1, size)
+    windows = similarity.unfold(2, k, 1).unfold(3, l, 1)  # (b n y x k l), a view
+    pair, query = (torch.arange(length, device=left.device) for length in left.shape)
+    return windows[pair[:, None], query, top, left]
 
 
 Rule = Readout
