@@ -121,11 +121,21 @@ def apply_affine(change: Float[Tensor, "b 6"], points: Float[Tensor, "b n 2"]) -
 
 def warp_features(values: Float[Tensor, "b c g g"], change: Float[Tensor, "b 6"]) -> Float[Tensor, "b c g g"]:
     """Sample a map at where an affine map takes each of its cells; beyond the border there is nothing, 0."""
-    g, device = values.shape[-1], values.device
-    line = torch.arange(g, device=device, dtype=change.dtype)
-    centres = cells_to_unit(torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1).flatten(0, 1), g, g)
+    g = values.shape[-1]
+    centres = cell_places(g, change).flatten(0, 1)
     grid = apply_affine(change, centres.expand(len(values), -1, -1)).unflatten(1, (g, g))
     return grid_sample(values, grid, align_corners=False)
+
+
+def cell_places(cells: int, like: Tensor) -> Float[Tensor, "g g 2"]:
+    """Return the centres of the cells of a square map, in [-1, 1], of the type and device of `like`.
+
+    >>> cell_places(2, torch.zeros(()))[0]
+    tensor([[-0.5000, -0.5000],
+            [ 0.5000, -0.5000]])
+    """
+    line = torch.arange(cells, device=like.device, dtype=like.dtype)
+    return cells_to_unit(torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1), cells, cells)
 
 
 def resample(values: Float[Tensor, "b c h w"], cells: int) -> Float[Tensor, "b c g g"]:

@@ -12,7 +12,7 @@ from semcorr.core.ranges import Count, Range, check_arguments
 from semcorr.core.types import FeatureMap
 from semcorr.matching.similarity import neighbouring_cells
 from semcorr.models.heads.correlation import correlation
-from semcorr.models.heads.geometric import place_similarity, resample
+from semcorr.models.heads.geometric import cell_places, place_similarity, resample
 
 Cells = Annotated[int, Range(least=4, most=60)]
 Window = Annotated[int, Range(least=3, most=31, odd=True)]
@@ -66,13 +66,13 @@ class LocalAffine(nn.Module):
         matches = correlation(*(resample(values, self.cells) for values in (source, target)))
         field = matches.new_zeros(*matches.shape[:3], 6)
         for _ in range(self.steps):
-            seen = normalize(look_up(matches, field, self.window).relu(), dim=-1)
-            field = field + self.regress(seen.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            cosines = normalize(look_up(matches, field, self.window).relu(), dim=-1)
+            field = field + self.regress(cosines.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return field
 
-    def regress(self, seen: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 g g"]:
+    def regress(self, cosines: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 g g"]:
         """Regress what is added to the field."""
-        fine = self.encode(seen)
+        fine = self.encode(cosines)
         coarse = interpolate(self.deepen(fine), fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.decode(torch.cat((fine, coarse), dim=1))
 
@@ -85,7 +85,7 @@ def look_up(
     reach = (torch.arange(window, device=device) - window // 2).to(field.dtype) * (2 / g)
     offsets = torch.stack(torch.meshgrid(reach, reach, indexing="xy"), dim=-1).flatten(0, 1)
     turn, shift = field.unflatten(-1, (2, 3)).split((2, 1), dim=-1)
-    moved = offsets + offsets @ turn.mT + (cell_places(field)[..., None, :] + shift.mT)  # (b g g k 2)
+    moved = offsets + offsets @ turn.mT + (cell_places(g, field)[..., None, :] + shift.mT)  # (b g g k 2)
     volume = matches.flatten(3).flatten(0, 2).unflatten(-1, (1, g, g))
     return grid_sample(volume, moved.flatten(0, 2)[:, None], align_corners=False).view(*field.shape[:3], -1)
 
@@ -103,13 +103,6 @@ def read_field(field: Float[Tensor, "b g g 6"], points: Float[Tensor, "b n 2"]) 
     cells, weights = neighbouring_cells(unit_to_cells(points, g, g), 1, g, g)
     maps = field.flatten(1, 2).gather(1, cells.flatten(1)[..., None].expand(-1, -1, 6)).unflatten(1, (-1, 4))
     turn, shift = maps.unflatten(-1, (2, 3)).split((2, 1), dim=-1)
-    away = points[:, :, None] - cell_places(field).flatten(0, 1)[cells]
+    away = points[:, :, None] - cell_places(g, field).flatten(0, 1)[cells]
     moved = (turn @ away[..., None] + shift)[..., 0]
     return points + (moved * weights[..., None]).sum(2)
-
-
-def cell_places(field: Float[Tensor, "b g g 6"]) -> Float[Tensor, "g g 2"]:
-    """Return the centres of the cells of a field, in [-1, 1]."""
-    g = field.shape[1]
-    line = torch.arange(g, device=field.device, dtype=field.dtype)
-    return cells_to_unit(torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1), g, g)

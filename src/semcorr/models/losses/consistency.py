@@ -11,10 +11,8 @@ from semcorr.core.ranges import Count, Range, Share, Sigma, Temperature, Weight,
 from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entropy
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
-from semcorr.models.losses.pseudo_labels import select_small
+from semcorr.models.losses.pseudo_labels import KeepShare, select_small
 from semcorr.models.losses.random_warps import draw_warps, map_points, warp_images
-
-Kept = Annotated[float, Range(above=0, most=1)]
 
 
 class Criterion(NamedTuple):
@@ -84,7 +82,7 @@ class CycleConsistency(nn.Module):
         temperature: Temperature = 0.05,
         kernel: Steps = 7,
         sigma: Sigma = 1.5,
-        keep: Kept = 0.8,
+        keep: KeepShare = 0.8,
     ) -> None:
         super().__init__()
         self.points, self.in_box = points, in_box
@@ -139,7 +137,7 @@ class WarpConsistency(nn.Module):
         temperature: Temperature = 0.05,
         kernel: Steps = 7,
         sigma: Sigma = 1.5,
-        keep: Kept = 0.8,
+        keep: KeepShare = 0.8,
     ) -> None:
         super().__init__()
         self.points, self.in_box, self.supervision = points, in_box, supervision
