@@ -20,6 +20,7 @@ from semcorr.core.ranges import Range
 from semcorr.core.terminal import Terminal, print_line
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
+    import torch
     from omegaconf import DictConfig
 
     from semcorr.core.interfaces import Backbone
@@ -62,12 +63,12 @@ def search_layers(
     each layer. Sets are ordered by the number of metrics.json that `objective` names, PCK@0.1 if it is not given.
     """
     with report_user_errors("evaluate"):
-        found: list[list[LayerSet]] = []
+        rounds: list[list[LayerSet]] = []
         cfg = _compose([*(overrides or [])])
-        with advise_on_interrupt(lambda: _describe_found(found)):
+        with advise_on_interrupt(lambda: _describe_rounds(rounds)):
             for scored in run_search(cfg, beam, most, pairs, _names_layers(overrides or [])):
-                found.append(scored)
-        print_sets(found, cfg.objective)
+                rounds.append(scored)
+        print_sets(rounds, cfg.objective)
 
 
 def _names_layers(overrides: Sequence[str]) -> bool:
@@ -132,6 +133,7 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
     from semcorr.store.encode import ProcessGroup
 
     require_objective(cfg)
+    has_grid = cfg.backbone.get("grid") is not None  # it is replaced by the size that it makes
     if not limited:
         last = {"layers": [-1]} if "layers" in cfg.backbone else {}
         cfg.backbone.layers = _list_layers(build_backbone(cfg, **last))
@@ -151,13 +153,15 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
     data.trainer = trainer
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(module).to(device).eval()  # all of them change the module itself
+    if has_grid:
+        _require_one_grid(module.backbone, device)
     print_line(f"Searching layers of {module.backbone.name} by {data.name} {data.split}, {cfg.objective}")
     with run_products(trainer):
         group, context = ProcessGroup(0, 1, device, local=1), trainer.precision_plugin.forward_context
         scorer = LayerScorer(EvaluationSetup(module, data, data.split, group, context), module.specs[0])
 
         def score_sets(sets: "Sequence[Layers]") -> list[float]:
-            return [_require_score(select_number(found, cfg.objective), cfg) for found in scorer.score_sets(sets)]
+            return [_require_score(select_number(metrics, cfg.objective), cfg) for metrics in scorer.score_sets(sets)]
 
         yield from search_beam(score_sets, choices, beam, most)
 
@@ -180,6 +184,19 @@ def _list_choices(backbone: "Backbone") -> list[int]:
     return [*vars(backbone)["layers"]]
 
 
+def _require_one_grid(backbone: "Backbone", device: "torch.device") -> None:
+    """Refuse a number of cells where layers have different ones: an evaluation of each set would have another size."""
+    import torch
+
+    with torch.no_grad():
+        maps = backbone.read_maps(torch.zeros(1, 3, backbone.size, backbone.size, device=device)).values
+    if len({values.shape[-1] for values in maps.values()}) > 1:
+        raise UserError(
+            f"`backbone.grid`: layers of {backbone.name} have different grids, so that images would have another size "
+            f"for each set of layers. Give their size, as backbone.size={backbone.size}."
+        )
+
+
 def _require_score(score: float | None, cfg: "DictConfig") -> float:
     """Refuse a number that the pairs do not have."""
     if score is None or not math.isfinite(score):
@@ -189,32 +206,32 @@ def _require_score(score: float | None, cfg: "DictConfig") -> float:
     return score
 
 
-def _describe_found(found: "Sequence[Sequence[LayerSet]]") -> str:
+def _describe_rounds(rounds: "Sequence[Sequence[LayerSet]]") -> str:
     """Say how far an interrupted search has come."""
-    if not found:
+    if not rounds:
         return "No set of layers was scored. Run the same line again"
-    best = _best(found)
+    best = _best(rounds)
     return f"The best set until here: {_format_override(best.layers)} ({best.score:.4f}). Run the same line again"
 
 
-def _best(found: "Sequence[Sequence[LayerSet]]") -> "LayerSet":
+def _best(rounds: "Sequence[Sequence[LayerSet]]") -> "LayerSet":
     """Return the best set; of equals, the smallest."""
-    return max((sets[0] for sets in found), key=lambda found_set: found_set.score)
+    return max((sets[0] for sets in rounds), key=lambda layer_set: layer_set.score)
 
 
 def _format_override(layers: Sequence[int]) -> str:
     return f"backbone.layers=[{','.join(map(str, layers))}]"
 
 
-def print_sets(found: "Sequence[Sequence[LayerSet]]", objective: str) -> None:
+def print_sets(rounds: "Sequence[Sequence[LayerSet]]", objective: str) -> None:
     """Print the best sets of each size, and the setting that reads the best of all."""
-    best = _best(found)
+    best = _best(rounds)
     table = Table(
         title=f"Sets of layers, by {objective}", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
     )
     for header in ("size", "scored", "layers", "score"):
         table.add_column(header, justify="left" if header == "layers" else "right", overflow="fold")
-    for sets in found:
+    for sets in rounds:
         for i, (layers, score) in enumerate(sets[:SHOWN]):
             first = (str(len(layers)), str(len(sets))) if i == 0 else ("", "")
             mark = "  best" if layers == best.layers else ""

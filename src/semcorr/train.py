@@ -59,8 +59,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
-    kept = checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0), cfg.get("monitor", MONITOR))
-    trainer = build_trainer(cfg, run_dir, resumes, kept)
+    savers = checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0), cfg.get("monitor", MONITOR))
+    trainer = build_trainer(cfg, run_dir, resumes, savers)
     if data.global_batch_size is not None:
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise

@@ -249,6 +249,7 @@ def test_a_run_is_gone_on_with_in_another_place_and_at_another_speed(run, begun)
         "data.workers": 3,
         "data.cache_gb": 1,
         "backbone.weights": "w",
+        "finetune.block_weights": "w",
     }.items():
         OmegaConf.update(cfg, key, value)
     assert resume_training(cfg, *built) == str(checkpoint_path(run, "last"))

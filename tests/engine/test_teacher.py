@@ -145,6 +145,11 @@ def test_a_teacher_of_another_run_starts_from_its_weights(config, tiny, tmp_path
 
     with pytest.raises(UserError, match=r"`callbacks.ema_teacher.run`: its checkpoint has no head"):
         train(config("train", *tiny, *LINE, *fixed, "head.width=8", f"run_dir={tmp_path / 'other'}"))
+    with pytest.raises(UserError, match=r"`callbacks.ema_teacher.run`: The checkpoint was trained on .* with weights"):
+        train(config("train", *tiny, *LINE, *fixed, "seed=7", f"run_dir={tmp_path / 'base'}"))  # other random weights
+    absent = f"callbacks.ema_teacher.run={tmp_path / 'absent'}"
+    with pytest.raises(UserError, match=r"^`callbacks.ema_teacher.run`: .*absent.* does not exist"):
+        train(config("train", *tiny, *LINE, absent, f"run_dir={tmp_path / 'none'}"))
 
 
 def test_a_loss_that_learns_from_a_teacher_needs_one(config, tiny):

@@ -122,6 +122,7 @@ def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, c
     (["backbone=tiny", "objective=pck.all.images.0.1"], "Did you mean pck.all.image.0.1"),
     (["backbone=hog"], "no layers to choose from"),
     (["backbone=dino2"], "Did you mean dinov2"),
+    (["backbone=squeezenet", "backbone.pretrained=false", "backbone.grid=16"], "have different grids"),
 ])  # fmt: skip
 def test_a_search_that_cannot_be_is_refused_in_a_sentence(creatures, monkeypatch, capsys, overrides, told):
     typed = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "trainer=cpu", *overrides]

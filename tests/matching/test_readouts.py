@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
 
@@ -172,3 +173,25 @@ def test_argmax_of_equal_cells_is_the_first_in_reading_order():
     similarity[0, 0, 1, 2] = similarity[0, 0, 2, 0] = 1
 
     assert argmax(similarity).tolist() == [[[2, 1]]]
+
+
+def test_the_gradient_of_a_window_takes_no_more_memory_than_the_similarity():
+    """Not that of all windows that there are, 900 of 121 cells."""
+    similarity = torch.randn(1, 3, 40, 40, requires_grad=True)
+    with LargestTensor() as largest:
+        window_soft_argmax(similarity, window=11).sum().backward()
+
+    assert similarity.grad is not None
+    assert largest.count <= similarity.numel()
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of values of the largest tensor that an operation makes in memory of its own."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not made._is_view():
+            self.count = max(self.count, made.numel())
+        return made

@@ -57,7 +57,7 @@ def time_pair(run: RunSpec, pair: TimedPair) -> JsonObject:
         for number in range(pair.tries + 1):
             times = [synchronised_time(run.device)]
             maps = [backbone(image[None]) for image in images]
-            source, target = (FeatureMap(one.values.float(), one.stride) for one in maps)
+            source, target = (FeatureMap(features.values.float(), features.stride) for features in maps)
             times.append(synchronised_time(run.device))
             cosine(source, target, points)
             times.append(synchronised_time(run.device))

@@ -191,7 +191,7 @@ def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, .
     """
     context = multiprocessing.get_context("spawn")
     method, processes, receivers = multiprocessing.get_start_method(), [], []
-    found: dict[Connection, Measurement[T]] = {}
+    measurements: dict[Connection, Measurement[T]] = {}
     for args in arguments:
         receiver, sender = context.Pipe(duplex=False)
         processes.append(context.Process(target=_send_result, args=(sender, work, args, method)))
@@ -203,7 +203,7 @@ def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, .
         while running:
             ended = wait(list(running))  # whoever ends first: a failure is not waited for
             for receiver in [each for each in receivers if each in ended]:
-                found[receiver] = _receive_result(receiver, running.pop(receiver))
+                measurements[receiver] = _receive_result(receiver, running.pop(receiver))
     except BaseException:
         for process in processes:  # those that wait for one that has ended
             process.terminate()
@@ -211,7 +211,7 @@ def measure_together(work: Callable[..., T], arguments: Sequence[tuple[object, .
     finally:
         for process in processes:
             process.join()
-    return [found[receiver] for receiver in receivers]
+    return [measurements[receiver] for receiver in receivers]
 
 
 def _receive_result(receiver: Connection, process: SpawnProcess) -> Measurement:

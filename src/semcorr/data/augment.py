@@ -9,6 +9,7 @@ from jaxtyping import Bool, Shaped
 from numpy.random import Generator
 from torch import Tensor
 
+from semcorr.core.coords import cell_centres
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, require_fields
 from semcorr.core.types import PairBatch, View
@@ -239,8 +240,7 @@ def pair_with_itself(pair: PairBatch, count: int) -> PairBatch:
     Each point is the centre of one of as many equal tiles. What is drawn for the two images then warps them apart.
     """
     side = pair.source.image.shape[-1]
-    line = (torch.arange(count) + 0.5) * (side / count) - 0.5
-    points = torch.cartesian_prod(line, line).flip(-1)
+    points = cell_centres((count, count), side / count).flatten(0, 1)
     view = pair.source._replace(keypoints=points, visible=torch.ones(len(points), dtype=torch.bool))
     return pair._replace(source=view, target=view)
 

@@ -91,7 +91,7 @@ def _write(root: Path, manifest: JsonMapping) -> None:
     for folder in ("JPEGImages", "Segmentation", "ImageAnnotation"):
         for category in categories:
             (root / folder / category).mkdir(parents=True)
-    drawn: dict[tuple[str, str], list[dict[Style, Annotation]]] = {(s, c): [] for s in images for c in categories}
+    by_split: dict[tuple[str, str], list[dict[Style, Annotation]]] = {(s, c): [] for s in images for c in categories}
     with Stage(f"Drawing {len(jobs):,} creatures", len(jobs)) as stage:
         for split, category, index in stage.track(jobs):
             seeds = [manifest["seed"], CATEGORIES.index(category), SPLITS.index(split), index]
@@ -104,14 +104,16 @@ def _write(root: Path, manifest: JsonMapping) -> None:
                     stem, image = f"{stem}_{style}", photo._replace(image=draw_scene(photo.scene, style, rng))
                 domain = None if tuple(styles) == PHOTOS else style
                 annotations[style] = _write_photo(root, image, category, stem, index % 8, domain)
-            drawn[split, category].append(annotations)
+            by_split[split, category].append(annotations)
     (root / "Layout/large").mkdir(parents=True)
     for split in images:
         chosen_pairs: list[tuple[Annotation, Annotation]] = []
         for category in categories:
             rng = np.random.default_rng([manifest["seed"], CATEGORIES.index(category), SPLITS.index(split)])
-            creatures = drawn[split, category]
-            indices = choose_creature_pairs([one[styles[0]] for one in creatures], manifest["pairs_per_category"], rng)
+            creatures = by_split[split, category]
+            indices = choose_creature_pairs(
+                [creature[styles[0]] for creature in creatures], manifest["pairs_per_category"], rng
+            )
             chosen_pairs += [
                 (creatures[source][here], creatures[target][there])
                 for source, target in indices
@@ -164,8 +166,8 @@ def _is_complete(root: Path, manifest: JsonMapping) -> bool:
     if not (root / MANIFEST).is_file():
         raise UserError(f"{root} exists and is not a synthetic benchmark (no {MANIFEST}): {remedy}")
     content = read_mapping(root / MANIFEST, remedy)
-    held, asked = ({"styles": list(PHOTOS), **one} for one in (content, manifest))
-    differences = [f"{k} is {held.get(k)!r}, asked for {v!r}" for k, v in asked.items() if held.get(k) != v]
+    stored, wanted = ({"styles": list(PHOTOS), **values} for values in (content, manifest))
+    differences = [f"{k} is {stored.get(k)!r}, asked for {v!r}" for k, v in wanted.items() if stored.get(k) != v]
     if differences:
         raise UserError(f"{root} holds another synthetic benchmark ({'; '.join(differences)}): {remedy}")
     return True

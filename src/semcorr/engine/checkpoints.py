@@ -43,7 +43,7 @@ SETTINGS = (
     "scheduler",
 )
 # Keys in these sections that may change.
-CHANGEABLE_KEYS = ("root", "weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
+CHANGEABLE_KEYS = ("root", "weights", "block_weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
 REMEDY = "Take another copy of it, or train again"
 RESUME_STATE = {  # what Lightning reads of a checkpoint besides the weights
     "epoch": int,

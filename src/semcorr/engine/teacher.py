@@ -10,9 +10,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Range, check_arguments
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import read_checkpoint
+from semcorr.models.finetune.state import base_weights_id, require_same_base
 from semcorr.models.losses.gaussian_cross_entropy import annealed_value
 
 
@@ -87,6 +89,7 @@ class Student(Protocol):
     """A module that a teacher can be given to."""
 
     teacher: Teacher | None
+    backbone: Backbone
 
 
 class EMATeacher(Callback):
@@ -120,14 +123,21 @@ class EMATeacher(Callback):
         if not isinstance(pl_module, Student):
             raise UserError("`callbacks.ema_teacher` teaches a training on pairs only. Leave it out.")
         self._teacher = pl_module.teacher = Teacher(pl_module)
-        start = self._saved if self._saved is not None else self._read_run()
+        start = self._saved if self._saved is not None else self._read_run(pl_module.backbone)
         if start is not None:
             self._teacher.load(start)
 
-    def _read_run(self) -> dict[str, Tensor] | None:
+    def _read_run(self, backbone: Backbone) -> dict[str, Tensor] | None:
+        """Return the weights of the run, if there is one; it must have been trained on the same base."""
         if self.run is None:
             return None
-        state: dict[str, Tensor] = read_checkpoint(Path(self.run), "best")["state_dict"]
+        try:
+            content = read_checkpoint(Path(self.run), "best")
+            require_same_base(content["base"], base_weights_id(backbone))
+        except UserError as error:
+            reason = str(error).removeprefix("`checkpoint`: ")
+            raise UserError(f"`callbacks.ema_teacher.run`: {reason}") from error
+        state: dict[str, Tensor] = content["state_dict"]
         return state
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

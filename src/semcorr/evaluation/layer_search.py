@@ -54,13 +54,13 @@ def search_beam(
             return
         ordered = sorted(candidates)
         scored = [LayerSet(*pair) for pair in zip(ordered, score_sets(ordered), strict=True)]
-        scored.sort(key=lambda found: -found.score)  # stable: the order of layers decides between equals
+        scored.sort(key=lambda layer_set: -layer_set.score)  # stable: the order of layers decides between equals
         yield scored
         candidates = {
-            tuple(sorted((*kept.layers, layer)))
-            for kept in scored[:width]
+            tuple(sorted((*layer_set.layers, layer)))
+            for layer_set in scored[:width]
             for layer in choices
-            if layer not in kept.layers
+            if layer not in layer_set.layers
         }
 
 
@@ -132,8 +132,8 @@ def keep_pairs(data: PairDataModule, split: str, count: int | None) -> None:
     """Keep so many pairs of a split, taken evenly from its list; all if there are fewer, or None."""
     pairs = data.pairs(split)
     if count is not None and count < len(pairs):
-        kept = [pairs[i * len(pairs) // count] for i in range(count)]
-        data.pairs = cache(lambda _: kept)
+        subset = [pairs[i * len(pairs) // count] for i in range(count)]
+        data.pairs = cache(lambda _: subset)
 
 
 def has_weights(head: nn.Module) -> bool:

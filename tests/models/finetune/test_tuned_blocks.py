@@ -120,6 +120,10 @@ def test_numbers_that_are_not_finite_are_refused(network, tmp_path):
 
 
 def test_a_shared_run_names_no_file_of_this_machine():
-    shared = remove_places({"finetune": {"block_weights": "/home/me/best_weights.pt", "blocks": 2}})
+    """Also where parts of a backbone are tuned each in a way of its own."""
+    tuned, prompt = {"block_weights": "/home/me/best_weights.pt", "blocks": 2}, {"weights": "dino.pth", "tokens": 25}
 
-    assert shared == {"finetune": {"block_weights": None, "blocks": 2}}
+    assert remove_places({"finetune": tuned}) == {"finetune": {"block_weights": None, "blocks": 2}}
+    assert remove_places({"finetune": {"ways": {"diffusion": prompt, "vision": tuned}}}) == {
+        "finetune": {"ways": {"diffusion": {"weights": None, "tokens": 25}, "vision": {**tuned, "block_weights": None}}}
+    }

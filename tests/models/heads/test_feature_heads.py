@@ -66,14 +66,14 @@ SMALL = {
 
 @pytest.fixture
 def encoded(monkeypatch) -> list[int]:
-    """How many images each call of the backbone was given."""
-    calls, real = [], TimmModel.forward
+    """How many images each run of the backbone was given."""
+    calls, real = [], TimmModel.read_maps
 
     def counted(self, image):
         calls.append(len(image))
         return real(self, image)
 
-    monkeypatch.setattr(TimmModel, "forward", counted)
+    monkeypatch.setattr(TimmModel, "read_maps", counted)
     return calls
 
 

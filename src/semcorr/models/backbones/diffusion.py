@@ -114,8 +114,8 @@ class StableDiffusion(Backbone):
     ) -> None:
         super().__init__()
         self.timesteps = [timestep] if isinstance(timestep, int) else [*timestep]
-        for one in self.timesteps:
-            _require_range("timestep", one, 0, TIMESTEPS - 1)
+        for value in self.timesteps:
+            _require_range("timestep", value, 0, TIMESTEPS - 1)
         if len({*self.timesteps}) < len(self.timesteps) or not self.timesteps:
             raise UserError(f"`backbone.timestep` must be a timestep, or several without repetition, got {timestep}")
         _require_range("ensemble", ensemble, 1, None)
@@ -289,7 +289,7 @@ class StableDiffusion(Backbone):
         """Run the units from `start` to before `stop`; layers are recorded in `maps`, averaged over the noises."""
         first = len(self.units) - 1 - self.layers[-1]  # the first step of the decoder
         images, device = len(state.hidden) // self.passes, state.hidden.device
-        of_image = torch.cat([torch.full((self.ensemble,), one, device=device) for one in self.timesteps])
+        of_image = torch.cat([torch.full((self.ensemble,), value, device=device) for value in self.timesteps])
         timesteps = of_image.repeat(images)
         time = self.time_embedding(self.time_proj(timesteps).to(state.hidden.dtype))
         text = text.expand(images, -1, -1).repeat_interleave(self.passes, dim=0)

@@ -238,8 +238,8 @@ def to_unit_or_zero(
             [0.0000, 0.0000]])
     """
     length = histograms.norm(dim=dim, keepdim=True)
-    seen = length > least
-    return histograms / length.where(seen, 1) * seen
+    has_edges = length > least
+    return histograms / length.where(has_edges, 1) * has_edges
 
 
 def clip_and_normalise(histograms: Float[Tensor, "*n"], weight: Float[Tensor, "..."], dim: int) -> Float[Tensor, "*n"]:

@@ -49,9 +49,9 @@ class EfficientBlock(nn.Module):
         self.mlp = nn.Sequential(PivotConv4d(width, mlp * width), nn.GELU(), PivotConv4d(mlp * width, width))
         self.feature_value, self.merge = (nn.Conv2d(features, features, 1) if integrate else None for _ in range(2))
 
-    def forward(self, given: Aggregated) -> Aggregated:
+    def forward(self, state: Aggregated) -> Aggregated:
         """Apply the block; every cell on the first axes attends to all of them."""
-        volume, features = given
+        volume, features = state
         h, w, k, l = volume.shape[2:]  # noqa: E741
         normed = self.norm1(volume)
         query, key = self._project(normed, features)
@@ -152,9 +152,11 @@ class CATsPlusPlus(nn.Module):
         volume = volume + by_source.volume + transpose_volume(by_target.volume)
         if self.cross is None:
             return torch.einsum("bchwkl,c->bhwkl", volume, self.out)
-        one = self.cross(by_source.features, by_target.features, volume)
-        other = self.cross(by_target.features, by_source.features, transpose_volume(volume))
-        similar = cosine_similarity(one.flatten(2).mT, other).unflatten(1, one.shape[-2:]).to(volume.dtype)
+        of_source = self.cross(by_source.features, by_target.features, volume)
+        of_target = self.cross(by_target.features, by_source.features, transpose_volume(volume))
+        similar = (
+            cosine_similarity(of_source.flatten(2).mT, of_target).unflatten(1, of_source.shape[-2:]).to(volume.dtype)
+        )
         return torch.einsum("bchwkl,c->bhwkl", torch.cat((volume, similar[:, None]), dim=1), self.out)
 
 
@@ -182,8 +184,8 @@ class CrossAggregation(nn.Module):
             layer(values).flatten(2).unflatten(1, (self.heads, -1)).mT
             for layer, values in ((self.query, features), (self.key, others), (self.value, others))
         )
-        found = scaled_dot_product_attention(query, key, value, volume.flatten(4).flatten(2, 3))
-        return features + self.merge(found.mT.flatten(1, 2).unflatten(2, features.shape[-2:]))
+        attended = scaled_dot_product_attention(query, key, value, volume.flatten(4).flatten(2, 3))
+        return features + self.merge(attended.mT.flatten(1, 2).unflatten(2, features.shape[-2:]))
 
 
 def transpose_volume(volume: Float[Tensor, "b c h w k l"]) -> Float[Tensor, "b c k l h w"]:

@@ -198,8 +198,10 @@ class HoughMatching(nn.Module):
         sizes = source.shape[-2:], target.shape[-2:]
         of_source, of_target = (self._project_scales(values) for values in (source, target))
         volumes = [
-            torch.stack([resize_correlation(correlation(one, other), *sizes) for other in of_target], dim=1)
-            for one in of_source
+            torch.stack(
+                [resize_correlation(correlation(source_map, target_map), *sizes) for target_map in of_target], dim=1
+            )
+            for source_map in of_source
         ]
         return torch.stack(volumes, dim=1).relu()
 
@@ -210,7 +212,7 @@ class HoughMatching(nn.Module):
             interpolate(values, (max(1, round(h * area**0.5)), max(1, round(w * area**0.5))), mode="bilinear")
             for area in self.scales
         )
-        return [convolution(one) for convolution, one in zip(self.projections, resized, strict=True)]
+        return [convolution(scale) for convolution, scale in zip(self.projections, resized, strict=True)]
 
     def vote(self, volume: Float[Tensor, "b s s h w k l"]) -> Float[Tensor, "b h w k l"]:
         """Convolve in six dimensions, take the best pair of scales, and convolve in four; all positive."""

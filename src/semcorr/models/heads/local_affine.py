@@ -61,13 +61,13 @@ class LocalAffine(PlaceHead):
         matches = correlation(*(resample(values, self.cells) for values in (source, target)))
         field = matches.new_zeros(*matches.shape[:3], 6)
         for _ in range(self.steps):
-            seen = normalize(look_up(matches, field, self.window).relu(), dim=-1)
-            field = field + self.regress(seen.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            cosines = normalize(look_up(matches, field, self.window).relu(), dim=-1)
+            field = field + self.regress(cosines.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return field
 
-    def regress(self, seen: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 g g"]:
+    def regress(self, cosines: Float[Tensor, "b k g g"]) -> Float[Tensor, "b 6 g g"]:
         """Regress what is added to the field."""
-        fine = self.encode(seen)
+        fine = self.encode(cosines)
         coarse = interpolate(self.deepen(fine), fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.decode(torch.cat((fine, coarse), dim=1))
 

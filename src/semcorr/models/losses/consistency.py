@@ -12,7 +12,7 @@ from semcorr.core.ranges import Count, OptionsOf, Range, Share, Sigma, Temperatu
 from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entropy
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
-from semcorr.models.losses.pseudo_labels import KeptShare, select_small
+from semcorr.models.losses.pseudo_labels import KeepShare, select_small
 from semcorr.models.losses.random_warps import draw_warps, map_points, warp_images
 
 
@@ -80,7 +80,7 @@ class PathLoss(nn.Module):
         temperature: Temperature = 0.05,
         kernel: Steps = 7,
         sigma: Sigma = 1.5,
-        keep: KeptShare = 0.8,
+        keep: KeepShare = 0.8,
     ) -> None:
         super().__init__()
         self.points, self.in_box = points, in_box

@@ -16,7 +16,7 @@ from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entr
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
 
-KeptShare = Annotated[float, Range(above=0, most=1)]  # share of a pair's points
+KeepShare = Annotated[float, Range(above=0, most=1)]  # share of a pair's points
 
 
 class Labels(NamedTuple):
@@ -67,7 +67,7 @@ class PseudoLabels(nn.Module):
         window: Window = 5,
         threshold: Share = 0.3,
         cycle: Positive | None = 2.0,
-        keep: KeptShare = 0.8,
+        keep: KeepShare = 0.8,
         weigh: bool = True,
         balance: bool = False,
         soft: bool = False,
@@ -88,8 +88,8 @@ class PseudoLabels(nn.Module):
         points = step.pairs.draw_points(self.points, self.in_box)
         labels = self.label_points(step.teacher, points)
         losses = self.point_losses(step.pairs.similarity(points), labels)
-        kept = select_small(losses.detach(), labels.accepted, self.keep)
-        weight = kept * (labels.confidence if self.weigh else 1.0)
+        selection = select_small(losses.detach(), labels.accepted, self.keep)
+        weight = selection * (labels.confidence if self.weigh else 1.0)
         weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
         return weighted_mean(losses, balance_pairs(weight, step.pairs.categories) if self.balance else weight)
 

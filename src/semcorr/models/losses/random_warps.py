@@ -53,5 +53,5 @@ def map_points(grid: Float[Tensor, "b s s 2"], points: Float[Tensor, "b n 2"]) -
     """
     side = grid.shape[1]
     units = to_unit(points, side)[:, :, None]
-    found = grid_sample(grid.movedim(-1, 1), units, padding_mode="border", align_corners=False)
-    return from_unit(found[..., 0].mT, side)
+    origins = grid_sample(grid.movedim(-1, 1), units, padding_mode="border", align_corners=False)
+    return from_unit(origins[..., 0].mT, side)
