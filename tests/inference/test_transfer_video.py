@@ -259,8 +259,8 @@ def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
 )
 def test_names_of_frames(names, told):
     assert derive_names(names) == told
-    assert all(told.index(told.name(i)) == i for i in (0, 5, 1234567))
-    assert told.index("other.png") is None
+    assert all(told.find_index(told.name(i)) == i for i in (0, 5, 1234567))
+    assert told.find_index("other.png") is None
 
 
 # -- mistakes --

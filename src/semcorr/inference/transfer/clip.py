@@ -218,19 +218,17 @@ def is_visible(returned: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
 def add_to_sheet(sheet: ClipSheet, tracks: Sequence[Track], frame: ClipFrame, labels: Sequence[KeypointLabel]) -> None:
     """Add a frame to an overview, with the keypoints of all tracks: labelled, or as annotated."""
     remaining = iter(labels)
-    points, scores, valid, annotated = [], [], [], []
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # points, scores, valid, annotated
     for track in tracks:
         item = next((item for item in track.sources if is_annotated(Track(track.category, [item]), frame.photo)), None)
         if item is not None:
-            rows = item.points, item.keypoint_mask.float(), item.keypoint_mask
+            mask = item.keypoint_mask
+            rows.append((item.points, mask.float(), mask, torch.ones_like(mask)))
         else:
             label = next(remaining)
-            rows = label.points, label.scores, label.valid
-        for values, new in zip((points, scores, valid), rows, strict=True):
-            values.append(new)
-        annotated.append(torch.full_like(rows[2], item is not None))
-    name = frame.photo.name
-    sheet.add(frame.picture, name, *(torch.cat(values) for values in (points, scores, valid, annotated)))
+            rows.append((label.points, label.scores, label.valid, torch.zeros_like(label.valid)))
+    points, scores, valid, annotated = (torch.cat(values) for values in zip(*rows, strict=True))
+    sheet.add(frame.picture, frame.photo.name, points, scores, valid, annotated)
 
 
 @contextmanager

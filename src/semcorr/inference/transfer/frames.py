@@ -22,7 +22,7 @@ THUMBNAIL = (32, 32)  # size at which two frames are compared
 class FrameNames(NamedTuple):
     """The names of a video's frames: what they begin with, their number, and what they end with.
 
-    >>> FrameNames("img", 4, ".png").name(12), FrameNames("img", 4, ".png", first=1).index("img0001.png")
+    >>> FrameNames("img", 4, ".png").name(12), FrameNames("img", 4, ".png", first=1).find_index("img0001.png")
     ('img0012.png', 0)
     """
 
@@ -35,7 +35,7 @@ class FrameNames(NamedTuple):
         """Return the name of a frame, counted from 0."""
         return f"{self.prefix}{index + self.first:0{self.digits}d}{self.suffix}"
 
-    def index(self, name: str) -> int | None:
+    def find_index(self, name: str) -> int | None:
         """Return which frame a name means, counted from 0; None if it is not named so."""
         match = NUMBERED.fullmatch(name)
         index = int(match.group(2)) - self.first if match else -1
