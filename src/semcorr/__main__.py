@@ -19,7 +19,7 @@ VERBS = {
     "evaluate": "Score a frozen backbone, or a training run's checkpoint, on a benchmark.",
     "prepare": "Download, unpack and check a benchmark.",
     "match": "Find where points of A lie in B: a picture with numbers, and matches.json.",
-    "transfer": "Label the images of a folder by those that are annotated.",
+    "transfer": "Label the images of a folder, or the frames of a video, by those that are annotated.",
     "report": "Write one page about finished runs, and report.md, report.csv and report.tex with the same digits.",
     "compare": "Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test.",
     "search": "Search what no training decides, by the scores of validation pairs: the layers of a backbone.",

@@ -1,4 +1,4 @@
-"""python -m semcorr.transfer ANNOTATIONS IMAGES: label images by a few annotated ones of their category."""
+"""python -m semcorr.transfer ANNOTATIONS IMAGES: label images, or the frames of a video, by a few annotated ones."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from semcorr.cli.errors import report_user_errors
-from semcorr.cli.verb_line import DEVICE, PRECISION, OneOf, run_app
+from semcorr.cli.verb_line import DEVICE, PRECISION, Needs, OneOf, Without, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import (
     atomic_output_dir,
@@ -34,6 +34,16 @@ def transfer_labels(
         Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="Keypoints of some, of any tool.")
     ],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", readable=False, help="Folder of these and others.")],
+    video: Annotated[
+        Path | None,
+        typer.Option("--video", readable=False, help="Label its frames: a video file, or a folder of frames."),
+    ] = None,
+    first: Annotated[
+        int | None,
+        Range(least=0),
+        Needs("video"),
+        typer.Option("--first", help="Number of a video file's first frame in names; 0."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", readable=False, help="Keypoints of the others; labels.json, .xml or .csv.")
     ] = None,
@@ -45,17 +55,24 @@ def transfer_labels(
     use: Annotated[
         str, OneOf(("vote", "best")), typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")
     ] = "vote",
-    flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")] = True,
+    flip: Annotated[
+        bool, Without("video"), typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")
+    ] = True,
     min_score: Annotated[
         float, Range(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
     ] = 0.0,
     place: Annotated[
-        float, Range(least=0), typer.Option("--place", help="Worth of lying where sources have it in their boxes.")
+        float,
+        Range(least=0),
+        Without("video"),
+        typer.Option("--place", help="Worth of lying where sources have it in their boxes."),
     ] = 0.2,
     box: Annotated[
         str, OneOf(("xywh", "xyxy")), typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")
     ] = "xywh",
-    category: Annotated[str | None, typer.Option("--category", help="Of images without any annotation.")] = None,
+    category: Annotated[
+        str | None, Without("video"), typer.Option("--category", help="Of images without any annotation.")
+    ] = None,
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out what is no image, if sources remain.")
     ] = False,
@@ -66,7 +83,7 @@ def transfer_labels(
     device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
     precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
 ) -> None:
-    """Label the images of a folder by those that are annotated."""
+    """Label the images of a folder, or the frames of a video, by those that are annotated."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         check_transfer_options(use, min_score, place)
@@ -76,6 +93,8 @@ def transfer_labels(
         check_output(out, annotations)
         if draw is not None:
             check_draw_folder(draw, out, images)
+            if video is not None and video.is_dir():
+                check_draw_folder(draw, out, video)
         print_line(f"Reading {annotations} and {images}")
         from semcorr.data.pictures import warn_about_frames
         from semcorr.inference import Matcher
@@ -84,23 +103,31 @@ def transfer_labels(
         config_line = " ".join(format_overrides(model))
         resolve_device(device)
         from semcorr.inference.transfer.annotations import read_annotations
+        from semcorr.inference.transfer.clip import OVERVIEW, draw_clip, label_clip, read_clip
         from semcorr.inference.transfer.formats.write import require_writer, write_labels
         from semcorr.inference.transfer.objects import list_objects
         from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
 
-        content = read_annotations(annotations, images, box, category)
+        clip = None if video is None else read_clip(annotations, images, video, box, first)
+        content = read_annotations(annotations, images, box, category) if clip is None else clip.annotations
         require_writer(out, kind, content)
-        input_files = [item.photo.path for item in list_objects(content)]
+        input_files = [item.photo.path for item in list_objects(content)] + ([] if video is None else [video])
         require_inputs_kept(out.parent, [out.name], input_files)
         if draw is not None:
-            require_inputs_kept(draw, label_picture_names(content.targets), input_files, "--draw")
+            pictures = label_picture_names(content.targets) if clip is None else [OVERVIEW]
+            require_inputs_kept(draw, pictures, input_files, "--draw")
         print_line(f"Loading {config_line}")
         matcher = Matcher.load(model, device=device, precision=precision)
         skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
         with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
-            labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
+            if clip is None:
+                labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
+            else:
+                with draw_clip(clip.tracks, folder) as sheet:
+                    labels = list(label_clip(matcher, clip, use, min_score, skipped_images, sheet))
+                content = content._replace(targets=[label.target for label in labels])
         write_labels(out, kind, content, labels, skipped_images or [], config_line)
-    print_transfer_summary(content, labels, skipped_images or [], flip, f"{out} ({kind})")
+    print_transfer_summary(content, labels, skipped_images or [], flip and clip is None, f"{out} ({kind})")
 
 
 def check_transfer_options(use: str, min_score: float, place: float) -> None:

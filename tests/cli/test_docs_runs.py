@@ -26,7 +26,7 @@ RUN = {  # pages whose blocks are run, and a pattern of the lines that cannot be
     "docs/report.md": r"runs/windows",  # a sweep over weights by name
     "docs/matching.md": r"dinov2",
     "docs/transfer.md": r"dinov2|keypoints\.json|annotations\.xml|scripts",  # files of other tools: test_tool_files.py
-    "docs/video.md": r"davis",
+    "docs/video.md": r"davis|video\.mp4|scripts",  # a file to be decoded: tests/data/test_video.py
     "docs/pose.md": r"dinov2|pose_prediction\.py$",
 }
 NOT_RUN = {  # the other pages with such blocks, and why

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -47,12 +47,7 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
     """
     content = read_objects(path, folder, layout)
     categories, objects = content.categories, content.objects
-    sources: dict[Id, list[AnnotatedObject]] = {}
-    for item in objects:
-        if bool(item.keypoint_mask.any()):
-            sources.setdefault(item.category, []).append(item)
-    if not sources:
-        raise UserError(f"{path} has no annotated keypoint. Annotate one image of each category, at least")
+    sources = group_sources(objects, path)
     targets = [item for item in objects if not bool(item.keypoint_mask.any())]
     unannotated = _unannotated_images(content.images, content.annotated, folder)
     targets += _whole_image_objects(unannotated, categories, sources, category, path)
@@ -60,6 +55,17 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
     order = {category_id: i for i, category_id in enumerate(categories)}
     targets.sort(key=lambda item: order[item.category])
     return Annotations(list(categories.values()), sources, targets, content.tool)
+
+
+def group_sources(objects: Iterable[AnnotatedObject], path: Path) -> dict[Id, list[AnnotatedObject]]:
+    """Return the annotated objects by category; refuse a file that has none."""
+    sources: dict[Id, list[AnnotatedObject]] = {}
+    for item in objects:
+        if bool(item.keypoint_mask.any()):
+            sources.setdefault(item.category, []).append(item)
+    if not sources:
+        raise UserError(f"{path} has no annotated keypoint. Annotate one image of each category, at least")
+    return sources
 
 
 def read_objects(path: Path, folder: Path, layout: str = "xywh") -> AnnotationFile:

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import unique_names
@@ -110,7 +112,21 @@ def open_source(
         picture: Image of the object, if it is open already.
     """
     picture = picture or open_object_image(item)
-    width, height = picture.size
+    points = limit_points(item, picture.size)
+    crop = crop_picture(picture, None if item.box is None else enlarge_box(item.box, points[item.keypoint_mask]))
+    order = flip_from_names(category["keypoints"])
+    mirror_order = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
+    return encode_source(matcher, crop, points, item.keypoint_mask, item.id, mirror_order, has_box=item.box is not None)
+
+
+def limit_points(item: AnnotatedObject, size: tuple[int, int]) -> Float[Tensor, "k 2"]:
+    """Return an object's keypoints, moved into its image by a pixel at most; refuse those further outside.
+
+    Args:
+        item: The annotated object.
+        size: Width and height of its image.
+    """
+    width, height = size
     limit = torch.tensor([width, height]) - 0.5
     annotated_points = item.points[item.keypoint_mask]
     # A pixel of tolerance: conventions of the origin differ.
@@ -119,11 +135,7 @@ def open_source(
             f"The annotation {item.id} of {item.photo.name} has keypoints outside the image, which is "
             f"{width} x {height} pixels. Correct them"
         )
-    points = item.points.clamp(min=-0.5).minimum(limit)
-    crop = crop_picture(picture, None if item.box is None else enlarge_box(item.box, points[item.keypoint_mask]))
-    order = flip_from_names(category["keypoints"])
-    mirror_order = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
-    return encode_source(matcher, crop, points, item.keypoint_mask, item.id, mirror_order, has_box=item.box is not None)
+    return item.points.clamp(min=-0.5).minimum(limit)
 
 
 def _label_chunk(

@@ -85,6 +85,23 @@ def location_prior(
     return torch.einsum("sk,skh,skw->khw", weights, down, across)
 
 
+def returned_share(
+    cycle_points: Float[Tensor, "s k 2"],
+    keypoints: Float[Tensor, "s k 2"],
+    weights: Float[Tensor, "s k"],
+    max_distance: float,
+) -> Float[Tensor, " k"]:
+    """Compute the share of the sources' weight to whose keypoint the vote's point matches back, in [0, 1].
+
+    Args:
+        cycle_points: Points of the vote matched back to each source.
+        keypoints: Keypoints of each source.
+        weights: Weights of the sources; for each keypoint they sum to 1, or are all 0.
+        max_distance: Distance up to which two points agree, in the same pixels.
+    """
+    return (((cycle_points - keypoints).norm(dim=-1) <= max_distance) * weights).sum(0)
+
+
 def agreement(
     source_predictions: Float[Tensor, "s k 2"],
     predictions: Float[Tensor, "k 2"],
@@ -107,8 +124,7 @@ def agreement(
         max_distance: Distance up to which two points agree, in the same pixels.
     """
     agree = (source_predictions - predictions).norm(dim=-1) <= max_distance
-    returns = (cycle_points - keypoints).norm(dim=-1) <= max_distance
-    return ((agree.float() + returns.float()) / 2 * weights).sum(0)
+    return ((agree * weights).sum(0) + returned_share(cycle_points, keypoints, weights, max_distance)) / 2
 
 
 USES: dict[str, Callable[..., Tensor]] = {"vote": source_weights, "best": best_source_weights}
@@ -167,6 +183,7 @@ class PropagatedKeypoints(NamedTuple):
     scores: Float[Tensor, " k"]  # in [0, 1]; 0 where no source shows the keypoint, or none agrees with the point
     weights: Float[Tensor, "s k"]  # weights of the sources
     fit: Float[Tensor, " s"]  # fit of the sources, see `semcorr.inference.transfer.propagate.source_fitness`
+    returned: Float[Tensor, " k"]  # share of the sources' weight to which the point matches back
 
 
 class SourceSimilarities(NamedTuple):
@@ -236,11 +253,12 @@ def propagate_from_similarities(
     predictions = target.placement.to_view(on_picture)
     cycle_points = torch.stack([match_back(matcher, source, target, predictions) for source in sources])
     points = torch.stack([source.points for source in sources])
-    support = agreement(
-        torch.stack(by_source), predictions, cycle_points, points, weights, matcher.cycle * similarities.stride
-    )
+    near = matcher.cycle * similarities.stride
+    returned = returned_share(cycle_points, points, weights, near)
+    support = agreement(torch.stack(by_source), predictions, cycle_points, points, weights, near)
     best = similarity.flatten(1).gather(1, prior_similarity.flatten(1).argmax(1, keepdim=True))[:, 0]
-    return PropagatedKeypoints(on_picture.cpu(), (best.clamp(0, 1) * support).cpu(), weights.cpu(), fit.cpu())
+    scores = best.clamp(0, 1) * support
+    return PropagatedKeypoints(on_picture.cpu(), scores.cpu(), weights.cpu(), fit.cpu(), returned.cpu())
 
 
 def boxed_locations(

@@ -1,0 +1,206 @@
+"""The frames of a clip, a folder or a video file, under the names that annotation tools know them by."""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from semcorr.core.errors import UserError
+from semcorr.data.coco_fields import Id
+from semcorr.data.pictures import Picture, read_annotated
+from semcorr.data.video import list_frames, read_frames, require_video
+from semcorr.inference.transfer.objects import TransferImage
+
+NUMBERED = re.compile(r"(.*?)([0-9]{1,18})(\.[A-Za-z][A-Za-z0-9]*)?", re.DOTALL)  # prefix, number, ending
+THUMBNAIL = (32, 32)  # size at which two frames are compared
+
+
+class FrameNames(NamedTuple):
+    """The names of a video's frames: what they begin with, their number, and what they end with.
+
+    >>> FrameNames("img", 4, ".png").name(12), FrameNames("img", 4, ".png", first=1).find_index("img0001.png")
+    ('img0012.png', 0)
+    """
+
+    prefix: str = ""
+    digits: int = 6
+    suffix: str = ".png"
+    first: int = 0  # number of the first frame
+
+    def name(self, index: int) -> str:
+        """Return the name of a frame, counted from 0."""
+        return f"{self.prefix}{index + self.first:0{self.digits}d}{self.suffix}"
+
+    def find_index(self, name: str) -> int | None:
+        """Return which frame a name means, counted from 0; None if it is not named so."""
+        match = NUMBERED.fullmatch(name)
+        index = int(match.group(2)) - self.first if match else -1
+        return index if index >= 0 and self.name(index) == name else None
+
+
+def derive_names(names: Iterable[str], first: int = 0) -> FrameNames:
+    """Derive the names of all frames from those of some: from the first that ends in a number.
+
+    >>> derive_names(["cover.png", "cats/frame_000012.jpg"])
+    FrameNames(prefix='cats/frame_', digits=6, suffix='.jpg', first=0)
+    """
+    matches = (NUMBERED.fullmatch(name) for name in names)
+    parts = next((match.groups() for match in matches if match), None)
+    if parts is None:
+        return FrameNames(first=first)
+    return FrameNames(parts[0], len(parts[1]), parts[2] or "", first)
+
+
+class ClipFrame(NamedTuple):
+    """A frame of a clip."""
+
+    photo: TransferImage
+    picture: Picture
+
+
+class Clip(NamedTuple):
+    """A folder of frames, or a video file."""
+
+    path: Path
+    photos: Sequence[TransferImage] | None  # frames of a folder in order; None: of a file, whose length is not known
+    names: FrameNames  # of a file's frames
+    known: dict[str, TransferImage]  # images of the annotation file, by name
+    annotated: Collection[str]  # names of annotated images
+    folder: Path  # where images of the annotation file are
+    next_id: int
+
+    @property
+    def first_photo(self) -> TransferImage:
+        """Return the first frame."""
+        return self.photos[0] if self.photos is not None else self._photo(0, count(self.next_id))
+
+    def _photo(self, index: int, new_ids: Iterator[int]) -> TransferImage:
+        """Return a frame of a file: as the annotation file has it, otherwise with a new id."""
+        name = self.names.name(index)
+        return self.known.get(name) or TransferImage(next(new_ids), name, self.folder / name, None)
+
+    def read(
+        self, skipped_images: list[dict[str, str]] | None = None, unrotated_images: list[str] | None = None
+    ) -> Iterator[ClipFrame]:
+        """Read the frames in order, one at a time.
+
+        Args:
+            skipped_images: List to which broken frames are added; None refuses them. A file ends at the first one.
+            unrotated_images: List to which the names of frames are added whose annotations are as stored.
+
+        Raises:
+            UserError: A frame is broken, or is not the annotated picture of its name.
+        """
+        if self.photos is None:
+            yield from self._read_file(skipped_images)
+            return
+        for photo in self.photos:
+            try:
+                picture, upright = read_annotated(photo.path, photo.size)
+            except UserError as error:
+                note_broken(photo.name, error, skipped_images)
+                continue
+            if unrotated_images is not None and not upright:
+                unrotated_images.append(photo.name)
+            yield ClipFrame(photo, picture)
+
+    def _read_file(self, skipped_images: list[dict[str, str]] | None) -> Iterator[ClipFrame]:
+        """Read the frames of a video file."""
+        frames, new_ids, previous = read_frames(self.path), count(self.next_id), None
+        for index in count():
+            photo = self._photo(index, new_ids)
+            try:
+                picture = next(frames, None)
+            except UserError as error:
+                if index == 0:
+                    raise
+                note_broken(photo.name, error, skipped_images)
+                return
+            if picture is None:
+                return
+            if photo.name in self.annotated:
+                require_same_frame(photo, picture, previous, self.names.first)
+            previous = picture
+            yield ClipFrame(photo, picture)
+
+
+def note_broken(name: str, error: UserError, skipped_images: list[dict[str, str]] | None) -> None:
+    """Note a broken frame, or refuse it if there is no list for it."""
+    if skipped_images is None:
+        raise UserError(f"{error}. With --skip-broken it is left out") from None
+    skipped_images.append({"file_name": name, "reason": str(error)})
+
+
+def require_same_frame(photo: TransferImage, frame: Picture, previous: Picture | None, first: int) -> None:
+    """Refuse a frame that is not the annotated picture of its name, as where frames are counted from 1 and not from 0.
+
+    Args:
+        photo: The annotated picture.
+        frame: The frame of its number.
+        previous: The frame before.
+        first: Number of the first frame.
+    """
+    picture, _ = read_annotated(photo.path, photo.size)
+    if picture.size != frame.size:
+        raise UserError(
+            f"{photo.path} is {picture.size[0]} x {picture.size[1]} pixels, and {frame.name} is {frame.size[0]} x "
+            f"{frame.size[1]}. Annotate frames at the size of the video"
+        )
+    if previous is None or previous.size != frame.size:
+        return
+    here, before = (_difference(picture.image, other.image) for other in (frame, previous))
+    if before < 0.5 * here:
+        raise UserError(
+            f"{photo.path} is the frame before {frame.name}: names of frames are numbered from {first} here. Give "
+            f"--first {first + 1} if the first frame is numbered so"
+        )
+
+
+def _difference(a: Image.Image, b: Image.Image) -> float:
+    """Compute the mean difference of the grey values of two reduced pictures."""
+    first, second = (np.asarray(image.convert("L").resize(THUMBNAIL, Image.Resampling.BOX), float) for image in (a, b))
+    return float(np.abs(first - second).mean())
+
+
+def open_clip(
+    path: Path, folder: Path, images: dict[Id, TransferImage], annotated: Collection[Id], first: int | None = None
+) -> Clip:
+    """Return a clip, whose frames are named as those of the annotation file.
+
+    Frames of a folder keep their names. Those of a file are named by their number, as the annotated ones are.
+
+    Args:
+        path: The folder or file.
+        folder: Folder of the images of the annotation file.
+        images: Images of the annotation file.
+        annotated: Those with annotated keypoints.
+        first: Number of the first frame of a file; None: 0.
+
+    Raises:
+        UserError: There are no frames, the file cannot be decoded, or `first` is given for a folder.
+    """
+    names = [images[i].name for i in annotated]
+    next_id = 1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0)
+    known = {image.name: image for image in reversed(images.values())}  # the first entry of an image that has two
+    frame_names = derive_names(names, first or 0)
+    if not path.is_dir():
+        require_video(path)
+        return Clip(path, None, frame_names, known, frozenset(names), folder, next_id)
+    if first is not None:
+        raise UserError(f"--first numbers the frames of a video file, and {path} is a folder. Leave it out")
+    by_path = {image.path.resolve(): image for image in known.values()}
+    new_ids = count(next_id)
+    photos = [
+        by_path.get(file.resolve()) or TransferImage(next(new_ids), _name_frame(file, folder), file, None)
+        for file in list_frames(path)
+    ]
+    return Clip(path, photos, frame_names, known, frozenset(names), folder, next_id)
+
+
+def _name_frame(file: Path, folder: Path) -> str:
+    """Return the name of a frame: its path below the folder of the annotated images, or its file name elsewhere."""
+    return file.relative_to(folder).as_posix() if file.is_relative_to(folder) else file.name

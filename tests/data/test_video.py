@@ -1,0 +1,168 @@
+"""Frames of videos: in order, upright, one at a time; what is no video is a sentence."""
+
+import logging
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semcorr.core.errors import UserError
+from semcorr.data.video import list_frames, read_frames, require_video
+
+COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+
+
+class FFmpegError(Exception):
+    """PyAV's base of errors."""
+
+
+class StoredFrame:
+    """A frame of PyAV: 4 x 2 pixels, red on the left, and how it is turned when it is shown."""
+
+    def __init__(self, colour: tuple[int, int, int], rotation: float = 0) -> None:
+        self.colour, self.rotation = colour, rotation
+
+    def to_image(self) -> Image.Image:
+        image = Image.new("RGB", (4, 2), self.colour)
+        image.paste((255, 0, 0), (0, 0, 1, 2))
+        return image
+
+
+class Container:
+    """A container of PyAV with one stream at most."""
+
+    def __init__(self, frames: list[object], codec: object) -> None:
+        self.frames = frames
+        self.streams = ModuleType("streams")
+        self.stream = ModuleType("stream")
+        self.stream.codec_context = codec
+        self.streams.video = [self.stream] if codec is not False else []
+
+    def __enter__(self) -> "Container":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def decode(self, stream: object):
+        assert stream is self.stream
+        for frame in self.frames:
+            if isinstance(frame, Exception):
+                raise frame
+            yield frame
+
+
+@pytest.fixture
+def decoder(monkeypatch, tmp_path):
+    """decoder(frames) is a file that a stand-in of PyAV decodes to these frames."""
+
+    def install(frames: list[object], codec: object = True) -> Path:
+        module = ModuleType("av")
+        module.__spec__ = ModuleSpec("av", None, origin="here")
+        module.FFmpegError = FFmpegError
+        module.open = lambda path: Container(frames, codec)
+        monkeypatch.setitem(sys.modules, "av", module)
+        (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+        return tmp_path / "clip.mp4"
+
+    return install
+
+
+def pixels(picture) -> np.ndarray:
+    return np.asarray(picture.image)
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+def test_frames_of_an_animation_come_in_order(tmp_path, ending):
+    frames = [Image.new("RGB", (6, 4), colour) for colour in COLOURS]
+    path = tmp_path / f"clip.{ending}"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+
+    read = list(read_frames(path))
+
+    assert [picture.size for picture in read] == [(6, 4)] * 3
+    assert [tuple(pixels(picture)[2, 3]) for picture in read] == COLOURS
+    assert read[1].name == f"{path}, frame 1"
+
+
+def test_a_picture_is_a_video_of_one_frame(tmp_path):
+    Image.new("RGB", (6, 4), COLOURS[0]).save(tmp_path / "a.png")
+
+    assert len(list(read_frames(tmp_path / "a.png"))) == 1
+
+
+def test_frames_of_a_file_are_decoded_as_they_are_asked_for(decoder):
+    path = decoder([StoredFrame(COLOURS[1]), StoredFrame(COLOURS[2]), FFmpegError("Invalid data")])
+    frames = read_frames(path)
+
+    assert [tuple(pixels(next(frames))[0, -1]) for _ in range(2)] == COLOURS[1:]
+    with pytest.raises(UserError, match=r"clip.mp4, after frame 1 is damaged or no video \(Invalid data\)"):
+        next(frames)
+
+
+@pytest.mark.parametrize(
+    ("rotation", "size", "red"),
+    [
+        (0, (4, 2), "left"),
+        (-90, (2, 4), "top"),  # a phone held upright: turned clockwise, what was left is on top
+        (90, (2, 4), "bottom"),
+        (180, (4, 2), "right"),
+        (-180.0, (4, 2), "right"),
+    ],
+)
+def test_frames_are_turned_upright(decoder, rotation, size, red):
+    (picture,) = read_frames(decoder([StoredFrame((0, 0, 0), rotation)]))
+
+    assert picture.size == picture.image.size == size
+    side = {"left": (slice(None), 0), "right": (slice(None), -1), "top": (0,), "bottom": (-1,)}[red]
+    assert (pixels(picture)[side] == (255, 0, 0)).all()
+    assert (pixels(picture)[..., 0] == 255).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("frames", "codec", "told"),
+    [
+        ([], True, "has no frames"),
+        ([StoredFrame(COLOURS[0])], None, "no stream of video that can be decoded"),  # PyAV would end the process
+        ([], False, "no stream of video that can be decoded"),
+        ([StoredFrame(COLOURS[0], 45)], True, "frame 0 is shown turned by 45 degrees"),
+        ([FFmpegError("")], True, r"clip.mp4 is damaged or no video \(FFmpegError\)"),
+    ],
+)
+def test_what_cannot_be_decoded_is_a_sentence(decoder, frames, codec, told):
+    with pytest.raises(UserError, match=told) as error:
+        list(read_frames(decoder(frames, codec)))
+    assert "folder of frames" in str(error.value)
+
+
+def test_without_a_decoder_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("semcorr.core.extras.find_spec", lambda name: None)
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom")
+
+    with pytest.raises(UserError, match=r"needs av, .*: pip install 'semcorr\[video\]'. Or give a folder"):
+        require_video(tmp_path / "clip.mp4")
+    with pytest.raises(UserError, match=r"does not exist\. Give a video file, or a folder"):
+        require_video(tmp_path / "absent.mp4")
+
+
+def test_a_damaged_animation_is_a_sentence(tmp_path):
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(3)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "clip.gif").write_bytes((tmp_path / "clip.gif").read_bytes()[:2500])
+
+    with pytest.raises(UserError, match=r"clip\.gif is damaged"):
+        list(read_frames(tmp_path / "clip.gif"))
+
+
+def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path, caplog):
+    for name in ("img10.png", "img2.png", "img1.png", "img²3.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("")
+
+    with caplog.at_level(logging.WARNING):
+        assert [path.name for path in list_frames(tmp_path)] == ["img1.png", "img2.png", "img10.png", "img²3.png"]
+    assert not caplog.messages
