@@ -18,6 +18,7 @@ from semcorr.core.interfaces import SiameseHead
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import FeatureMap, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
+from semcorr.data.image_variants import uncorrupted_name
 from semcorr.data.record import PairRecord
 from semcorr.evaluation import detection
 from semcorr.evaluation.conventions import GroundTruth, ground_truth, query_points, score_predictions
@@ -163,8 +164,8 @@ class Evaluator:
             if table is None:
                 table = build_rows(
                     pair=batch.pair,
-                    source=source.name,
-                    target=target.name,
+                    source=[uncorrupted_name(name) for name in source.name],
+                    target=[uncorrupted_name(name) for name in target.name],
                     category=batch.category,
                     points=torch.cat((queries, truth, predicted), dim=-1),
                     extent=batch.extent,
