@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,14 +59,23 @@ def register_readouts(overrides: Sequence[str]) -> None:
     """Register short names of read-outs and corruptions with Hydra, as in a sweep over localise=window_5,window_9."""
     for override in overrides:
         key, _, value = override.partition("=")
-        for name in value.split(",") if key == "corrupt" else ():
-            if match := re.fullmatch(SEVERE, name):
-                node = {"defaults": [match[1], "_self_"], "severity": int(match[2])}
-                ConfigStore.instance().store(group="corrupt", name=name, node=node, provider="semcorr")
+        if key == "corrupt" and "," in value:
+            register_severities(value.split(","))
+        elif key == "experiment":  # its sweep may have them
+            names = [path.stem for path in sorted((conf_dir() / "corrupt").glob("*.yaml"))]
+            register_severities(f"{name}_{severity}" for name in names for severity in range(1, 6))
         for name in value.split(",") if key == "localise" and "[" not in value else ():
             if re.fullmatch(SHORT, name):
                 node = {"_target_": "semcorr.matching.readouts.parse_readout", "name": name}
                 ConfigStore.instance().store(group="localise", name=name, node=node, provider="semcorr")
+
+
+def register_severities(names: Iterable[str]) -> None:
+    """Register those names that are of a corruption and its severity, as fog_3."""
+    for name in names:
+        if match := re.fullmatch(SEVERE, name):
+            node = {"defaults": [match[1], "_self_"], "severity": int(match[2])}
+            ConfigStore.instance().store(group="corrupt", name=name, node=node, provider="semcorr")
 
 
 def expand_list_overrides(overrides: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Variants of an image that a backbone sees (corrupted, mirrored, turned), and the content hashes that identify their pixels."""
+"""Variants of an image that a backbone sees (corrupted, mirrored, turned), and content hashes of their pixels."""
 
 import hashlib
 import re

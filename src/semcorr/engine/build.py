@@ -249,7 +249,7 @@ def build_pose_variant(cfg: DictConfig) -> PoseVariant:
 def build_corruption(cfg: DictConfig) -> Corruption | None:
     """Build what is done to the images that are scored; None: nothing, as in old runs."""
     corruption = instantiate(cfg.corrupt) if cfg.get("corrupt") else None
-    return corruption or None
+    return corruption if isinstance(corruption, Corruption) else None
 
 
 def build_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
@@ -344,7 +344,7 @@ def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchm
         data.pose_variant = build_pose_variant(cfg) or None
     elif corruption:
         raise UserError(
-            f"`corrupt` changes the images of pairs of keypoints, and `{data.name}` has none. Give corrupt=none."
+            f"`corrupt` changes the images of pairs of keypoints, and data={data.name} has none. Give corrupt=none."
         )
     for stage in stages:
         data.setup(stage)

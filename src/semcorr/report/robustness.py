@@ -1,4 +1,4 @@
-"""Robustness: what corruptions of the images cost, by kind and severity, where runs differ in `corrupt` and nothing else."""
+"""Robustness: what corruptions of the images cost, by kind and severity, of runs that differ in `corrupt` alone."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -76,8 +76,8 @@ def plot_robustness(entries: Sequence[Configuration]) -> ReportSection | None:
         return None
     severities = sorted({severity for group in groups for severity in group.severities})
     caption = (
-        f"PCK at α = {ALPHA}, per image, in percent, by severity. Mean: over the severities; drop: the points that it is below "
-        "the PCK on images as they are; kept: its share of that PCK. The mean over all corruptions weighs each of them alike."
+        f"PCK at α = {ALPHA}, per image, in percent, by severity. Mean: over the severities; clean: on images as they "
+        "are; drop: clean less the mean, in points; kept: the mean in percent of clean. All corruptions count alike."
         + (f" Drawn are {DRAWN_GROUPS} of {len(groups)} groups; the table has all." if groups[DRAWN_GROUPS:] else "")
     )
     title = "PCK by corruption and severity"

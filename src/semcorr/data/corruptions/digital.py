@@ -32,11 +32,10 @@ class Saturate(Corruption):
         factor, added = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))[self.severity - 1]
         value, spread = image.max(-1, keepdims=True), np.ptp(image, -1, keepdims=True)
         saturation = spread / np.where(value > 0, value, 1)
+        is_colour = saturation > 0
         changed = (saturation * factor + added).clip(0, 1)
         red = np.concatenate((value, value * (1 - changed), value * (1 - changed)), -1)
-        return np.where(
-            saturation > 0, value - (value - image) * changed / np.where(saturation > 0, saturation, 1), red
-        )
+        return np.where(is_colour, value - (value - image) * changed / np.where(is_colour, saturation, 1), red)
 
 
 @dataclass(frozen=True)
