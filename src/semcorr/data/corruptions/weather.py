@@ -42,7 +42,7 @@ class Fog(Corruption):
         """Add a plasma and scale the brightest value back to what it was."""
         density, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[self.severity - 1]
         height, width = image.shape[:2]
-        plasma = draw_plasma(1 << (max(height, width) - 1).bit_length(), decay, generator)[:height, :width, None]
+        plasma = draw_plasma(1 << (max(height, width, 2) - 1).bit_length(), decay, generator)[:height, :width, None]
         brightest = image.max()
         return (image + density * plasma) * brightest / (brightest + density)
 
