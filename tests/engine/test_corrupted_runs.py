@@ -1,4 +1,4 @@
-"""Runs on corrupted images: the pairs of the clean run, features of their own, the same digits however they are made."""
+"""Runs on corrupted images: the pairs of the clean run, features of their own, the same digits however made."""
 
 import json
 
