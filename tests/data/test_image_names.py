@@ -64,7 +64,9 @@ def names_by_hand(files: list[str], seed: int) -> None:
 
 
 class Record:
-    """All that Shown looks at."""
+    """All that an `ImageVariant` looks at."""
+
+    corruption = None
 
     def __init__(self, name: str) -> None:
         self.name = name

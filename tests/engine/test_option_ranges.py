@@ -41,7 +41,7 @@ from semcorr.train import train
 BAD = {"zero": 0, "minus": -1, "nan": math.nan, "inf": math.inf, "huge": 1e30, "text": "x", "null": None, "list": [],
        "half": 1.5, "whole": 10**30}  # fmt: skip
 GROUPS = ("augment", "backbone", "data", "finetune", "head", "hydra/launcher", "hydra/sweeper", "localise", "loss",
-          "optimizer", "pairs", "pose", "scheduler", "store", "trainer")  # fmt: skip
+          "optimizer", "pairs", "pose", "scheduler", "store", "trainer", "corrupt")  # fmt: skip
 TINY = {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "size": 64}
 CHANNELS, GRID = 48, 8
 

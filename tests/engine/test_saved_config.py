@@ -86,7 +86,7 @@ def test_a_path_is_read_back_whatever_it_is_called(config, tmp_path, path):
 def test_a_run_of_before_lacks_what_came_later(run):
     """Pairs were as they are, scored by our own protocol."""
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    for key in ("augment", "pairs", "protocol", "pose", "store", "feature_dropout", "compile"):
+    for key in ("augment", "pairs", "protocol", "pose", "store", "feature_dropout", "compile", "corrupt"):
         del saved[key]
     (run / "config.yaml").write_text(yaml.safe_dump(saved))
 
@@ -206,7 +206,8 @@ def test_nothing_is_drawn_where_only_the_run_says(run, tmp_path, monkeypatch, ca
 
 def test_every_option_that_takes_text_is_one_that_a_saved_configuration_may_have():
     """Of what the installed files call: a new one belongs into its YAML, or, if its text is harmless, into WORDS."""
-    for group in ("backbone", "data", "finetune", "head", "localise", "loss", "augment", "pairs", "pose", "optimizer"):
+    groups = "backbone data finetune head localise loss augment pairs pose optimizer corrupt"
+    for group in groups.split():
         known = read_known_targets(config_search_path(str(conf_dir()))).group(group)
         for target in known.targets:
             for name, parameter in inspect.signature(get_object(target)).parameters.items():

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ PROTOCOL_READOUT = "semcorr.matching.readouts.ProtocolReadout"
 
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
+SEVERE = r"([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
 
 
 def compose_config(name: str, line: Sequence[str]) -> DictConfig:
@@ -55,19 +56,33 @@ def _read_search_path(line: Sequence[str]) -> tuple[str, ...]:
 
 
 def register_readouts(overrides: Sequence[str]) -> None:
-    """Register short names of read-outs with Hydra, as in a sweep over localise=window_5,window_9."""
+    """Register short names of read-outs and corruptions with Hydra, as in a sweep over localise=window_5,window_9."""
     for override in overrides:
         key, _, value = override.partition("=")
+        if key == "corrupt" and "," in value:
+            register_severities(value.split(","))
+        elif key == "experiment":  # its sweep may have them
+            names = [path.stem for path in sorted((conf_dir() / "corrupt").glob("*.yaml"))]
+            register_severities(f"{name}_{severity}" for name in names for severity in range(1, 6))
         for name in value.split(",") if key == "localise" and "[" not in value else ():
             if re.fullmatch(SHORT, name):
                 node = {"_target_": "semcorr.matching.readouts.parse_readout", "name": name}
                 ConfigStore.instance().store(group="localise", name=name, node=node, provider="semcorr")
 
 
+def register_severities(names: Iterable[str]) -> None:
+    """Register those names that are of a corruption and its severity, as fog_3."""
+    for name in names:
+        if match := re.fullmatch(SEVERE, name):
+            node = {"defaults": [match[1], "_self_"], "severity": int(match[2])}
+            ConfigStore.instance().store(group="corrupt", name=name, node=node, provider="semcorr")
+
+
 def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     """Expand overrides that Hydra does not know to those that it knows.
 
-    They are lists of read-outs, protocols and loggers, short names of read-outs, and options of the Trainer.
+    They are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, and options of the
+    Trainer.
 
     >>> expand_list_overrides(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
     ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
@@ -75,6 +90,8 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     ['logger=several', '+logger@logger.csv=csv', '+logger@logger.wandb=wandb']
     >>> expand_list_overrides(["localise=window_5", "localise=argmax"])
     ['localise=several', 'localise.rules=[window_5]', 'localise=argmax']
+    >>> expand_list_overrides(["corrupt=fog_3"])
+    ['corrupt=fog', 'corrupt.severity=3']
     >>> expand_list_overrides(["trainer.enable_progress_bar=false", "trainer.max_epochs=3"])
     ['++trainer.enable_progress_bar=false', 'trainer.max_epochs=3']
     """
@@ -87,6 +104,8 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
         elif key == "logger" and (match := re.fullmatch(r"\[\s*([\w/]+(?:\s*,\s*[\w/]+)*)\s*\]", value)):
             names = dict.fromkeys(re.split(r"\s*,\s*", match[1]))
             expanded += ["logger=several", *(f"+logger@logger.{name}={name}" for name in names)]
+        elif key == "corrupt" and (match := re.fullmatch(SEVERE, value)):
+            expanded += [f"corrupt={match[1]}", f"corrupt.severity={match[2]}"]
         elif key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1]):
             expanded.append(f"++{override}")
         else:

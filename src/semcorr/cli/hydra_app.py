@@ -39,7 +39,7 @@ from semcorr.engine.saved_config import refuse_generating
 
 HEADLINE_GROUPS = ("experiment", "data", "backbone", "finetune", "head", "protocol")  # in the first line of a run
 # To build, to see that it works.
-QUICK_SECTIONS = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose")
+QUICK_SECTIONS = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose", "corrupt")
 
 
 def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str]) -> None:

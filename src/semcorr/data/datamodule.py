@@ -15,8 +15,9 @@ from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
 from semcorr.data.benchmark import BenchmarkModule
+from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
-from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
+from semcorr.data.image_variants import ImageVariant, corrupt_pairs, list_variants, unique_images
 from semcorr.data.loaders import (
     BatchSize,
     LoaderPlan,
@@ -99,6 +100,8 @@ class PairDataModule(BenchmarkModule):
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
         pose_variant: Training pairs come with mirror images for these variants of them; None: without. Set before
             `setup`.
+        corruption: What is done to the images of `split`, which is then not to be trained on; None: nothing. Set before
+            `setup`.
         pixels: Evaluation pairs come with their pixels, for a backbone that computes nothing of an image alone.
         train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
     """
@@ -131,6 +134,7 @@ class PairDataModule(BenchmarkModule):
         self.most_pairs = {"train": train_per_category, "val": val_per_category}
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
+        self.corruption: Corruption | None = None
         self.pixels, self.train_pixels = False, True
         self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
@@ -151,7 +155,13 @@ class PairDataModule(BenchmarkModule):
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs."""
-        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (self.split,)):
+        splits = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (self.split,))
+        if stage == "fit" and self.corruption and self.split in splits:
+            raise UserError(
+                f"`corrupt` changes the images that are scored, and data.split={self.split} is trained on or validated "
+                "on. Give data.split=test, or corrupt=none."
+            )
+        for split in splits:
             self.pairs(split)
         if stage == "fit" and self.augment is not None and self.augment.flip:
             require_flips(self.pairs("train"), self.name)
@@ -251,7 +261,8 @@ class PairDataModule(BenchmarkModule):
         self._require_split(split)
         pairs = check_pairs(self.records(split), f"{self.name} {split}", self._images)
         most = self.most_pairs.get(split)
-        return pairs if most is None else choose_pairs(pairs, most, self.seed)
+        pairs = pairs if most is None else choose_pairs(pairs, most, self.seed)
+        return corrupt_pairs(pairs, self.corruption) if self.corruption and split == self.split else pairs
 
     def _require_split(self, split: str) -> None:
         if split not in self.splits:

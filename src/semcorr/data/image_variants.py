@@ -1,4 +1,4 @@
-"""Variants of an image that a backbone sees (mirrored, turned), and the content hashes that identify their pixels."""
+"""Variants of an image that a backbone sees (corrupted, mirrored, turned), and content hashes of their pixels."""
 
 import hashlib
 import re
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from semcorr.core.errors import UserError
+from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.pictures import reading_key
 from semcorr.data.record import ImageRecord, PairRecord
 
-MIRRORED, TURNED, PLAIN = " mirrored", " turned ", " plain"
-DERIVED = re.compile(rf".*({MIRRORED}|{TURNED}\d+|{PLAIN})", re.DOTALL)  # names that end as derived ones do
+MIRRORED, TURNED, PLAIN, CORRUPTED = " mirrored", " turned ", " plain", " corrupted"
+DERIVED = re.compile(rf".*({MIRRORED}|{TURNED}\d+|{PLAIN}|{CORRUPTED})", re.DOTALL)  # names that end as derived ones do
 
 
 class ImageVariant(NamedTuple):
@@ -28,7 +29,8 @@ class ImageVariant(NamedTuple):
     @property
     def name(self) -> str:
         """The variant's name, unique in its benchmark whatever images are called; the key of its features."""
-        name = mirrored_name(unmirrored_name(self.record.name)) if self.mirrored else unmirrored_name(self.record.name)
+        name = unmirrored_name(self.record.name) + CORRUPTED * (self.record.corruption is not None)
+        name = mirrored_name(name) if self.mirrored else name
         return f"{name}{TURNED}{self.turned}" if self.turned else name
 
 
@@ -52,6 +54,15 @@ def mirrored_name(name: str) -> str:
     return name.removesuffix(MIRRORED) if name.endswith(MIRRORED) else name + MIRRORED
 
 
+def uncorrupted_name(name: str) -> str:
+    """Return the name that a corrupted image has where it is not corrupted: predictions of both are compared by it.
+
+    >>> uncorrupted_name("cat/7 corrupted"), uncorrupted_name("cat/7")
+    ('cat/7', 'cat/7')
+    """
+    return name.removesuffix(CORRUPTED)
+
+
 def content_hash(image: ImageVariant) -> str:
     """Return 32 hex digits that depend on the file's bytes and how they are read and shown, not on its path."""
     record = image.record
@@ -62,7 +73,8 @@ def content_hash(image: ImageVariant) -> str:
     except FileNotFoundError:
         raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
     turn = f" {image.turned}" if image.turned else ""  # entries of earlier versions have neither turns nor reading keys
-    return hashlib.sha256(f"{digest} {record.mirrored:d} {image.mirrored:d}{turn}".encode()).hexdigest()[:32]
+    change = f" {record.corruption.identity(record.name)}" if record.corruption else ""
+    return hashlib.sha256(f"{digest} {record.mirrored:d} {image.mirrored:d}{turn}{change}".encode()).hexdigest()[:32]
 
 
 @cache
@@ -73,8 +85,8 @@ def _file_sha256(path: Path, mtime: int, size: int) -> str:
 
 
 def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:
-    """Return every image of the pairs once, sorted by name."""
-    images = {image.name: image for pair in pairs for image in (pair.source, pair.target)}
+    """Return every image of the pairs once, sorted by name; one that is corrupted and not is two."""
+    images = {ImageVariant(image).name: image for pair in pairs for image in (pair.source, pair.target)}
     return [images[name] for name in sorted(images)]
 
 
@@ -86,3 +98,16 @@ def list_variants(images: Iterable[ImageRecord], mirrored: bool = False) -> list
         for is_mirrored in ((False, True) if mirrored else (False,))
     ]
     return sorted(variants, key=lambda variant: variant.name)
+
+
+def corrupt_pairs(pairs: Iterable[PairRecord], corruption: Corruption) -> list[PairRecord]:
+    """Return pairs whose images are corrupted, both or the target alone; an image of several pairs stays one."""
+    corrupted: dict[int, ImageRecord] = {}
+
+    def corrupt(image: ImageRecord) -> ImageRecord:
+        """Return the corrupted image, the same object for the same one."""
+        return corrupted.setdefault(id(image), image._replace(corruption=corruption))
+
+    if corruption.images == "target":
+        return [pair._replace(target=corrupt(pair.target)) for pair in pairs]
+    return [pair._replace(source=corrupt(pair.source), target=corrupt(pair.target)) for pair in pairs]

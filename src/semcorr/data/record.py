@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
 from semcorr.core.text_files import JsonObject, read_json
+from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
 from semcorr.data.pictures import stored_size
@@ -50,6 +51,7 @@ class ImageRecord(NamedTuple):
     azimuth: int | None = None  # viewpoint in steps of 45 degrees, 0 to 7; None: not known
     segmentation: Segmentation | None = None
     upright: bool = False  # coordinates of the picture as viewers show it; False: as stored, EXIF not applied
+    corruption: Corruption | None = None  # what is done to the pixels before anything else
 
 
 class PairRecord(NamedTuple):

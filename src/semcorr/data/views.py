@@ -77,6 +77,23 @@ def load_image(path: Path, upright: bool = False) -> Image.Image:
     return read_whole(path, upright)
 
 
+def load_record(record: ImageRecord) -> Image.Image:
+    """Decode the image of a record as it is matched: upright, corrupted and mirrored, where the record says so.
+
+    Raises:
+        UserError: The file has another size than the annotated image.
+    """
+    image = load_image(record.path, record.upright)
+    if image.size != record.size:
+        raise UserError(
+            f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "
+            f"{record.size[0]} x {record.size[1]}. Restore the image that was annotated."
+        )
+    if record.corruption is not None:
+        image = record.corruption(image, record.name)
+    return ImageOps.mirror(image) if record.mirrored else image
+
+
 def to_unit(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """Convert the bytes of images to RGB in [0, 1], on their device; return floating point images as they are.
 
@@ -165,15 +182,7 @@ def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) 
 
 def render_view(record: ImageRecord, side: int, resize: str) -> UInt8[Tensor, "3 s s"]:
     """Return the pixels of the record's view, in bytes."""
-    image = load_image(record.path, record.upright)
-    if image.size != record.size:
-        raise UserError(
-            f"{record.path} is {image.size[0]} x {image.size[1]} pixels, its annotation says "
-            f"{record.size[0]} x {record.size[1]}. Restore the image that was annotated."
-        )
-    if record.mirrored:
-        image = ImageOps.mirror(image)
-    return render_square(image, side, fit_to_square(record.size, side, resize))
+    return render_square(load_record(record), side, fit_to_square(record.size, side, resize))
 
 
 class ViewCache:
@@ -194,7 +203,7 @@ class ViewCache:
         self.records, self.side, self.resize, self.pixels = records, side, resize, pixels
         self.geometries: dict[int, View] = {}
         slots: dict[str, int] = {}  # an image may have many records
-        self.slots = [slots.setdefault(record.name, len(slots)) for record in records]
+        self.slots = [slots.setdefault(ImageVariant(record).name, len(slots)) for record in records]
         self.cache = PixelCache(len(slots), side, cache_gb, processes) if pixels and cache_gb else None
 
     def __len__(self) -> int:

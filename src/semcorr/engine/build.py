@@ -15,6 +15,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
+from semcorr.data.corruptions.corruption import Corruption, Uncorrupted
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.pose_variants import PoseVariant
@@ -113,6 +114,12 @@ def build_pose_variant(cfg: DictConfig) -> PoseVariant:
     return variant
 
 
+def build_corruption(cfg: DictConfig) -> Corruption | None:
+    """Build what is done to the images that are scored; None: nothing, as in old runs."""
+    corruption: Corruption | Uncorrupted = instantiate(cfg.corrupt) if cfg.get("corrupt") else Uncorrupted()
+    return None if isinstance(corruption, Uncorrupted) else corruption
+
+
 def build_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
     """Build the head, with the backbone's `channels`, `maps` and `grid` where these are null.
 
@@ -192,9 +199,15 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
 def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchmark:
     """Build the benchmark of `cfg[key]`, read for `stages`; its loaders are built when the backbone's size is known."""
     data: Benchmark = instantiate(cfg[key], size=cfg.backbone.size or 0)
+    corruption = build_corruption(cfg)
     if isinstance(data, PairDataModule):
+        data.corruption = corruption if key == "test" or cfg.get("test") is None else None
         data.augment = (instantiate(cfg.augment) or None) if "augment" in cfg else None
         data.pose_variant = build_pose_variant(cfg) or None
+    elif corruption:
+        raise UserError(
+            f"`corrupt` changes the images of pairs of keypoints, and data={data.name} has none. Give corrupt=none."
+        )
     for stage in stages:
         data.setup(stage)
     return data

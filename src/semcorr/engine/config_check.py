@@ -13,7 +13,8 @@ from semcorr.engine.plain_yaml import Place, PlainDocument
 CALLED_SECTIONS = ("data", "backbone", "head", "localise", "finetune", "trainer", "logger")
 REQUIRED_SECTIONS = (*CALLED_SECTIONS, "seed", "provenance")
 TRAINING_SECTIONS = ("loss", "optimizer", "scheduler")  # all three of a training run, none of another
-OPTIONAL_SECTIONS = ("test", "augment", "pairs", "protocol", "pose", "store")  # sections that older runs lack
+# Sections that older runs lack.
+OPTIONAL_SECTIONS = ("test", "augment", "pairs", "protocol", "pose", "store", "corrupt")
 GROUPS = {"test": "data"}  # groups of sections that have another name than their group
 MULTIPLE_CALLS = ("logger", "callbacks")  # sections that hold any number of calls, by names
 UNUSED_SECTIONS = ("logger",)  # sections never built from a saved configuration: their options are free

@@ -205,6 +205,7 @@ def _is_score(value: object) -> bool:
 
 
 EXCLUDED_KEYS = ("run_dir", "name", "logger", "objective")  # sections that no number depends on
+UNCORRUPTED = {"_target_": "semcorr.data.corruptions.corruption.Uncorrupted"}  # section of corrupt=none
 POST_FEATURE_KEYS = (
     "localise",
     "protocol",
@@ -231,6 +232,8 @@ def config_hash(cfg: DictConfig, *excluded: str) -> str:
     content = {key: value for key, value in _resolve(cfg).items() if key not in (*EXCLUDED_KEYS, *excluded)}
     if not content.get("callbacks"):  # older sweeps have none
         content.pop("callbacks", None)
+    if (content.get("corrupt") or UNCORRUPTED) == UNCORRUPTED:  # the same
+        content.pop("corrupt", None)
     if content.get("checkpoint"):  # the same path may hold other weights by now
         weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
         content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None

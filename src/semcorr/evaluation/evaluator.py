@@ -15,6 +15,7 @@ from semcorr.core.device import read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.core.types import PairBatch, View
+from semcorr.data.image_variants import uncorrupted_name
 from semcorr.data.record import PairRecord
 from semcorr.evaluation import detection
 from semcorr.evaluation.batch_matching import BatchMatcher, BatchPredictions
@@ -130,8 +131,8 @@ class Evaluator:
             if table is None:
                 table = build_rows(
                     pair=batch.pair,
-                    source=source.name,
-                    target=target.name,
+                    source=[uncorrupted_name(name) for name in source.name],
+                    target=[uncorrupted_name(name) for name in target.name],
                     category=batch.category,
                     points=torch.cat((queries, truth, predicted), dim=-1),
                     extent=batch.extent,

@@ -23,7 +23,7 @@ from semcorr.report.document import (
 from semcorr.report.runs import Setting
 from semcorr.report.svg import WIDE, WIDTH, draw_bar_axis, draw_panel, draw_text, place_bar_names, ticks_up_to
 
-PARTS = ("backbone", "finetune", "head", "loss", "pairs", "augment", "localise", "pose")
+PARTS = ("backbone", "finetune", "head", "loss", "pairs", "augment", "localise", "pose", "corrupt")
 # A run in which nothing was trained does not depend on these, and may have none of them.
 OF_TRAINING = (
     "augment",

@@ -24,6 +24,7 @@ from semcorr.report.document import ReportSection
 from semcorr.report.domains import plot_domains
 from semcorr.report.examples import plot_examples, plot_similarity_maps
 from semcorr.report.leaderboard import build_leaderboard, build_settings_table
+from semcorr.report.robustness import plot_robustness
 from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
 from semcorr.report.writers import render_csv, render_html, render_latex, render_markdown
 
@@ -106,6 +107,7 @@ def build_sections(
         plot_categories(entries, benchmark_pairs),
         plot_difficulty(entries, benchmark_pairs),
         plot_domains(entries),
+        plot_robustness(entries),
         plot_cost(entries, options.seconds),
         plot_confusion(entries, benchmark_pairs),
         _plot_pairs(entries, benchmark_pairs, options),

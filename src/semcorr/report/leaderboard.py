@@ -9,6 +9,7 @@ from semcorr.metrics.pck import SUBSETS
 from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, format_value
 from semcorr.report.document import NONE, ReportSection, ReportTable, format_interval, format_percent, format_spread
 from semcorr.report.published import CONFIGURATION, PublishedResult, find_published, published_sources
+from semcorr.report.robustness import is_corrupted
 
 OFFICIAL = {"spair": "spair71k", "ap10k": "ap10k"}
 NAMED = (*(axis for axis in AXES if axis != "pooling"), "clamp", "strict", "pooling")
@@ -87,10 +88,12 @@ def build_leaderboard(entries: Sequence[Configuration]) -> ReportSection:
     is_macro = protocol_by_name(protocol).pooling == "category"
     kinds = [("all", "category")] if is_macro else [("all", "image"), ("geo", "image"), ("all", "point")]
     published = {kind: rows for kind in kinds if (rows := find_published(split, *kind))}
-    if not published:
-        text = f"Nothing that was published on `{split}` is known to this report, so ours stand alone."
+    comparable = [entry for entry in entries if not is_corrupted(entry)]
+    if not published or not comparable:
+        known = f"Nothing that was published on `{split}` is known to this report, so ours stand alone."
+        text = "All images were corrupted, and published figures are of clean ones." if published else known
         return ReportSection("Leaderboard", text, [_build_full_table(entries), _build_full_table(entries, "point")])
-    tables = [_build_published_table(entries, subset, rows) for (subset, _), rows in published.items()]
+    tables = [_build_published_table(comparable, subset, rows) for (subset, _), rows in published.items()]
     text = (
         f"All runs of this report are scored by the protocol `{protocol}`. The published figures were measured by "
         "their authors' own code, which differs: the table of protocols names every axis, and docs/protocols.md "

@@ -12,6 +12,7 @@ from semcorr.core.text_files import JsonMapping
 from semcorr.engine.finished_run import EvaluatedRun as Evaluated
 from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
 from semcorr.engine.rebuild import read_scored_config
+from semcorr.engine.run_dir import UNCORRUPTED
 from semcorr.engine.saved_config import CONFIG, is_run, read_run_config
 from semcorr.metrics.pck import SUBSETS
 
@@ -176,6 +177,8 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
     provenance = cfg.provenance
     is_random = cfg.backbone.get("pretrained") is False and not cfg.backbone.get("weights")  # drawn for every seed
     checksum = provenance.get("weights_sha256")
+    if run_values.get("corrupt._target_") == UNCORRUPTED["_target_"]:  # older runs do not have it
+        run_values.pop("corrupt._target_")
     return {
         **trained,
         **run_values,

@@ -168,8 +168,9 @@ def stack_grid(tiles: Sequence[Image.Image], columns: int, gap: int) -> Image.Im
 
 
 def read_pixels(image: ImageRecord) -> Image.Image:
-    """Read an image as it is matched: upright and mirrored, where its record says so."""
+    """Read an image as it is matched: upright, corrupted and mirrored, where its record says so."""
     pixels = load_image(image.path, image.upright)
+    pixels = pixels if image.corruption is None else image.corruption(pixels, image.name)
     return ImageOps.mirror(pixels) if image.mirrored else pixels
 
 

@@ -14,7 +14,7 @@ from semcorr.core.types import FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord
-from semcorr.data.views import load_image
+from semcorr.data.views import load_record
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.models.weights.loading import load_weights
 from semcorr.models.weights.networks import recognise_weights
@@ -96,8 +96,7 @@ class BoxPromptedSAM:
 
     def __call__(self, record: ImageRecord) -> Bool[Tensor, "h w"]:
         """Segment the object in the record's box, at the model's own image size, whatever the backbone's."""
-        image = load_image(record.path, record.upright)
-        self.predictor.set_image(np.array(ImageOps.mirror(image) if record.mirrored else image))
+        self.predictor.set_image(np.array(load_record(record)))
         masks, _, _ = self.predictor.predict(box=np.array(record.box), multimask_output=False)
         if not masks[0].any():
             raise UserError(f"`pose.mask`: Segment Anything found nothing in the box of {record.name}. Use box instead")

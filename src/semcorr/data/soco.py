@@ -1,0 +1,175 @@
+"""SOCO (Dünkel et al. 2026, arXiv 2605.31597): rendered objects of 100 categories, whose points are joined by name.
+
+The official tree has Images/<category>/*.JPEG and, of each pair, PairAnnotations/<kind>/<group>/*.json, which holds all
+that is read. PCK@bbox. The authors place images in the upper left corner of a white square: data.resize=corner is that
+with black beside it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from semcorr.core.errors import UserError
+from semcorr.core.paths import quote_value, require_file_name
+from semcorr.core.text_files import JsonObject
+from semcorr.data.datamodule import OfficialCounts, PairDataModule
+from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
+from semcorr.data.keypoints import Groups
+from semcorr.data.record import (
+    ImageRecord,
+    PairRecord,
+    Point,
+    build_image_record,
+    log,
+    longer_side,
+    pad_keypoints,
+    read_annotation,
+    require_field,
+    require_root,
+)
+
+FOLDERS = MappingProxyType(
+    {
+        "train": "trainsplits/train",
+        "val": "trainsplits/train",
+        "test": "trainsplits/test",
+        "intra": "intra",
+        "cross": "cross",
+    }
+)
+VALIDATES = 10  # every so manieth pair of a group of the training pairs validates
+HUB = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
+REMEDY = "Unpack PairAnnotations.zip again."
+
+
+class SOCOSide(NamedTuple):
+    """One image of a pair as annotated."""
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    box: Sequence[float]
+    points: Mapping[str, Sequence[float]]  # by their names
+    concepts: Mapping[str, object]  # of the points, by their names
+
+
+class SOCOPair(NamedTuple):
+    """A pair as annotated."""
+
+    file: Path
+    group: str
+    source: SOCOSide
+    target: SOCOSide
+    overlap: Sequence[str]  # names of the points to score
+
+
+class SOCO(PairDataModule):
+    """The official tree at `root`, with the splits of its probes and its two lists without training.
+
+    `train` and `test` are the predefined halves of the pairs within categories, of which every tenth training pair of a
+    category is `val`; `intra` are all pairs within categories, `cross` those across related ones. A category is the
+    pair's group, by which the authors average. The geometry-aware subset is ours: a point belongs to it if the target
+    shows another point of the same concept.
+    """
+
+    name = "soco"
+    splits = ("train", "val", "test", "intra", "cross")
+    official = OfficialCounts(
+        pairs={"train": 9_000, "val": 1_000, "test": 10_000, "intra": 20_000, "cross": 20_000}, tolerance=0.001
+    )
+    recipe = DownloadRecipe(
+        licence="CC-BY-4.0",
+        archives=(
+            ArchiveInfo("Images.zip", f"{HUB}/Images.zip"),
+            ArchiveInfo("PairAnnotations.zip", f"{HUB}/PairAnnotations.zip"),
+        ),
+        marker_file="PairAnnotations/intra",
+    )
+
+    def records(self, split: str) -> Sequence[PairRecord]:
+        """Return the pairs sorted by group and file."""
+        require_root(self.root, "SOCO", "Run `python -m semcorr.prepare soco`, or give data.root=DIR.")
+        folder = self.root / "PairAnnotations" / FOLDERS[split]
+        files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, file.name))
+        if not files:
+            raise UserError(f"{folder} holds no <group>/*.json: {self.root} is not SOCO's whole tree. {REMEDY}")
+        if split in ("train", "val"):
+            groups = (list(group) for _, group in groupby(files, key=lambda file: file.parent.name))
+            files = [f for group in groups for i, f in enumerate(group) if (i % VALIDATES == 0) == (split == "val")]
+        pairs = [read_soco_pair(file, self.root) for file in files]
+        scored = [pair for pair in pairs if pair.overlap]
+        if len(scored) < len(pairs):
+            log.warning(
+                "%s: %d of %d pairs share no point and are left out", folder, len(pairs) - len(scored), len(pairs)
+            )
+        return pad_keypoints(build_soco_pairs(scored))
+
+
+def read_soco_pair(file: Path, root: Path) -> SOCOPair:
+    """Read the annotation of a pair; it names its images, and has its points with it.
+
+    Raises:
+        UserError: A field is missing or of another kind, or a point to score is in one image alone.
+    """
+    entry = read_annotation(file)
+    source, target = (_read_side(entry, side, file, root) for side in ("src", "trg"))
+    overlap = [str(name) for name in require_field(entry, "semantic_overlap", file)]
+    for name in overlap:
+        if name not in source.points or name not in target.points:
+            raise UserError(
+                f"{file}: field `semantic_overlap` names {quote_value(name)}, which is not in both `src_keypoints` and "
+                f"`trg_keypoints`. {REMEDY}"
+            )
+    return SOCOPair(file, str(entry.get("pair_group") or file.parent.name), source, target, overlap)
+
+
+def _read_side(entry: JsonObject, side: str, file: Path, root: Path) -> SOCOSide:
+    category = require_file_name(entry.get(f"{side}_category") or entry.get("category"), f"{file}, `{side}_category`,")
+    image = require_file_name(require_field(entry, f"{side}_image", file), f"{file}, field `{side}_image`,")
+    size = require_field(entry, f"{side}_imsize", file)
+    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+        raise UserError(f"{file}: field `{side}_imsize` must be [width, height], got {quote_value(size)}. {REMEDY}")
+    keypoints = require_field(entry, f"{side}_keypoints", file)
+    points = {str(require_field(k, "name", file)): require_field(k, "pos", file) for k in keypoints}
+    if len(points) < len(keypoints):
+        raise UserError(f"{file}: two of `{side}_keypoints` have one name, by which points are joined. {REMEDY}")
+    box = entry.get(f"{side}_bndbox") or [0, 0, *size]  # without one the image is the extent, as in the authors' code
+    concepts = {str(k["name"]): k.get("concept_id") for k in keypoints}
+    name = f"{category}/{Path(image).stem}"
+    return SOCOSide(name, root / "Images" / category / image, (size[0], size[1]), box, points, concepts)
+
+
+def build_soco_pairs(pairs: Iterable[SOCOPair]) -> list[PairRecord]:
+    """Build the records of pairs; a keypoint's row is the place of its name among those of the pair's group, sorted."""
+    by_group: dict[str, list[SOCOPair]] = {}
+    for pair in pairs:
+        by_group.setdefault(pair.group, []).append(pair)
+    records = []
+    for group, members in by_group.items():
+        names = sorted({name for pair in members for side in (pair.source, pair.target) for name in side.points})
+        concepts = concept_groups(names, members)
+        for pair in members:
+            unscored = pair.source.points.keys() & pair.target.points.keys() - set(pair.overlap)
+            source = _build_image(pair.source, [n for n in names if n not in unscored], names, pair.file)
+            target = _build_image(pair.target, names, names, pair.file)
+            name = f"{pair.file.parent.name}/{pair.file.stem}"
+            records.append(PairRecord(name, group, source, target, longer_side(target.box), concepts))
+    return records
+
+
+def concept_groups(names: Sequence[str], pairs: Iterable[SOCOPair]) -> Groups:
+    """Return the rows of points of one concept, such as all wheels, where there are several of it."""
+    concepts: dict[object, set[int]] = {}
+    rows = {name: row for row, name in enumerate(names)}
+    for side in (side for pair in pairs for side in (pair.source, pair.target)):
+        for name, concept in side.concepts.items():
+            if concept is not None:
+                concepts.setdefault(concept, set()).add(rows[name])
+    return tuple(tuple(sorted(group)) for group in concepts.values() if len(group) > 1)
+
+
+def _build_image(side: SOCOSide, kept: Sequence[str], names: Sequence[str], file: Path) -> ImageRecord:
+    points: list[Point] = [side.points.get(name) if name in kept else None for name in names]
+    return build_image_record(side.name, side.path, side.size, points, side.box, file)
