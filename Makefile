@@ -1,7 +1,7 @@
 # make demo and make test do everything on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := sam,sd,onnx,wandb,tensorboard
+EXTRAS := sam,sd,onnx,video,wandb,tensorboard
 CONSTRAINTS ?= constraints.txt # make test CONSTRAINTS= installs the newest of everything
 PINS := $(if $(strip $(CONSTRAINTS)),--constraint $(strip $(CONSTRAINTS)))
 # Where it is set, each program that a test starts would compile torch and Lightning anew, which takes 15 seconds.

@@ -1,6 +1,7 @@
 """Frames of videos: in order, upright, one at a time; what is no video is a sentence."""
 
 import logging
+import struct
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -166,3 +167,50 @@ def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert [path.name for path in list_frames(tmp_path)] == ["img1.png", "img2.png", "img10.png", "img²3.png"]
     assert not caplog.messages
+
+
+@pytest.fixture(scope="module")
+def encoded_video(tmp_path_factory):
+    """A video of three frames of one colour each, as PyAV encodes it: MPEG-4, 64 x 48 pixels."""
+    av = pytest.importorskip("av")
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for colour in COLOURS:
+            frame = Image.new("RGB", (64, 48), colour)
+            frame.paste((255, 255, 255), (0, 0, 16, 48))  # white on the left
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_video_is_decoded_frame_by_frame(encoded_video):
+    frames = list(read_frames(encoded_video))
+
+    assert [frame.size for frame in frames] == [(64, 48)] * 3
+    for frame, colour in zip(frames, COLOURS, strict=True):
+        assert np.abs(pixels(frame)[24, 40].astype(int) - colour).max() < 25  # the codec loses a little
+        assert pixels(frame)[24, 4].min() > 225
+
+
+def test_a_video_of_an_upright_phone_is_turned(encoded_video, tmp_path):
+    """Its track says by a matrix that a player turns the frames a quarter, clockwise: the left side is on top then."""
+    content = bytearray(encoded_video.read_bytes())
+    matrix = content.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2, version 0
+    assert struct.unpack(">9i", content[matrix : matrix + 36]) == (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30)
+    quarter = (0, 65536, 0, -65536, 0, 0, 48 * 65536, 0, 2**30)
+    content[matrix : matrix + 36] = struct.pack(">9i", *quarter)
+    (tmp_path / "phone.mp4").write_bytes(content)
+
+    frame = next(read_frames(tmp_path / "phone.mp4"))
+
+    assert frame.size == (48, 64)
+    assert pixels(frame)[4, 24].min() > 225
+
+
+def test_a_video_that_was_cut_off_is_a_sentence(encoded_video, tmp_path):
+    (tmp_path / "cut.mp4").write_bytes(encoded_video.read_bytes()[:600])
+
+    with pytest.raises(UserError, match=r"cut\.mp4 (is damaged or no video|has no stream of video)"):
+        list(read_frames(tmp_path / "cut.mp4"))
