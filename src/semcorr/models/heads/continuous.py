@@ -46,11 +46,11 @@ class FilmBlock(nn.Module):
 class ContinuousQuery(nn.Module):
     """Similarity of a query at its exact place on a target grid several times as fine, decoded around the best cell.
 
-    After ImCorr (2026), of which the parts and figures are known to us and widths and depths are not. The source is read
-    bilinearly at the query's place, and a small network that sees the cells around it and where between them it lies
-    refines the descriptor. The target's cells are made `fineness` times as dense: everywhere by the cosine with the
-    interpolated features, and around the cell that is the most similar, in a window, by an update from a network
-    whose channels the query scales and shifts (FiLM).
+    After ImCorr (2026), whose parts and figures are published, and widths and depths are not: those are ours. The
+    source is read bilinearly at the query's place, and a small network that sees the cells around it and where
+    between them it lies refines the descriptor. The target's cells are made `fineness` times as dense: everywhere by
+    the cosine with the interpolated features, and around the cell that is the most similar, in a window, by an update
+    from a network whose channels the query scales and shifts (FiLM).
 
     Both networks end in layers that start at zero, so an untrained head is the cosine of interpolated features.
 
@@ -131,7 +131,8 @@ class ContinuousQuery(nn.Module):
 
     def _update(self, cells: Float[Tensor, "q d k l"], queries: Float[Tensor, "q c"]) -> Float[Tensor, "q k l"]:
         """Compute the update of fine cells for the query that each window belongs to."""
-        assert self.phase is not None and self.out is not None, "with no blocks there is nothing to update"
+        assert self.phase is not None, "with no blocks there is nothing to update"
+        assert self.out is not None, "with no blocks there is nothing to update"
         y, x = (
             (torch.arange(length, device=cells.device, dtype=cells.dtype) + 0.5) / self.fineness - 0.5
             for length in cells.shape[-2:]

@@ -122,9 +122,7 @@ class WindowDecoder(nn.Module):
     """
 
     @check_arguments("head")
-    def __init__(
-        self, channels: Count, fineness: Fineness = 4, dropout: Dropout = 0.3, window: Window = 5
-    ) -> None:
+    def __init__(self, channels: Count, fineness: Fineness = 4, dropout: Dropout = 0.3, window: Window = 5) -> None:
         super().__init__()
         self.network, self.window = DecoderNetwork(channels, fineness, dropout), window
 
@@ -164,7 +162,9 @@ class WindowDecoder(nn.Module):
         windows, corner = self.decode_around(source.values, cells, AROUND_QUERY)
         stride = self._stride(source)
         inside = points.float() - corner * stride
-        return sample_descriptors(windows.flatten(0, 1), inside.flatten(0, 1)[:, None], stride).view(*points.shape[:2], -1)
+        return sample_descriptors(windows.flatten(0, 1), inside.flatten(0, 1)[:, None], stride).view(
+            *points.shape[:2], -1
+        )
 
     def decode_around(
         self, values: Float[Tensor, "b c h w"], cells: Int[Tensor, "b n 2"], window: int
