@@ -24,11 +24,17 @@ from semcorr.data.creatures.photograph import render_photo
 from semcorr.engine.build import build_backbone, build_head
 from semcorr.engine.known_targets import conf_dir
 from semcorr.matching.readouts import argmax, window_soft_argmax
-from semcorr.models.losses import gaussian_cross_entropy
+from semcorr.models.losses.soft_argmax_distance import soft_argmax_distance
 
 HEADS = ("cosine", "upsample", "decoder", "continuous")
 SIDE, CROPS, POINTS, PAIRS, BORDER = 224, 6, 30, 4, 3
 TRAINED, TESTED = 16, 8  # photographs
+TEMPERATURE = 0.02
+
+
+def choose_window(fineness: int) -> int:
+    """Return the fine cells along a side of three cells, or one more to have a middle."""
+    return 3 * fineness + 1 - fineness % 2
 
 
 class Shifts:
@@ -75,7 +81,7 @@ def measure_errors(head: nn.Module, shifts: Shifts) -> list[str]:
         source, target, points, moved = shifts.draw(PAIRS)
         similarity = head(source, target, points)
         fine = similarity.shape[-1] // target.values.shape[-1]
-        rules = (argmax, partial(window_soft_argmax, window=3 * fine + 1 - fine % 2, temperature=0.02))
+        rules = (argmax, partial(window_soft_argmax, window=choose_window(fine), temperature=TEMPERATURE))
         for of_rule, rule in zip(errors, rules, strict=True):
             found = to_grid(to_image(rule(similarity), shifts.stride / fine), shifts.stride)
             of_rule.append((found - to_grid(moved, shifts.stride)).norm(dim=-1).flatten())
@@ -84,17 +90,15 @@ def measure_errors(head: nn.Module, shifts: Shifts) -> list[str]:
 
 
 def train_head(head: nn.Module, shifts: Shifts, steps: int) -> None:
-    """Train a head on shifts, by cross-entropy with a Gaussian around the true cell."""
+    """Train a head on shifts, by the distance of soft-argmax in the window that it is measured by."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
     head.train()
     for _ in range(steps):
         source, target, points, moved = shifts.draw(PAIRS)
         similarity = head(source, target, points)
-        stride = shifts.stride * target.values.shape[-1] / similarity.shape[-1]
-        everything = torch.ones(points.shape[:2], dtype=torch.bool)
-        loss = gaussian_cross_entropy(
-            similarity, to_grid(moved, stride), everything, temperature=0.03, kernel=5, sigma=1.0
-        )
+        fine = similarity.shape[-1] // target.values.shape[-1]
+        cells, mask = to_grid(moved, shifts.stride / fine), torch.ones(points.shape[:2], dtype=torch.bool)
+        loss = soft_argmax_distance(similarity, cells, mask, TEMPERATURE, choose_window(fine))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -103,16 +107,17 @@ def train_head(head: nn.Module, shifts: Shifts, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("heads", nargs="*", default=HEADS, help="names, with options after a space")
-    parser.add_argument("--steps", type=int, default=150, help="of the training, four pairs each")
+    parser.add_argument("--steps", type=int, default=150, help="of the training, four pairs each; 0 leaves it out")
+    parser.add_argument("--backbone", default="efficientnet_lite0", help="name of a backbone")
     args = parser.parse_args()
     torch.manual_seed(0)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        plain = compose("evaluate", ["backbone=efficientnet_lite0", f"backbone.size={SIDE}"])
+        plain = compose("evaluate", [f"backbone={args.backbone}", f"backbone.size={SIDE}"])
         sections = {}
         for name in args.heads:
             choice, *options = name.split()
             sections[name] = compose("evaluate", [f"head={choice}", *(f"head.{option}" for option in options)]).head
-    backbone = build_backbone(plain.backbone).eval()
+    backbone = build_backbone(plain).eval()
     with torch.inference_mode():
         to_train, to_test = Shifts(backbone, TRAINED, 1), Shifts(backbone, TESTED, 2)
     to_train.values = to_train.values.clone()  # not of inference mode: heads train on them
@@ -120,7 +125,7 @@ def main() -> None:
     for name, section in sections.items():
         head = build_head(section, backbone.widths, SIDE // int(to_test.stride))
         row = measure_errors(head, to_test)
-        if any(True for _ in head.parameters()):
+        if args.steps and any(True for _ in head.parameters()):
             train_head(head, to_train, args.steps)
             row += measure_errors(head, to_test)
         print(f"| `{name}` | {' | '.join(row)} |", flush=True)
