@@ -18,7 +18,7 @@ from semcorr.models.heads.windows import cut_windows, paste_windows, place_windo
 
 REACH = 3  # cells that a decoded cell depends on, to each side of the one that it lies in
 AROUND_QUERY = 3  # cells along a side that are decoded around a query: of its own, and half a fine cell beyond
-DECODED = 16  # windows that are decoded at once
+DECODED = 4  # windows that are decoded at once
 LOWEST = -1.0  # cosine of target cells that are not decoded
 Fineness = Annotated[int, Range(least=2, most=16)]
 
