@@ -87,6 +87,9 @@ class ContinuousQuery(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every fine cell of the target."""
+        h, w = (self.fineness * length for length in target.values.shape[-2:])
+        if not points.numel():
+            return points.new_zeros((*points.shape[:2], h, w), dtype=torch.float32)
         with torch.autocast(source.values.device.type, enabled=False):
             queries = self.describe(source, points)
             similarity = interpolated_cosine(queries, target.values, self.fineness)
