@@ -74,12 +74,13 @@ class ContinuousQuery(nn.Module):
         super().__init__()
         self.fineness, self.window = fineness, window
         self.context = nn.Conv2d(channels, width, 3, padding=1)
-        self.refine = nn.Sequential(nn.Linear(width + PHASES, width), nn.GELU(), nn.Linear(width, channels))
+        hidden, refined = nn.Linear(width + PHASES, width), nn.Linear(width, channels)
+        self.refine = nn.Sequential(hidden, nn.GELU(), refined)
         self.blocks = nn.ModuleList(FilmBlock(width, channels) for _ in range(depth))
         self.phase = nn.Conv2d(PHASES, width, 1) if depth else None
         self.out = nn.Conv2d(width, 1, 1) if depth else None
-        for layer in (self.refine[-1], self.out):
-            if layer is not None:
+        for layer in (refined, self.out):
+            if layer is not None and layer.bias is not None:
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
