@@ -1,18 +1,21 @@
-"""Measure what the heads that filter the correlation need: weights, and memory to match a pair and to train on one.
+"""Measure what heads of pairs or of finer grids need: weights, memory to match a pair and to train on one, time.
 
     python scripts/bench_heads.py                          # all of them, at 30 x 30 cells of 768 channels
     python scripts/bench_heads.py --cells 60 consensus     # one of them, at other sizes
     python scripts/bench_heads.py chm 'cats_plus_plus integrate=true'
+    python scripts/bench_heads.py --cells 60 --match cosine upsample decoder 'decoder window=5' continuous
 
 Every head runs in a process of its own, in float32 on the CPU, on random features and 20 points; what counts is the
 peak of resident memory above what there was before the pass: features and weights are not in it, gradients of weights
-are. It is much the same on a busy machine.
+are. It is much the same on a busy machine. Seconds are those of the processor, of one thread, to match a pair.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,8 +43,8 @@ HEADS = (
 STRIDE, POINTS = 14, 20
 
 
-def measure_head(name: str, cells: int, channels: int) -> dict[str, float]:
-    """Build a head in this process; return its weights, and the megabytes to match a pair and to train on one."""
+def measure_head(name: str, cells: int, channels: int, trains: bool) -> dict[str, float]:
+    """Build a head in this process; return its weights, megabytes to match and to train, and seconds to match."""
     choice, *options = name.split()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [f"head={choice}", *(f"head.{option}" for option in options)]).head
@@ -54,15 +57,19 @@ def measure_head(name: str, cells: int, channels: int) -> dict[str, float]:
 
     def match() -> None:
         with torch.inference_mode():
-            head(source, target, points)
+            head.eval()(source, target, points)
 
     def train() -> None:
-        head(source, target, points).square().sum().backward()
+        head.train()(source, target, points).square().sum().backward()
 
+    start = time.process_time()
+    megabytes = measure_growth(match)
+    seconds = time.process_time() - start
     return {
         "weights": sum(parameter.numel() for parameter in head.parameters()),
-        "match": measure_growth(match),
-        "train": measure_growth(train),
+        "match": megabytes,
+        "train": measure_growth(train) if trains and any(True for _ in head.parameters()) else float("nan"),
+        "seconds": seconds,
     }
 
 
@@ -84,14 +91,16 @@ def main() -> None:
     parser.add_argument("heads", nargs="*", default=HEADS, help="names, with options after a space")
     parser.add_argument("--cells", type=int, default=30, help="cells along a side of both maps")
     parser.add_argument("--channels", type=int, default=768, help="channels of the features")
+    parser.add_argument("--match", action="store_true", help="leave training out")
     parser.add_argument("--one", action="store_true", help="measure the first in this process")
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure_head(args.heads[0], args.cells, args.channels)))
+        print(json.dumps(measure_head(args.heads[0], args.cells, args.channels, not args.match)))
         return
-    print(f"| `head=` | weights | MB to match, {args.cells} x {args.cells} cells | MB to train |\n|---|---|---|---|")
+    print(f"| `head=` | weights | MB to match, {args.cells} x {args.cells} cells | MB to train | s |")
+    print("|---|---|---|---|---|")
     for name in args.heads:
-        sizes = ["--cells", str(args.cells), "--channels", str(args.channels)]
+        sizes = ["--cells", str(args.cells), "--channels", str(args.channels), *(["--match"] if args.match else [])]
         command = [sys.executable, __file__, "--one", name, *sizes]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         if process.returncode:
@@ -99,7 +108,8 @@ def main() -> None:
         row = json.loads(process.stdout.strip().splitlines()[-1])
         choice, *options = name.split()
         shown = " ".join([choice, *(f"head.{option}" for option in options)])
-        print(f"| `{shown}` | {row['weights']:,} | {row['match']:.0f} | {row['train']:.0f} |", flush=True)
+        train = "" if math.isnan(row["train"]) else f"{row['train']:.0f}"
+        print(f"| `{shown}` | {row['weights']:,} | {row['match']:.0f} | {train} | {row['seconds']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

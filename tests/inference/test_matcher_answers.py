@@ -21,7 +21,7 @@ from semcorr.train import train
 pytestmark = pytest.mark.integration
 
 HEADS = ["cosine", "bottleneck", "upsample", "self_attention", "cross_attention", "consensus", "cats", "transport"]
-HEADS += ["consensus_dual", "chm", "cats_plus_plus", "geometric"]
+HEADS += ["consensus_dual", "chm", "cats_plus_plus", "geometric", "decoder", "continuous"]
 
 
 @pytest.fixture(scope="module")

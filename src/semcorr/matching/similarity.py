@@ -225,7 +225,8 @@ def upsampled_cosine(
     has from the products of neighbouring cells.
     """
     # In double precision: the last bits of single depend on how many maps are upsampled at once.
-    return _upsample_cosine(_dot_products(descriptors, features), upsampled_lengths(features, size), size).float()
+    lengths = upsampled_lengths(features.double(), size)[0]
+    return _upsample_cosine(_dot_products(descriptors, features), lengths, size).float()
 
 
 def upsampled_argmax(
@@ -236,7 +237,7 @@ def upsampled_argmax(
     Neighbouring pixels differ by little: the best is searched for in single precision, and chosen among it and its
     eight neighbours in double precision. At most `values` cosines are in memory at once.
     """
-    products, lengths = _dot_products(descriptors, features), upsampled_lengths(features, size)
+    products, lengths = _dot_products(descriptors, features), upsampled_lengths(features.double(), size)[0]
     single, (w, h) = lengths.float(), size
     chunks = (
         _upsample_cosine(chunk.float(), single, size)[0] for chunk in products.split(max(1, values // (w * h)), dim=1)
@@ -272,30 +273,29 @@ def _upsample_cosine(
     return large.div_(lengths)
 
 
-def upsampled_lengths(features: Float[Tensor, "1 c h w"], size: tuple[int, int]) -> Float[Tensor, "height width"]:
-    """Compute the lengths of the vectors of a map that was bilinearly upsampled to `size`, without making that map.
+def upsampled_lengths(cells: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b height width"]:
+    """Compute the lengths of the vectors of maps that were bilinearly upsampled to `size`, without making those maps.
 
     The square of sum w_i f_i over four cells is a sum of their ten products, and so are those of all pixels between
-    the same cells.
+    the same cells. `size` is (width, height).
     """
-    cells = features[0].double()
     (left, right, across), (above, below, down) = (
-        _pixel_neighbours(features.shape[-1 - axis], size[axis], cells.device) for axis in (0, 1)
+        _pixel_neighbours(cells.shape[-1 - axis], size[axis], cells.device) for axis in (0, 1)
     )
-    east, south = (cells.roll(-1, axis) for axis in (2, 1))
-    diagonal = south.roll(-1, 2)
+    east, south = (cells.roll(-1, axis) for axis in (-1, -2))
+    diagonal = south.roll(-1, -1)
     square, along, off, main, anti = (
-        (first * second).sum(0)
+        (first * second).sum(1)
         for first, second in ((cells, cells), (cells, east), (cells, south), (cells, diagonal), (east, south))
     )
 
     def row(same: Tensor, next_to: Tensor, rows: Tensor) -> Tensor:
         """Interpolate the squared length along x for the cells of the given rows."""
-        values = same[rows][:, left] * (1 - across) ** 2 + same[rows][:, right] * across**2
-        return values + 2 * across * (1 - across) * next_to[rows][:, left]
+        values = same[:, rows][..., left] * (1 - across) ** 2 + same[:, rows][..., right] * across**2
+        return values + 2 * across * (1 - across) * next_to[:, rows][..., left]
 
-    mixed = off[above][:, left] * (1 - across) ** 2 + off[above][:, right] * across**2
-    mixed = mixed + across * (1 - across) * (main[above][:, left] + anti[above][:, left])
+    mixed = off[:, above][..., left] * (1 - across) ** 2 + off[:, above][..., right] * across**2
+    mixed = mixed + across * (1 - across) * (main[:, above][..., left] + anti[:, above][..., left])
     down = down[:, None]
     squares = (
         row(square, along, above) * (1 - down) ** 2

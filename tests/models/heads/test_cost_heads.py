@@ -31,7 +31,9 @@ LEARNED = [
     "match_to_match",
     "geometric",
     "local_affine",
+    "continuous",
 ]
+FINE = {"continuous": 4}  # cells of the similarity along a side of one of the features'
 WARPS = ["geometric", "local_affine"]  # which cannot tell a match from a warp of everything
 HEADS = [*LEARNED, "transport", "gromov_wasserstein"]
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
@@ -43,7 +45,7 @@ heads = pytest.mark.parametrize("name", HEADS)
 def test_similarity_is_in_single_precision_and_finite(name, precision):
     similarity = built(name)(maps(precision=precision), maps(precision=precision), points(2, 5))
 
-    assert similarity.shape == (2, 5, GRID, GRID)
+    assert similarity.shape == (2, 5, GRID * FINE.get(name, 1), GRID * FINE.get(name, 1))
     assert similarity.dtype == torch.float32
     assert similarity.isfinite().all()
 
@@ -83,7 +85,9 @@ def test_without_gradients_the_answer_is_the_same(name):
 
 @heads
 def test_no_points_have_no_similarity(name):
-    assert built(name)(maps(1), maps(1), points(1, 0)).shape == (1, 0, GRID, GRID)
+    side = GRID * FINE.get(name, 1)
+
+    assert built(name)(maps(1), maps(1), points(1, 0)).shape == (1, 0, side, side)
 
 
 @heads
@@ -95,10 +99,10 @@ def test_both_maps_are_needed_at_once(name):
 def test_maps_may_have_any_grid(name):
     similarity = built(name)(maps(1, 3, 5), maps(1, 4, 2), points(1, 6))
 
-    assert similarity.shape == (1, 6, 4, 2)
+    assert similarity.shape == (1, 6, 4 * FINE.get(name, 1), 2 * FINE.get(name, 1))
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name not in WARPS])
+@pytest.mark.parametrize("name", [name for name in HEADS if name not in (*WARPS, *FINE)])
 def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
     """Cells of the source, elsewhere in the target; where a soft-argmax at the usual temperature looks too."""
     head, order = built(name, trained=False), torch.randperm(GRID**2, generator=torch.Generator().manual_seed(1))

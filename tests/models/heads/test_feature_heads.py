@@ -61,6 +61,7 @@ SMALL = {
     "self_attention": [],
     "cross_attention": [],
     "upsample": [],
+    "decoder": [],
 }
 
 
@@ -88,6 +89,7 @@ def encoded(monkeypatch) -> list[int]:
             for name in ("aggregation", "self_attention", "cross_attention")
         ),
         pytest.param("upsample", ["data.all_pairs=3"], marks=pytest.mark.slow),
+        pytest.param("decoder", ["data.all_pairs=3"], marks=pytest.mark.slow),
     ],
 )
 def test_a_head_alone_trains_from_stored_features_and_evaluates_to_the_same(

@@ -28,6 +28,7 @@ HEADS = {  # name: what makes conf/head/NAME.yaml small
     "self_attention": ["depth=2"],
     "cross_attention": ["depth=2"],
     "upsample": [],
+    "decoder": [],
 }
 IDENTITIES = ["cosine", "self_attention", "cross_attention"]  # before training
 PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]

@@ -31,7 +31,7 @@ class Upsample(Cosine):
         return FeatureMap(self.stages(maps.values.to(precision)), maps.stride / 2 ** len(self.stages))
 
 
-class _ChannelNorm(nn.LayerNorm):
+class ChannelNorm(nn.LayerNorm):
     """A layer norm over the channels of feature maps."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -45,5 +45,5 @@ def _build_stage(channels: int) -> nn.Sequential:
         nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2),
         nn.GELU(),
         nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False),
-        _ChannelNorm(channels, eps=1e-6),
+        ChannelNorm(channels, eps=1e-6),
     )

@@ -1,0 +1,53 @@
+"""Windows of maps around cells: their place, and what they show of the map."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def place_windows(cells: Int[Tensor, "b n"], size: int, length: int) -> Int[Tensor, "b n"]:
+    """Return the first position of windows of `size` around cells; those at the border are moved onto the map.
+
+    >>> place_windows(torch.tensor([[0, 4, 9]]), size=3, length=10)
+    tensor([[0, 3, 7]])
+    """
+    return (cells - size // 2).clamp(0, length - size)
+
+
+def cut_windows(
+    maps: Float[Tensor, "b c h w"], top: Int[Tensor, "b n"], left: Int[Tensor, "b n"], size: tuple[int, int]
+) -> Float[Tensor, "b n c k l"]:
+    """Cut windows of `size` (rows, columns) out of maps, by their first rows and columns.
+
+    >>> cut_windows(torch.arange(6.0).view(1, 1, 2, 3), torch.tensor([[0]]), torch.tensor([[1]]), (2, 2)).tolist()
+    [[[[[1.0, 2.0], [4.0, 5.0]]]]]
+    """
+    w = maps.shape[-1]
+    down, across = (torch.arange(length, device=maps.device) for length in size)
+    index = (top[..., None] + down)[..., None] * w + (left[..., None] + across)[..., None, :]  # (b n k l)
+    cells = maps.flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, maps.shape[1], -1))
+    return cells.unflatten(2, index.shape[1:]).transpose(1, 2)
+
+
+def paste_windows(
+    similarity: Float[Tensor, "b n h w"],
+    windows: Float[Tensor, "b n k l"],
+    top: Int[Tensor, "b n"],
+    left: Int[Tensor, "b n"],
+) -> Float[Tensor, "b n h w"]:
+    """Return a similarity with the values of one window for each point in the place of its own.
+
+    >>> one = torch.tensor([[0]])
+    >>> paste_windows(torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 1, 2), one, one).tolist()
+    [[[[0.0, 1.0, 1.0]]]]
+    """
+    k, l = windows.shape[-2:]  # noqa: E741
+    down, across = (torch.arange(length, device=windows.device) for length in (k, l))
+    index = (top[..., None] + down)[..., None] * similarity.shape[-1] + (left[..., None] + across)[..., None, :]
+    return similarity.flatten(2).scatter(2, index.flatten(2), windows.flatten(2)).view_as(similarity)
+
+
+def scale_cells(maps: Float[Tensor, "b c h w"], precision: torch.dtype) -> Float[Tensor, "b c h w"]:
+    """Scale every cell to a mean square of one: backbones differ by factors of a hundred."""
+    return normalize(maps.to(precision), dim=1) * maps.shape[1] ** 0.5
