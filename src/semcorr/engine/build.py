@@ -37,7 +37,7 @@ from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers, logger_nodes, require_logger_packages
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import check_rates
-from semcorr.engine.options import accepted_options, check_options
+from semcorr.engine.options import STEPS, accepted_options, check_options
 from semcorr.engine.pages import PagesCallback, log_summary
 from semcorr.engine.run_dir import (
     POST_FEATURE_KEYS,
@@ -60,6 +60,7 @@ from semcorr.engine.trainer_options import (
 )
 from semcorr.evaluation.protocols import SEMCORR, Protocol, shared_resize
 from semcorr.evaluation.results import print_scores, write_results
+from semcorr.models.backbones.steps import add_steps
 from semcorr.models.losses import Loss, list_reads, point_lookup
 from semcorr.models.weights.checkpoints import require_weights_file
 from semcorr.models.weights.loading import require_finite_weights, weights_sha256
@@ -178,7 +179,7 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
     backbone = build_backbone(cfg)
     return CorrespondenceModule(
         backbone,
-        head=build_head(cfg.head, backbone.widths, backbone.size // backbone.stride),
+        head=build_head(cfg.head, backbone.widths, round(backbone.size / backbone.stride)),
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
@@ -320,7 +321,10 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
         UserError: The weights are not finite.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone: Backbone = instantiate(cfg.backbone, **overrides)
+    steps = {key: value for key, value in cfg.backbone.items() if key in STEPS}
+    steps |= {key: instantiate(value) for key, value in steps.items() if isinstance(value, DictConfig)}
+    own_options = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key not in STEPS])
+    backbone = add_steps(instantiate(own_options, **overrides), **steps)
     weights = cfg.backbone.get("weights")
     origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
     require_finite_weights(backbone.state_dict(), origin)
