@@ -98,8 +98,8 @@ class DebiasedBackbone(WrappedBackbone):
 def leading_directions(features: Float[Tensor, "c h w"], count: int) -> Float[Tensor, "c _"]:
     """Return the leading left singular vectors of the unit-length, centred cells of a map.
 
-    They are computed and returned in double precision, from the smaller of the two matrices of products. Directions that vary by no
-    more than the features are rounded are left out, so there may be fewer than `count`.
+    They are computed and returned in double precision, from the smaller of the two matrices of products. Directions
+    that vary by no more than the features are rounded are left out, so there may be fewer than `count`.
 
     Args:
         features: Features of one image.
