@@ -70,7 +70,7 @@ def joint_bilateral_upsampling(
         for i in range(side * side):
             row, column = divmod(i, side)
             cells = padded[:, :, row : row + h, column : column + w]
-            fine = torch.addcmul(fine, shares[:, None, i], cells[:, :, :, None, :, None])
+            fine.addcmul_(shares[:, None, i], cells[:, :, :, None, :, None])
     return fine.flatten(4, 5).flatten(2, 3)
 
 
