@@ -178,8 +178,8 @@ def _list_choices(backbone: "Backbone") -> list[int]:
         )
     if isinstance(backbone, WrappedBackbone):
         raise UserError(
-            "`backbone.debias` and `backbone.upsample` change features of all layers together, and a search puts maps of "
-            "single layers side by side. Leave them out."
+            "`backbone.debias` and `backbone.upsample` change features of all layers together, and a search puts maps "
+            "of single layers side by side. Leave them out."
         )
     _list_layers(backbone)
     return [*vars(backbone)["layers"]]
