@@ -16,7 +16,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 from torch import nn
 from torch.optim import Optimizer
@@ -321,10 +321,13 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
         UserError: The weights are not finite.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    steps = {key: value for key, value in cfg.backbone.items() if key in STEPS}
-    steps |= {key: instantiate(value) for key, value in steps.items() if isinstance(value, DictConfig)}
-    own_options = OmegaConf.masked_copy(cfg.backbone, [key for key in cfg.backbone if key not in STEPS])
-    backbone = add_steps(instantiate(own_options, **overrides), **steps)
+    own_options = cfg.backbone.copy()  # which still finds what its interpolations name
+    with open_dict(own_options):
+        steps = {key: own_options.pop(key) for key in STEPS if key in own_options}
+    backbone = instantiate(own_options, **overrides)
+    backbone = add_steps(
+        backbone, **{key: instantiate(x) if isinstance(x, DictConfig) else x for key, x in steps.items()}
+    )
     weights = cfg.backbone.get("weights")
     origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
     require_finite_weights(backbone.state_dict(), origin)
