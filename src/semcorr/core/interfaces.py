@@ -83,7 +83,7 @@ class Backbone(nn.Module):
     size: int
     channels: int
     widths: Sequence[int]
-    stride: float
+    stride: int
     sha256: str
     unit_layers: bool = True
     layer_choices: Sequence[int] = ()

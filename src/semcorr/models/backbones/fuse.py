@@ -62,11 +62,9 @@ class FusedBackbone(Backbone):
         self.size: int = max(part.size for part in parts)
         self.widths: list[int] = [width for part in parts for width in part.widths]
         self.channels: int = sum(self.widths)
-        cells = max(Fraction(part.size, int(part.stride)) for part in parts)
+        cells = max(Fraction(part.size, part.stride) for part in parts)
         if self.size % cells:
-            sizes = ", ".join(
-                f"{part.name}: {part.size} pixels, {part.size // int(part.stride)} cells" for part in parts
-            )
+            sizes = ", ".join(f"{part.name}: {part.size} pixels, {part.size // part.stride} cells" for part in parts)
             raise UserError(f"Fused backbones need a grid that divides the largest image. Change a size: {sizes}.")
         self.stride = int(self.size / cells)
         # Every part's side must come out as a multiple of what that part needs.

@@ -178,7 +178,7 @@ def to_grey(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     return GREY[0] * red + GREY[1] * green + GREY[2] * blue
 
 
-def pixel_distances(pixels: int, stride: float, like: Tensor) -> Float[Tensor, "cells {pixels}"]:
+def pixel_distances(pixels: int, stride: int, like: Tensor) -> Float[Tensor, "cells {pixels}"]:
     """Compute how far the middle of every pixel lies beyond the middle of every cell, along a side."""
     middles = torch.arange(pixels, device=like.device, dtype=like.dtype) + 0.5
     cells = torch.arange(pixels // stride, device=like.device, dtype=like.dtype) + 0.5
