@@ -115,7 +115,7 @@ def test_a_tuned_backbone_is_scored_with_debiasing_and_without_whichever_it_was_
         (["backbone.debias=0"], r"`backbone.debias` must be at least 1 or null, got 0"),
         (["backbone.debias=many"], r"`backbone.debias` must be .*got 'many'"),
         (["+backbone.upsample=finer"], r"`backbone.upsample` must be .*got 'finer'"),
-        ([*STEPS[1:2], "backbone.upsample.factor=0"], r"`backbone.upsample.factor` must be at least 1, got 0"),
+        ([*STEPS[1:2], "backbone.upsample.factor=0"], r"`backbone.upsample.factor` must be between 1 and 16, got 0"),
         ([*STEPS[1:2], "+backbone.upsample.sigma=1"], r"`backbone.upsample.sigma` is no option of `backbone.upsample`"),
     ],
 )

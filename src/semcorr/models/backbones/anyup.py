@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, check_arguments
-from semcorr.models.backbones.upsampled import FeatureUpsampler
+from semcorr.models.backbones.upsampled import Factor, FeatureUpsampler
 
 # Its code is run, so a configuration cannot name another repository, and another commit is not taken unread.
 REPOSITORY = "wimmerth/anyup:099432746871214b2732890da86ba02b94a1a59b"
@@ -38,7 +38,7 @@ class AnyUp(FeatureUpsampler):
     @check_arguments("backbone.upsample")
     def __init__(
         self,
-        factor: Count = 2,
+        factor: Factor = 2,
         entry: Literal["anyup", "anyup_multi_backbone"] = "anyup_multi_backbone",
         chunk: Count | None = None,
     ) -> None:

@@ -1,12 +1,16 @@
 """Joint bilateral upsampling of features: cells that look like a pixel decide what is there. It has no weights."""
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad, unfold
 
-from semcorr.core.ranges import Count, Sigma, check_arguments
-from semcorr.models.backbones.upsampled import FeatureUpsampler
+from semcorr.core.ranges import Range, Sigma, check_arguments
+from semcorr.models.backbones.upsampled import Factor, FeatureUpsampler
+
+Radius = Annotated[int, Range(least=1, most=8)]  # cells: 17 x 17 are more than any Gaussian of cells needs
 
 
 class JointBilateral(FeatureUpsampler):
@@ -26,7 +30,7 @@ class JointBilateral(FeatureUpsampler):
 
     @check_arguments("backbone.upsample")
     def __init__(
-        self, factor: Count = 2, radius: Count = 2, sigma_space: Sigma = 0.5, sigma_colour: Sigma = 0.1
+        self, factor: Factor = 2, radius: Radius = 2, sigma_space: Sigma = 0.5, sigma_colour: Sigma = 0.1
     ) -> None:
         super().__init__()
         self.factor, self.radius = factor, radius

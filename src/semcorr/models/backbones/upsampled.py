@@ -2,16 +2,19 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from semcorr.core.interfaces import Backbone
+from semcorr.core.ranges import Range
 from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.models.backbones.wrapped import WrappedBackbone
 from semcorr.models.weights.loading import weights_sha256
 
+Factor = Annotated[int, Range(least=1, most=16)]  # fine cells along the side of a cell
 GUIDE = "guide"  # key of the guide among the maps of an image
 
 
