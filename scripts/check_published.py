@@ -41,7 +41,8 @@ from semcorr.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 MEASURED_HERE = ("heads/", "losses", "demo", "animal_pose")  # experiments whose heads have figures of this repository
-ELSEWHERE = ("3D-SC (arXiv 2605.30093), Table C1", "MARCO README", "DINOv3 model card")  # papers not in the folder
+# Papers not in the folder.
+ELSEWHERE = ("3D-SC (arXiv 2605.30093), Table C1", "MARCO README", "INSID3 README", "DINOv3 model card")
 
 FIGURES = re.compile(r"(?<![\w.@·])\d{1,3}\.\d(?!\d)(?: / \d{1,3}\.\d(?!\d))*")
 NO_FIGURE = re.compile(  # names, and thresholds: a list of numbers below 1 with 0.1 or one of two decimals

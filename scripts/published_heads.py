@@ -71,6 +71,10 @@ EXPERIMENTS: dict[str, list[Line]] = {
         ],
     ],
     "marco": [line("all", known("spair test, all", "MARCO"), "geo, by others", known("spair test, geo", MARCO))],
+    "insid3": [
+        line("without", known("spair test, all", "DINOv3-B, original", PASCAL)),
+        line("debiased", known("spair test, all", "DINOv3-B, debiased (INSID3)", PASCAL)),
+    ],
     "unified/no_head": list_bare(),
     "unified/bottleneck": list_sizes("bottleneck", "A1", "VIII"),
     "unified/self_attention": list_sizes("self_attention", "A1", "VIII"),

@@ -175,10 +175,17 @@ def _list_layers(backbone: "Backbone") -> list[int]:
 
 def _list_choices(backbone: "Backbone") -> list[int]:
     """List the layers that a backbone reads, if each of its maps is of one of them and of one image alone."""
+    from semcorr.models.backbones.wrapped import WrappedBackbone
+
     if backbone.needs_pair:
         raise UserError(
             f"`backbone`: features of {backbone.name} are made of both images of a pair, and not layer by layer. Give "
             "another backbone, or backbone.components=null."
+        )
+    if isinstance(backbone, WrappedBackbone):
+        raise UserError(
+            "`backbone.debias` and `backbone.upsample` change features of all layers together, and a search puts maps "
+            "of single layers side by side. Leave them out."
         )
     _list_layers(backbone)
     return [*vars(backbone)["layers"]]

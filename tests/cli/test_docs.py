@@ -19,7 +19,7 @@ from semcorr.engine.known_targets import conf_dir
 
 PAGE_OF_GROUP = {
     "backbone": "backbones", "finetune": "finetuning", "data": "data", "head": "heads", "loss": "losses",
-    "pairs": "losses", "pose": "pose", "protocol": "protocols", "corrupt": "robustness",
+    "pairs": "losses", "pose": "pose", "protocol": "protocols", "corrupt": "robustness", "upsample": "heads",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from semcorr.train import train
 BAD = {"zero": 0, "minus": -1, "nan": math.nan, "inf": math.inf, "huge": 1e30, "text": "x", "null": None, "list": [],
        "half": 1.5, "whole": 10**30}  # fmt: skip
 GROUPS = ("augment", "backbone", "data", "finetune", "head", "hydra/launcher", "hydra/sweeper", "localise", "loss",
-          "optimizer", "pairs", "pose", "scheduler", "store", "trainer", "corrupt")  # fmt: skip
+          "optimizer", "pairs", "pose", "scheduler", "store", "trainer", "corrupt", "upsample")  # fmt: skip
 TINY = {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "size": 64}
 CHANNELS, GRID = 48, 8
 
@@ -63,6 +63,12 @@ def works_head(node: dict[str, Any]) -> list[torch.Tensor]:
     fitted = {"channels": CHANNELS, "maps": [CHANNELS], "grid": GRID}
     made = instantiate(node | {key: fitted[key] for key in fitted.keys() & node.keys() if node[key] is None})
     return [made(features(), features(), torch.tensor([[[9.0, 20.0]]]))]
+
+
+def works_upsample(node: dict[str, Any]) -> list[torch.Tensor]:
+    made = instantiate(node)
+    values, image = torch.randn(1, 4, 3, 3), torch.rand(1, 3, 24, 24)
+    return [made(values, made.make_guide(image, (3, 3)))]
 
 
 def works_finetune(node: dict[str, Any]) -> list[torch.Tensor]:
@@ -128,6 +134,7 @@ UNBUILT = (
     "SegmentAnything",
     "TransformersModel",
     "IBOT",
+    "AnyUp",
     "prompt",
 )  # need more than conf
 

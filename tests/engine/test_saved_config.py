@@ -51,6 +51,8 @@ def run(config, tmp_path) -> Path:
         ["logger=wandb", "+logger.entity=team", "logger.tags=[a,b]", "store=disk"],
         ["pose=adaptive", "+pose.rotations.cup=[90]", "loss=together", "augment=standard", "pairs=pose_variant"],
         ["data@test=pf_willow", "experiment=unified/bottleneck"],
+        ["++backbone.debias=3", "+upsample@backbone.upsample=joint_bilateral", "backbone.upsample.factor=4"],
+        ["+upsample@backbone.upsample=anyup", "backbone.upsample.chunk=100"],
         ["data=animal_pose", "backbone=sd_dinov2", "finetune=cpm", "head=aggregation", "protocol=all"],
         [
             "data=tapvid_davis",

@@ -121,6 +121,7 @@ def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, c
     (["backbone=tiny", "data.split=tst"], "has no split 'tst'"),
     (["backbone=tiny", "objective=pck.all.images.0.1"], "Did you mean pck.all.image.0.1"),
     (["backbone=hog"], "no layers to choose from"),
+    (["backbone=tiny", "backbone.debias=3"], "change features of all layers together"),
     (["backbone=dino2"], "Did you mean dinov2"),
     (["backbone=squeezenet", "backbone.pretrained=false", "backbone.grid=16"], "have different grids"),
 ])  # fmt: skip

@@ -35,6 +35,9 @@ LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, a
 PROTOCOL_READOUT = "semcorr.matching.readouts.ProtocolReadout"
 
 
+STEPS = ("backbone.debias", "backbone.upsample")  # options that any backbone has, and no file of one lists
+
+
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
 SEVERE = r"([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
 
@@ -81,8 +84,8 @@ def register_severities(names: Iterable[str]) -> None:
 def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     """Expand overrides that Hydra does not know to those that it knows.
 
-    They are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, and options of the
-    Trainer.
+    They are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, steps after the
+    features of a backbone, and options of the Trainer.
 
     >>> expand_list_overrides(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
     ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
@@ -92,6 +95,8 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     ['localise=several', 'localise.rules=[window_5]', 'localise=argmax']
     >>> expand_list_overrides(["corrupt=fog_3"])
     ['corrupt=fog', 'corrupt.severity=3']
+    >>> expand_list_overrides(["backbone.debias=20", "backbone.upsample=joint_bilateral"])
+    ['++backbone.debias=20', '+upsample@backbone.upsample=joint_bilateral']
     >>> expand_list_overrides(["trainer.enable_progress_bar=false", "trainer.max_epochs=3"])
     ['++trainer.enable_progress_bar=false', 'trainer.max_epochs=3']
     """
@@ -106,7 +111,9 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
             expanded += ["logger=several", *(f"+logger@logger.{name}={name}" for name in names)]
         elif key == "corrupt" and (match := re.fullmatch(SEVERE, value)):
             expanded += [f"corrupt={match[1]}", f"corrupt.severity={match[2]}"]
-        elif key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1]):
+        elif key == "backbone.upsample" and re.fullmatch(r"[\w,]+", value) and value != "null":
+            expanded.append(f"+upsample@{override}")
+        elif key in STEPS or (key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1])):
             expanded.append(f"++{override}")
         else:
             expanded.append(override)
@@ -151,7 +158,7 @@ def merge_checkpoint_config(
             "training cannot go on. Give the run_dir it was exported from, or train anew without `checkpoint`."
         )
     line_keys = override_keys(overrides)
-    added_keys = [override.lstrip("+").partition("=")[0] for override in overrides if override.startswith("+")]
+    added_keys = override_keys([override for override in overrides if override.startswith("+")])
     allowed = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
     allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
     available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
@@ -199,8 +206,9 @@ def refuse_unused_readout(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys of overrides, without the sign before them."""
-    return [override.lstrip("+").partition("=")[0] for override in overrides]
+    """Return the keys of overrides, without the sign and the name of a group before them."""
+    keys = (override.lstrip("+").partition("=")[0] for override in overrides)
+    return [key.removeprefix("upsample@") for key in keys]
 
 
 def compose_chosen_groups(name: str) -> DictConfig:

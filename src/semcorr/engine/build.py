@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from hydra.utils import instantiate
 from lightning import seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,9 +20,11 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.options import STEPS
 from semcorr.engine.run_config import check_config, require_compile_backend
 from semcorr.engine.saved_config import to_plain_types
 from semcorr.evaluation.protocols import SEMCORR, Protocol
+from semcorr.models.backbones.steps import add_steps
 from semcorr.models.losses import Loss, list_reads, point_lookup
 from semcorr.models.weights.loading import require_finite_weights
 
@@ -86,7 +88,7 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
     backbone = build_backbone(cfg)
     return CorrespondenceModule(
         backbone,
-        head=build_head(cfg.head, backbone.widths, backbone.size // backbone.stride),
+        head=build_head(cfg.head, backbone.widths, round(backbone.size / backbone.stride)),
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
@@ -189,7 +191,13 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
         UserError: The weights are not finite.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
-    backbone: Backbone = instantiate(cfg.backbone, **overrides)
+    own_options = cfg.backbone.copy()  # which still finds what its interpolations name
+    with open_dict(own_options):
+        steps = {key: own_options.pop(key) for key in STEPS if key in own_options}
+    backbone = instantiate(own_options, **overrides)
+    backbone = add_steps(
+        backbone, **{key: instantiate(x) if isinstance(x, DictConfig) else x for key, x in steps.items()}
+    )
     weights = cfg.backbone.get("weights")
     origin = f"`backbone.weights`: {weights}" if weights else f"`backbone`: the weights of {backbone.name}"
     require_finite_weights(backbone.state_dict(), origin)

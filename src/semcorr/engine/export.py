@@ -33,6 +33,7 @@ from semcorr.engine.checkpoints import find_changed_setting, load_checkpoint, re
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.saved_config import CONFIG, read_run_config
 from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
+from semcorr.models.backbones.wrapped import unwrap_backbone
 from semcorr.models.finetune.merge import merge_adapters
 
 
@@ -68,10 +69,11 @@ def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, metadata: di
             "Only a run that peft tuned, by finetune=lora for instance, has an adapter. Try another --format."
         )
     prefix, _ = unwrapped_network(backbone)
-    weights = get_peft_model_state_dict(backbone, save_embedding_layers=False)
+    network = unwrap_backbone(backbone)  # the one that peft has tuned
+    weights = get_peft_model_state_dict(network, save_embedding_layers=False)
     adapter_weights = {f"base_model.model.{name.removeprefix(prefix)}": value for name, value in weights.items()}
     _save(adapter_weights, path.with_name("adapter_model.safetensors"), metadata)
-    config = deepcopy(vars(backbone)["peft_config"]["default"])
+    config = deepcopy(vars(network)["peft_config"]["default"])
     # peft's own names are shortened to this network
     config.target_modules = sorted(name.removeprefix(prefix) for name in adapted_layers)
     config.base_model_name_or_path, config.inference_mode = metadata["base"], True
@@ -185,6 +187,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
         )
     require_extra("--format onnx", "onnx", "onnx", "onnxscript")
     try:
+        compute_features(backbone, noise_image(sides))  # what is computed once for images of a size is constant in it
         with torch.no_grad(), _quiet(), _PlainAttention():
             program = torch.onnx.export(
                 _Values(backbone),

@@ -118,6 +118,10 @@ class KnownTargets:
                     known.add(node)
             if name in BUILTIN_CALLS:
                 known.add(BUILTIN_CALLS[name])
+            if name == "backbone":
+                known.options.add("debias")
+                for node in self._read_files("upsample"):
+                    known.add({"upsample": node})
         return self.groups[name]
 
     @cached_property

@@ -39,6 +39,7 @@ from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
 from semcorr.matching.readouts import ProtocolReadout
 from semcorr.metrics.pck import SUBSETS
+from semcorr.models.backbones.wrapped import unwrap_backbone
 from semcorr.models.finetune.state import (
     base_weights_id,
     checkpoint_keys,
@@ -116,8 +117,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         validate_training_options(backbone, head, loss, self.variants, dropout)
         self.strict_loading = False  # checkpoints hold the trained weights only
         buffers = [name for name, _ in backbone.named_buffers()]
-        finetune(backbone)
-        freeze_unused(backbone)
+        network = unwrap_backbone(backbone)  # the steps after it have no weights to tune
+        finetune(network)
+        freeze_unused(network)
         self.saved_keys = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
         self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()

@@ -14,6 +14,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Pattern, Range, Seed, Share, require, require_kind
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS
+from semcorr.models.backbones.steps import add_steps
 
 TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "seed": Seed,
@@ -36,6 +37,8 @@ TOP_LEVEL: JsonObject = {  # options that go to no constructor
 }
 # Sections that may hold any number of calls, under names that the user chooses.
 MULTIPLE_CALLS = ("logger", "callbacks")
+# Options of any backbone, of the steps after its features.
+STEPS = [name for name in inspect.signature(add_steps).parameters if name != "backbone"]
 FITTED_OPTIONS = ("channels", "maps", "grid")  # options of a head; null takes the backbone's
 
 
@@ -99,8 +102,13 @@ def _check_call(key: str, node: Mapping[str, object]) -> None:
         raise UserError(f"`{key}` needs `{missing[0]}`. Give +{key}.{missing[0]}=VALUE.")
     if key.startswith("callbacks."):
         _require_callback(key, target)
+    steps = _resolve_signature(add_steps).parameters
     for name, value in node.items():
         if name in CONTROLS or (key in MULTIPLE_CALLS and _is_built(value)):
+            continue
+        if key == "backbone" and name in STEPS:
+            if not _is_built(value):
+                require(f"{key}.{name}", value, steps[str(name)].annotation)
             continue
         if name not in accepted.annotations:
             if not accepted.is_open:
