@@ -35,6 +35,7 @@ SMALL: dict[str, Mapping[str, object]] = {
     "sam2": HIERA,
     "sam2_t": HIERA,
     "sam2_l": HIERA,
+    "sapiens2": VIT | {"num_kv_heads": [3, 3, 3]},
     "sapiens2_l": VIT | {"num_kv_heads": [3, 3, 3]},
     "sapiens2_h": VIT | {"num_kv_heads": [3, 3, 3]},
     "webssl": DINOV2 | {"mean": [0.5] * 3, "std": [0.5] * 3},
@@ -58,7 +59,7 @@ def build(name: str) -> Backbone:
         options = {key: value for key, value in config.items() if key != "_target_"}
         return get_class(config["_target_"])(**options | {"size": 64, "parts": parts()}).eval()
     cells = 16 if name.startswith("sam2") else 4  # its windows are of up to 14 cells
-    return instantiate(composed(name), size=None, grid=cells, **SMALL.get(name, VIT)).eval()
+    return instantiate(composed(name), size=None, grid=cells, _convert_="all", **SMALL.get(name, VIT)).eval()
 
 
 @pytest.mark.sampled(3)

@@ -328,9 +328,7 @@ def list_units(model: nn.Module, last: str) -> list[nn.Module]:
     return [child for index, child in siblings if index <= int(number[0])]
 
 
-def _create_model(
-    name: str, pretrained: bool, side: tuple[int | None, int | None], options: JsonObject
-) -> nn.Module:
+def _create_model(name: str, pretrained: bool, side: tuple[int | None, int | None], options: JsonObject) -> nn.Module:
     """Build a timm model without a classifier."""
     create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0, **options)
     with suppress(TypeError):  # transformers: position embeddings for any image size

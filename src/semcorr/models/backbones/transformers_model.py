@@ -125,7 +125,9 @@ class TransformersModel(SequentialBackbone):
             self.model(image, **self._build_arguments(image))
         if self.convolutional:
             return [outputs[layer] for layer in self.layers]
-        outputs = {layer: out.flatten(1, 2) if out.ndim == 4 else out for layer, out in outputs.items()}  # SAM: on a grid
+        outputs = {
+            layer: out.flatten(1, 2) if out.ndim == 4 else out for layer, out in outputs.items()
+        }  # SAM: on a grid
         if self.norm is not None:
             outputs = {layer: self.norm(tokens) for layer, tokens in outputs.items()}
         rows, columns = image.shape[-2] // self.stride, image.shape[-1] // self.stride
