@@ -208,8 +208,8 @@ class TimmModel(SequentialBackbone):
         """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
         if not self.layer_choices:
             raise UserError(
-                f"`backbone.name`: timm's {self.name} has no blocks that are called one after the other. Choose another "
-                "backbone."
+                f"`backbone.name`: timm's {self.name} has no blocks that are called one after the other. "
+                "Choose another backbone."
             )
         if self.facet != "token" and not (hasattr(self.blocks[0], "attn") and hasattr(self.blocks[0], "norm1")):
             raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
