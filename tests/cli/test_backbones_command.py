@@ -55,9 +55,9 @@ def test_every_backbone_has_a_line_with_its_facts(monkeypatch, capsys):
 
 
 def test_licences_are_those_that_timm_states():
-    """timm leaves out a few, and has those of its own copies alone."""
+    """But for OpenAI's CLIP, which is MIT: timm has the default of its Vision Transformers there."""
     stated = {name: timm.get_pretrained_cfg(facts.network) for name, facts in PUBLISHED.items() if named_by_timm(facts)}
-    stated = {name: config.license for name, config in stated.items() if config and config.license}
+    stated = {name: config.license for name, config in stated.items() if config and not name.startswith("clip")}
 
     assert len(stated) > 40
     assert {name: PUBLISHED[name].licence for name in stated} == {name: LICENCES[word] for name, word in stated.items()}
