@@ -303,8 +303,8 @@ def create_timm_model(
             raise
         if str(error).startswith("Error(s) in loading state_dict"):
             raise UserError(
-                f"`backbone.size`: timm cannot resize the weights of {name} to it. Set it to "
-                f"{timm.get_pretrained_cfg_value(name, 'input_size')[-1]}, for which they were trained."
+                f"`backbone.size`: timm cannot resize the weights of {name} to it. Set it to the size that they were "
+                "trained for."
             ) from error
         raise download_error(error, name, timm.get_pretrained_cfg_value(name, "hf_hub_id")) from error
     if not hasattr(model, "forward_intermediates"):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -64,7 +65,7 @@ def load_image_encoder(
     return model, missing, recognise_weights(state or {}, model.state_dict())
 
 
-def _find_family(name: str, config: PreTrainedConfig, medium: str) -> type[PreTrainedModel]:
+def _find_family(name: str, config: PreTrainedConfig, medium: str) -> type[Any]:
     """Return the library's class of an image or a video encoder."""
     family = MODEL_MAPPING.get(type(config), None)
     inputs = {"image": "pixel_values", "video": "pixel_values_videos"}
