@@ -50,6 +50,11 @@ class Franca(TimmModel):
                 "backbone.weights=FILE; backbone.pretrained=false is random."
             )
         network, mlp_ratio, side = NETWORKS[name]
-        gated: dict[str, Any] = {"mlp_ratio": mlp_ratio, "mlp_layer": SwiGLUPacked, "act_layer": "silu", "img_size": img_size or side}
+        gated: dict[str, Any] = {
+            "mlp_ratio": mlp_ratio,
+            "mlp_layer": SwiGLUPacked,
+            "act_layer": "silu",
+            "img_size": img_size or side,
+        }
         super().__init__(network, size, pretrained=False, weights=weights, **(gated | options))
         self.name = f"franca_{name}"
