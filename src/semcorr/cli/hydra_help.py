@@ -32,12 +32,18 @@ def print_help(verb: str, summary: str, examples: Sequence[str]) -> None:
     terminal.print(f"Usage: semcorr {verb} [KEY=VALUE ...]\n\n{summary}\n\nChoices, as GROUP=NAME:")
     grid = Table.grid(padding=(0, 2))
     for group in _list_groups(verb):
-        grid.add_row(f"  {group}", ", ".join(_list_names(group)))
+        names = list(_list_names(group))
+        grid.add_row(f"  {group}", ", ".join(_leave_out_sizes(names) if group == "backbone" else names))
     terminal.print(grid)
     terminal.print("Every option of a choice is a key: backbone.size=448, trainer.max_epochs=3.\n\nExamples:")
     for example in examples:
         terminal.print(f"  semcorr {verb} {example}", soft_wrap=True)
     terminal.print(f"\nFlags: {FLAGS}")
+
+
+def _leave_out_sizes(names: Sequence[str]) -> list[str]:
+    """Leave out the further sizes of a network, as dinov2_l beside dinov2, and say what lists them."""
+    return [*(name for name in names if name.rpartition("_")[0] not in names), "and their sizes (semcorr backbones)"]
 
 
 def complete_override(verb: str, words: Sequence[str], word: str) -> list[str]:

@@ -10,7 +10,13 @@ from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Seed, check_arguments
 from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
-from semcorr.models.backbones.diffusion_networks import TIMESTEPS, DiffusionNetworks, add_noise, load_diffusion_networks
+from semcorr.models.backbones.diffusion_networks import (
+    TIMESTEPS,
+    DiffusionNetworks,
+    add_noise,
+    load_diffusion_networks,
+    replace_unet,
+)
 from semcorr.models.backbones.features import (
     CellMoments,
     cell_moments,
@@ -89,6 +95,9 @@ class StableDiffusion(Backbone):
             GeoAware-SC's code writes it into the tensors that it reads. If false, layers are read before it.
         components: Number of principal components of both images of a pair that each layer is reduced to
             (sd-dino: 256). Components of a layer keep its scale.
+        noise: Noise the latent. CleanDIFT (Stracke et al. 2025) tunes the UNet to read clean images, and does without.
+        unet_name: UNet published alone, as ACCOUNT/MODEL/FILE on the Hugging Face hub, instead of the model's own.
+        unet_weights: Local copy of that file to read instead.
         parts: Networks to use, instead of those that `name`, `pretrained` and `weights` describe.
     """
 
@@ -110,6 +119,9 @@ class StableDiffusion(Backbone):
         freeu: str | None = None,
         freeu_in_features: bool = False,
         components: int | None = None,
+        noise: bool = True,
+        unet_name: str | None = None,
+        unet_weights: str | None = None,
         parts: DiffusionNetworks | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +131,11 @@ class StableDiffusion(Backbone):
         if len({*self.timesteps}) < len(self.timesteps) or not self.timesteps:
             raise UserError(f"`backbone.timestep` must be a timestep, or several without repetition, got {timestep}")
         _require_range("ensemble", ensemble, 1, None)
+        if not noise and ensemble > 1:
+            raise UserError(
+                f"`backbone.ensemble` must be 1 where backbone.noise=false, got {ensemble}: without noise all passes "
+                "are the same"
+            )
         if freeu is not None and freeu not in STAGES:
             raise UserError(f"`backbone.freeu` must be null, {' or '.join(STAGES)}, got {freeu}")
         if freeu_in_features and freeu is None:
@@ -127,6 +144,8 @@ class StableDiffusion(Backbone):
                 f"{' or '.join(STAGES)}, or backbone.freeu_in_features=false"
             )
         parts = parts or load_diffusion_networks(name, pretrained, weights)
+        if unet_weights is not None or (unet_name is not None and (pretrained or weights is not None)):
+            replace_unet(parts.unet, unet_name, unet_weights)
         unet, vae, text = parts.unet, parts.vae, parts.text()
         assert vae.quant_conv is not None, "Stable Diffusion's autoencoder has it"
         decoder = list_decoder_steps(unet)
@@ -141,7 +160,7 @@ class StableDiffusion(Backbone):
         self.channels = sum(self.widths)
         self.sha256 = weights_sha256(nn.ModuleList([unet, vae.encoder, vae.quant_conv, text]))
         self.timestep, self.ensemble, self.passes = timestep, ensemble, ensemble * len(self.timesteps)
-        self.seed, self.components = seed, components
+        self.seed, self.components, self.noise = seed, components, noise
         self.encoder, self.to_moments, self.scaling = vae.encoder, vae.quant_conv, float(vae.config["scaling_factor"])
         self.conv_in, self.time_proj, self.time_embedding = unet.conv_in, unet.time_proj, unet.time_embedding
         self.units = nn.ModuleList(list_unet_blocks(unet, self.layers[-1], freeu))
@@ -280,7 +299,10 @@ class StableDiffusion(Backbone):
 
     def _initial_state(self, latent: Float[Tensor, "b c h w"]) -> UNetState:
         """Compute the input of the first unit: the noised latents, through the first convolution."""
-        steps = [add_noise(latent, timestep, self.ensemble, self.seed) for timestep in self.timesteps]
+        steps = [
+            add_noise(latent, timestep, self.ensemble, self.seed) if self.noise else latent[:, None]
+            for timestep in self.timesteps
+        ]
         noisy = torch.cat(steps, dim=1) if len(steps) > 1 else steps[0]  # a copy may have other strides, and digits
         hidden = self.conv_in(noisy.flatten(0, 1))
         return UNetState(hidden, {0: hidden} if self.keeps_first else {})

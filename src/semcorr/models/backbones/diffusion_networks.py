@@ -7,14 +7,16 @@ from pickle import UnpicklingError
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
+from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.text_encoder import TextEncoder, build_byte_tokenizer
-from semcorr.models.weights.checkpoints import format_reason, require_weights_folder
+from semcorr.models.weights.checkpoints import format_reason, read_weights, require_weights_folder
 from semcorr.models.weights.file_kinds import describe_other
-from semcorr.models.weights.loading import require_finite_weights
+from semcorr.models.weights.loading import load_weights, require_finite_weights
 from semcorr.models.weights.paths import list_library_files
 
 if TYPE_CHECKING:
@@ -80,6 +82,29 @@ def load_diffusion_networks(name: str, pretrained: bool, weights: str | None) ->
         load_part(diffusers.UNet2DConditionModel, "unet"),
         load_part(diffusers.AutoencoderKL, "vae"),
         partial(_load_text_encoder, name if weights is None else weights, weights is not None),
+    )
+
+
+def replace_unet(unet: nn.Module, name: str | None, weights: str | None) -> None:
+    """Load weights of a UNet that is published alone: from a file, else by its ACCOUNT/MODEL/FILE on the hub."""
+    path = weights
+    if path is None:
+        repository, _, file = (name or "").rpartition("/")
+        if "/" not in repository:
+            raise UserError(f"`backbone.unet_name` must be ACCOUNT/MODEL/FILE on the Hugging Face hub, got {name!r}")
+        try:
+            path = hf_hub_download(repository, file)
+        except (OSError, RuntimeError) as error:
+            raise _build_unet_error(error, repository, file) from error
+    load_weights(unet, read_weights(path, "backbone.unet_weights"), path, option="backbone.unet_weights")
+
+
+def _build_unet_error(error: Exception, repository: str, file: str) -> UserError:
+    """Build the error for a UNet that could not be downloaded, with the remedies."""
+    return UserError(
+        f"{file} of {repository} could not be downloaded ({format_reason(_list_causes(error)[-1])}). Three ways out: "
+        "connect to the internet and run again, or download it elsewhere and set HF_HUB_CACHE to that cache; "
+        "backbone.unet_weights=FILE with a local copy; backbone.pretrained=false for random weights."
     )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
@@ -16,6 +17,8 @@ from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.models.backbones.features import concatenate_layers
 
 MAX_SIDE = 2**14  # pixels along a side: a single larger image takes more memory than there is
+# Errors that networks raise on images that they do not take.
+REFUSALS = (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError, RuntimeError)
 BlockForward = Callable[..., Tensor]
 Step = Callable[..., object]  # step(i, the block's original forward, its arguments) -> its output
 
@@ -160,11 +163,74 @@ class SequentialBackbone(Backbone, ABC):
         with intercept_blocks(self.blocks_up_to(depth), step):
             return ImageMaps({str(i): values for i, values in enumerate(self.read(empty))})
 
+    def require_maps(self) -> None:
+        """Refuse a network that gives no map of its cells for images of `size`, or whose blocks are no chain.
+
+        Shapes are enough to tell, so the network runs on PyTorch's meta device, in milliseconds. One that cannot run
+        there runs once on a black image.
+        """
+        halves = _Halves(self)
+        images = torch.empty(2, 3, self.size, self.size, device="meta")
+        tensors = [*halves.named_parameters(), *halves.named_buffers()]
+        weights = {key: torch.empty_like(value, device="meta") for key, value in tensors}
+        try:
+            self._require_chain(lambda: functional_call(halves, weights, (images,)))
+        except UserError:
+            raise
+        except Exception:  # an operation without shapes alone, or an image that the network does not take
+            black = self.mean.new_zeros(2, 3, self.size, self.size)
+            try:
+                self._require_chain(lambda: halves(black))
+            except REFUSALS as error:
+                raise self._size_error((str(error).strip() or type(error).__name__).splitlines()[0][:120]) from error
+
+    def _require_chain(self, run: Callable[[], tuple[FeatureMap, FeatureMap]]) -> None:
+        """Run the network on two images, and require that each block is called once, in order, and a map of cells."""
+        calls: list[int] = []
+
+        def step(i: int, block_forward: Callable[..., object], x: object, *args: object, **kwargs: object) -> object:
+            calls.append(i)
+            out = block_forward(x, *args, **kwargs)
+            if not (isinstance(x, Tensor) and isinstance(out, Tensor)):
+                calls.append(-1)
+            return out
+
+        with torch.no_grad(), intercept_blocks(self.blocks, step):
+            whole, halves = (maps.values for maps in run())
+        cells = self.size // self.stride
+        if tuple(whole.shape) != (2, self.channels, cells, cells):
+            raise self._size_error(f"it gives {' x '.join(map(str, whole.shape[2:]))}")
+        if calls[: len(self.blocks)] != [*range(len(self.blocks))] or halves.shape != whole.shape:
+            raise UserError(
+                f"`backbone.name`: {self.name} does not hand one tensor from each of its blocks to the next, so it "
+                "cannot be cut between them. Choose another backbone."
+            )
+
+    def _size_error(self, reason: str) -> UserError:
+        """Build the error for a size that the network does not take."""
+        cells = self.size // self.stride
+        return UserError(
+            f"`backbone.size`: {self.name} gives no map of {cells} x {cells} cells for images of {self.size} x "
+            f"{self.size} pixels ({reason}). Set it to the size that the network is made for, or choose another one."
+        )
+
     def blocks_up_to(self, depth: int) -> list[nn.Module]:
         """Return the first `depth` blocks, and always the first one, whose input may be needed."""
         if not 0 <= depth <= len(self.blocks):
             raise UserError(f"`depth` must be between 0 and {len(self.blocks)}, the blocks of {self.name}, got {depth}")
         return list(self.blocks)[: max(depth, 1)]
+
+
+class _Halves(nn.Module):
+    """The features of a backbone, whole and cut after its last block."""
+
+    def __init__(self, backbone: SequentialBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Float[Tensor, "b 3 height width"]) -> tuple[FeatureMap, FeatureMap]:
+        whole, depth = self.backbone(image), len(self.backbone.blocks)
+        return whole, self.backbone.suffix(self.backbone.prefix(image, depth), depth)
 
 
 class _Reached(Exception):  # noqa: N818, no error

@@ -4,12 +4,20 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.hiera import Hiera
+from timm.models.hieradet_sam2 import HieraDet
+from timm.models.naflexvit import NaFlexVit
 from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
@@ -47,6 +55,8 @@ if TYPE_CHECKING:
 
 
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads", "img_size")
+CHAINS = (VisionTransformer, Eva, NaFlexVit, ConvNeXt, ResNet)  # networks that take any size, block after block
+WITHOUT_NORM = (Hiera, HieraDet)  # networks whose features timm gives without a final norm alone
 # Errors that timm raises for options that do not fit a network.
 MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
 
@@ -104,20 +114,22 @@ class TimmModel(SequentialBackbone):
             elif isinstance(value, int | float):
                 require(f"backbone.{key}", value, bool | Annotated[float, Range(least=0)])
         state = read_weights(weights) if weights is not None else {}  # first: building a large network takes seconds
-        model = cast("TimmNetwork", create_timm_model(name, pretrained and weights is None, **options))
+        model = cast("TimmNetwork", create_timm_model(name, pretrained and weights is None, (size, grid), **options))
         if each_block:
             split_stages(name, model)
         layers = normalise_layer_indices(layers, len(model.feature_info))
         info = [model.feature_info[i] for i in layers]
         lattice = CellGrid(min(int(i["reduction"]) for i in info), max(int(i["reduction"]) for i in info))
         super().__init__(name, size, grid, lattice, (model.pretrained_cfg["mean"], model.pretrained_cfg["std"]))
-        self.layers, self.facet, self.apply_norm = layers, facet, norm and facet == "token"
+        self.layers, self.facet = layers, facet
+        self.apply_norm = norm and facet == "token" and not isinstance(model, WITHOUT_NORM)
         self.each_block = each_block
         neck = getattr(model, "neck", None) if self.apply_norm else None  # SAM's, which timm treats as a norm
         self.widths = [neck[0].out_channels if neck else entry["num_chs"] for entry in info]
         self.channels = sum(self.widths)
-        points = _count_blocks_before(model, len(model.feature_info) - 1, facet)
-        self.layer_choices = [i for i, point in enumerate(points) if point >= 1]
+        self.layer_choices = [
+            i for i in range(len(model.feature_info)) if _count_blocks_before(model, i, facet)[-1] >= 1
+        ]
         full_state = model.state_dict()
         content = convert_to_timm(state, model) if weights is not None else {}
         if each_block:
@@ -132,6 +144,8 @@ class TimmModel(SequentialBackbone):
             )
         self.sha256 = weights_sha256(model)
         self._require_readable_layers()
+        if not isinstance(model, CHAINS):
+            self.require_maps()
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -147,7 +161,8 @@ class TimmModel(SequentialBackbone):
     @property
     def norm(self) -> nn.Module | None:
         """The final LayerNorm, or SAM's neck, where there is one and it is applied."""
-        return getattr(self.model, "norm", getattr(self.model, "neck", None)) if self.apply_norm else None
+        layer = getattr(self.model, "norm", getattr(self.model, "neck", None)) if self.apply_norm else None
+        return None if isinstance(layer, nn.Identity) else layer
 
     def read(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _ _ _"]]:
         """Compute one map per layer from normalised images."""
@@ -191,13 +206,18 @@ class TimmModel(SequentialBackbone):
 
     def _require_readable_layers(self) -> None:
         """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
+        if not self.layer_choices:
+            raise UserError(
+                f"`backbone.name`: timm's {self.name} has no blocks that are called one after the other. "
+                "Choose another backbone."
+            )
         if self.facet != "token" and not (hasattr(self.blocks[0], "attn") and hasattr(self.blocks[0], "norm1")):
             raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
         if min(self.points) < 1:
-            first, last = 1, len(self.model.feature_info) - 1
+            unread = self.layers[self.points.index(min(self.points))]
             raise UserError(
-                f"`backbone.layers`: layer 0 of {self.name} has no block before it to be read after; "
-                f"choose from {first} to {last}"
+                f"`backbone.layers`: layer {unread} of {self.name} has no block before it to be read after; "
+                f"choose from {', '.join(map(str, self.layer_choices))}"
             )
 
 
@@ -213,7 +233,15 @@ def _count_blocks_before(model: "TimmNetwork", last: int, facet: str) -> list[in
     modules = [entry["module"] for entry in model.feature_info[: last + 1]]
     blocks = _list_blocks(model, last)
     counts = {id(block): i + 1 - (facet != "token") for i, block in enumerate(blocks)}
-    return [counts.get(id(model.get_submodule(module)), 0) for module in modules]
+    return [counts.get(id(_find_module(model, module)), 0) for module in modules]
+
+
+def _find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """Return a part of a network; None where timm's description names one that is not there."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def split_stages(name: str, model: "TimmNetwork") -> None:
@@ -243,8 +271,18 @@ def remove_blocks_after(model: "TimmNetwork", last: int) -> None:
     model.reset_classifier(0, "")
 
 
-def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Module:
-    """Build a timm model for any image size, or raise an error that says why it cannot be built."""
+def create_timm_model(
+    name: str, pretrained: bool, side: tuple[int | None, int | None] = (None, None), **options: object
+) -> nn.Module:
+    """Build a timm model, or raise an error that says why it cannot be built.
+
+    Args:
+        name: timm's name, with or without the tag of its weights.
+        pretrained: Download the weights of the tag.
+        side: Side of images, in pixels and, if they are given, in cells, for networks that are built for one size. All
+            others take any.
+        options: Further options of timm's constructor.
+    """
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
         similar = timm.list_models(f"*{plain[:12]}*")[:3]
@@ -253,7 +291,7 @@ def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Modu
     if tag and name not in tagged:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
     try:
-        model = _create_model(name, pretrained, options)
+        model = _create_model(name, pretrained, side, options)
     except MISFITS as error:
         if not options:
             raise
@@ -263,6 +301,11 @@ def create_timm_model(name: str, pretrained: bool, **options: object) -> nn.Modu
     except (OSError, RuntimeError) as error:  # every failure of the hub client is one of the two
         if not pretrained:
             raise
+        if str(error).startswith("Error(s) in loading state_dict"):
+            raise UserError(
+                f"`backbone.size`: timm cannot resize the weights of {name} to it. Set it to the size that they were "
+                "trained for."
+            ) from error
         raise download_error(error, name, timm.get_pretrained_cfg_value(name, "hf_hub_id")) from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name} does not give its intermediate features. Choose a model that does.")
@@ -279,14 +322,28 @@ def list_units(model: nn.Module, last: str) -> list[nn.Module]:
     if number is None:
         return []
     path, stem = last[: number.start()].rpartition(".")[::2]
-    children = dict(model.get_submodule(path).named_children())
+    parent = _find_module(model, path)
+    children = {} if parent is None else dict(parent.named_children())
     siblings = [(int(key[len(stem) :]), child) for key, child in children.items() if re.fullmatch(rf"{stem}\d+", key)]
     return [child for index, child in siblings if index <= int(number[0])]
 
 
-def _create_model(name: str, pretrained: bool, options: JsonObject) -> nn.Module:
+def _create_model(name: str, pretrained: bool, side: tuple[int | None, int | None], options: JsonObject) -> nn.Module:
     """Build a timm model without a classifier."""
-    try:  # transformers: position embeddings for any image size
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **options)
-    except TypeError:  # convolutional networks take any size as they are
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    create = partial(timm.create_model, name, pretrained=pretrained, num_classes=0, **options)
+    with suppress(TypeError):  # transformers: position embeddings for any image size
+        return create(dynamic_img_size=True)
+    if "img_size" not in options and (pixels := _find_side(name, side, options)) is not None:
+        with suppress(TypeError):  # networks that are built for one size
+            return create(img_size=pixels)
+    return create()  # convolutional networks take any size as they are
+
+
+def _find_side(name: str, side: tuple[int | None, int | None], options: JsonObject) -> int | None:
+    """Return the side of images in pixels; None if it is not known, or the network has no features to tell by."""
+    size, grid = side
+    if grid is None:
+        return size
+    with torch.device("meta"):
+        info = vars(timm.create_model(name, num_classes=0, **options)).get("feature_info")
+    return None if not info else grid * min(int(entry["reduction"]) for entry in info)

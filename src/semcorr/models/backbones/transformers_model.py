@@ -13,11 +13,13 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import Positive, check_arguments
 from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.features import check_facet, normalise_layer_indices, tokens_to_maps
-from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone, intercept_blocks
+from semcorr.models.backbones.sequential import REFUSALS, CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.backbones.transformers_weights import load_image_encoder, pixel_statistics, require_complete
 from semcorr.models.weights.loading import weights_sha256
 
 NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")  # names of the final LayerNorm in the families
+# Families that take any size, block after block, their own tokens before the patches: there is nothing to find out.
+CHAINS = ("dinov2", "dinov2_with_registers", "dinov3_vit", "clip_vision_model", "siglip_vision_model", "vit", "vit_mae")
 AUGMENTED = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")  # options of DINOv3 for its training
 
 
@@ -86,6 +88,8 @@ class TransformersModel(SequentialBackbone):
         self.sha256 = weights_sha256(model)
         if facet != "token":
             self._require_facet()
+        if model.config.model_type not in CHAINS:
+            self.require_maps()
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -121,6 +125,9 @@ class TransformersModel(SequentialBackbone):
             self.model(image, **self._build_arguments(image))
         if self.convolutional:
             return [outputs[layer] for layer in self.layers]
+        outputs = {
+            layer: out.flatten(1, 2) if out.ndim == 4 else out for layer, out in outputs.items()
+        }  # SAM: on a grid
         if self.norm is not None:
             outputs = {layer: self.norm(tokens) for layer, tokens in outputs.items()}
         rows, columns = image.shape[-2] // self.stride, image.shape[-1] // self.stride
@@ -151,7 +158,7 @@ def _find_block_list(name: str, model: PreTrainedModel) -> str:
     """Find the name of the list of blocks or stages."""
     depth = len(getattr(model.config, "depths", [])) or getattr(model.config, "num_hidden_layers", 0)
     lists = ((key, module) for key, module in model.named_modules() if isinstance(module, nn.ModuleList))
-    path = next((key for key, module in lists if len(module) == depth), None)
+    path = next((key for key, module in lists if len(module) == depth > 0), None)
     if path is None:
         raise UserError(f"{name} is no network of blocks or stages that images go into. Choose another backbone.")
     return path
@@ -159,7 +166,12 @@ def _find_block_list(name: str, model: PreTrainedModel) -> str:
 
 def _list_block_sizes(config: PreTrainedConfig, depth: int) -> tuple[list[int], list[int]]:
     """List stride and width of every block of a transformer."""
-    patch, width = attrgetter("patch_size", "hidden_size")(config)  # which a family may map to names of its own
+    try:  # a family may map them to names of its own
+        patch, width = attrgetter("patch_size", "hidden_size")(config)
+    except AttributeError:
+        raise UserError(
+            f"A network of the family {config.model_type} has no patches of one size. Choose another backbone."
+        ) from None
     return [patch if isinstance(patch, int) else patch[0]] * depth, [width] * depth
 
 
@@ -178,7 +190,7 @@ def _measure_stage_sizes(model: PreTrainedModel, units: nn.ModuleList, side: int
     with torch.no_grad(), intercept_blocks(list(units), record_shape):
         try:
             model.eval()(torch.zeros(1, 3, side, side))
-        except RuntimeError as error:
+        except REFUSALS as error:
             raise UserError(
                 f"{type(model).__name__} does not take images of any size ({error}). Choose another."
             ) from error

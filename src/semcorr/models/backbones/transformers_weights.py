@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -29,9 +31,14 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weigh
 
 
 def load_image_encoder(
-    name: str, pretrained: bool, weights: str | None, model_type: str | None, options: JsonMapping
+    name: str,
+    pretrained: bool,
+    weights: str | None,
+    model_type: str | None,
+    options: JsonMapping,
+    medium: str = "image",
 ) -> tuple[PreTrainedModel, list[str], str]:
-    """Load an image encoder with its weights, or build one with random weights.
+    """Load an image encoder with its weights, or build one with random weights; or a video encoder.
 
     Returns:
         The image encoder, the names of its parameters that were not found and are random, and a sentence on which
@@ -40,11 +47,9 @@ def load_image_encoder(
     state = None if weights is None else read_weights(weights)
     config = _find_config(name, pretrained, weights, model_type, options)
     config = getattr(config, "vision_config", config)
-    family = MODEL_MAPPING.get(type(config), None)
-    if not isinstance(family, type) or getattr(family, "main_input_name", "") != "pixel_values":
-        raise UserError(f"{name} has no image encoder that the transformers library builds. Choose another backbone.")
+    family = _find_family(name, config, medium)
     if weights is None and not pretrained:
-        return AutoModel.from_config(config, trust_remote_code=False), [], ""
+        return _build_random(name, config), [], ""
     source: JsonObject = {"pretrained_model_name_or_path": name}
     if state is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": state}
@@ -58,6 +63,29 @@ def load_image_encoder(
     require_finite_weights(model.state_dict(), f"`backbone.weights`: {weights or name}")
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(UNUSED))
     return model, missing, recognise_weights(state or {}, model.state_dict())
+
+
+def _find_family(name: str, config: PreTrainedConfig, medium: str) -> type[Any]:
+    """Return the library's class of an image or a video encoder."""
+    family = MODEL_MAPPING.get(type(config), None)
+    inputs = {"image": "pixel_values", "video": "pixel_values_videos"}
+    try:
+        if isinstance(family, type) and getattr(family, "main_input_name", "") == inputs[medium]:
+            return family
+    except ImportError as error:  # a family of another package
+        raise UserError(f"{name} cannot be built here: {_first_line(error)}") from error
+    raise UserError(f"{name} has no {medium} encoder that the transformers library builds. Choose another backbone.")
+
+
+def _build_random(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a network with random weights."""
+    try:
+        return AutoModel.from_config(config, trust_remote_code=False)
+    except (ImportError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"The transformers library cannot build {name} ({_first_line(error)}). Change its options, or choose "
+            "another backbone."
+        ) from error
 
 
 def require_complete(model: nn.Module, missing_keys: Sequence[str], source: str, diagnosis: str = "") -> None:
@@ -147,7 +175,13 @@ def _build_config(model_type: str, options: JsonMapping) -> PreTrainedConfig:
     unknown = [key for key in options if key not in known]
     if unknown:  # the library would store them, and not use them
         raise UserError(f"`backbone.{unknown[0]}` is nothing that {model_type} takes; it takes {', '.join(known)}")
-    return AutoConfig.for_model(model_type, **options)
+    try:
+        return AutoConfig.for_model(model_type, **options)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise UserError(
+            f"The transformers library has no {model_type} with these options ({_first_line(error)}). Change one of "
+            f"backbone.{', backbone.'.join(options)}."
+        ) from error
 
 
 def _weights_folder(weights: str) -> Path:

@@ -1,0 +1,71 @@
+"""The command python -m semcorr.backbones: every backbone by name, with patch, widths, parameters and licence."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import typer
+from rich import box
+from rich.table import Table
+
+from semcorr.cli.errors import report_user_errors
+from semcorr.cli.verb_line import run_app
+from semcorr.core.terminal import Terminal
+
+if TYPE_CHECKING:  # its package imports torch, which --help does not need
+    from semcorr.models.backbones.published import PublishedNetwork
+
+HEADERS = ("backbone", "network", "patch", "widths", "parameters", "licence of the weights", "gated")
+BY_NAME = ("timm", "transformers")  # they take the name of any network, and have no facts of their own
+TESTS = ("tiny",)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def list_backbones() -> None:
+    """List every backbone: patch, widths and parameters, licence of its weights, whether they are gated.
+
+    A line is what backbone=NAME reads by default. What could not be established is unknown.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    with report_user_errors("evaluate"):
+        Terminal().print(build_table())
+        print("Any other network: backbone=timm backbone.name=NAME, backbone=transformers backbone.name=ACCOUNT/MODEL")
+
+
+def build_table() -> Table:
+    """Build the table of all backbones, those of installed packages among them."""
+    from semcorr.engine.packages import list_choices
+    from semcorr.models.backbones.published import PublishedNetwork, read_published_networks
+
+    published = read_published_networks()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for header in HEADERS:
+        table.add_column(header, justify="right" if header in ("patch", "widths", "parameters") else "left")
+    for name in list_choices("backbone"):
+        if name not in (*BY_NAME, *TESTS):
+            table.add_row(name, *format_network(published.get(name, PublishedNetwork())))
+    return table
+
+
+def format_network(network: "PublishedNetwork") -> list[str]:
+    """Format the facts of a network; `unknown` where there is none."""
+    count = network.parameters
+    cells = [
+        network.network,
+        network.patch,
+        None if network.widths is None else " + ".join(map(str, network.widths)),
+        None if count is None else f"{count / 1e6:,.1f} M",
+        network.licence,
+        network.gated,
+    ]
+    return ["unknown" if cell is None else str(cell) for cell in cells]
+
+
+def main() -> None:
+    """Run the command `semcorr backbones`."""
+    run_app(app, prog_name="semcorr backbones")
+
+
+if __name__ == "__main__":
+    main()
