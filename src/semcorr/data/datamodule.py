@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Required, TypedDict
+from typing import Literal, NamedTuple, Required, TypedDict
 
 import torch
 from lightning import LightningDataModule
@@ -18,6 +18,7 @@ from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_catego
 from semcorr.data.augment import Augmentation, require_flips
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
 from semcorr.data.download.recipe import DownloadRecipe
+from semcorr.data.heldout_keypoints import hide_keypoints
 from semcorr.data.image_variants import ImageVariant, list_variants, unique_images
 from semcorr.data.loaders import (
     BatchSize,
@@ -78,6 +79,7 @@ class PairOptions(TypedDict, total=False):
     cache_gb: float
     train_per_category: int | None
     val_per_category: int | None
+    heldout_keypoints: Literal["half"] | Sequence[int] | None
 
 
 class PairDataModule(LightningDataModule, ABC):
@@ -102,6 +104,9 @@ class PairDataModule(LightningDataModule, ABC):
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
         train_per_category: Most training pairs of a category, a seeded choice; all of them if left out.
         val_per_category: The same of the validation pairs.
+        heldout_keypoints: Original ids of keypoints that neither the training pairs nor the validation pairs have, or
+            `half` of those of each category, see `list_heldout`; scores of them and of the others are in
+            metrics.json. The pairs of `split` have all, unless it is the training split.
 
     Attributes:
         augment: How training pairs are changed at each use; None leaves them as they are. Set before `setup`.
@@ -109,6 +114,7 @@ class PairDataModule(LightningDataModule, ABC):
             `setup`.
         pixels: Evaluation pairs come with their pixels, for a backbone that computes nothing of an image alone.
         train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
+        train_masks: Training pairs come with the masks of their objects, for a loss that reads them.
     """
 
     name = ""
@@ -133,6 +139,7 @@ class PairDataModule(LightningDataModule, ABC):
         global_batch_size: Count | None = None,
         train_per_category: Count | None = None,
         val_per_category: Count | None = None,
+        heldout_keypoints: Literal["half"] | Sequence[Whole] | None = None,
     ) -> None:
         super().__init__()
         fit_to_square((1, 1), size, resize)  # refuses another word, or a margin that leaves nothing
@@ -148,7 +155,8 @@ class PairDataModule(LightningDataModule, ABC):
         self.most_pairs = {"train": train_per_category, "val": val_per_category}
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
-        self.pixels, self.train_pixels = False, True
+        self.heldout_keypoints = heldout_keypoints
+        self.pixels, self.train_pixels, self.train_masks = False, True, False
         self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
         self.category_images = cache(lambda: images_by_category(self.pairs("train")))
@@ -190,7 +198,9 @@ class PairDataModule(LightningDataModule, ABC):
         stream = self.stream()
         recoloured = self.augment is not None and not self.augment.only_flips  # or warped: floats, not bytes
         count = 2 * self._local_batch_size() if self.all_pairs is None else self.all_pairs
-        size = BatchSize(count, self.size, 4 if recoloured else 1) if self.train_pixels else None  # the rest takes 3 ms
+        bytes_ = 4 if recoloured else 1
+        count += -(-count // (3 * bytes_)) if self.train_masks else 0  # a mask has a byte a pixel
+        size = BatchSize(count, self.size, bytes_) if self.train_pixels else None  # the rest takes 3 ms
         if isinstance(stream, ImageStream):
             images = TrainingImages(
                 self.category_images(),
@@ -206,7 +216,7 @@ class PairDataModule(LightningDataModule, ABC):
             return self._loader(images, size, batch_size=None, sampler=stream, persistent=True)
         options = (self.train_pixels, self.cache_gb, self._neighbours())
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, *options)
-        training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
+        training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant, self.train_masks)
         return self._loader(training_pairs, size, batch_sampler=stream, persistent=True)
 
     def stream(self) -> TrainingStream | ImageStream:
@@ -272,6 +282,8 @@ class PairDataModule(LightningDataModule, ABC):
     def _checked_pairs(self, split: str) -> Sequence[PairRecord]:
         self._require_split(split)
         pairs = check_pairs(self.records(split), f"{self.name} {split}", self._images)
+        if self.heldout_keypoints is not None and (split == "train" or split != self.split):
+            pairs = hide_keypoints(pairs, self.heldout_keypoints, f"{self.name} {split}")
         most = self.most_pairs.get(split)
         return pairs if most is None else choose_pairs(pairs, most, self.seed)
 
