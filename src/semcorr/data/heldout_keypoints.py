@@ -36,8 +36,8 @@ def list_heldout(choice: str | Sequence[int], pair: PairRecord) -> list[int]:
             )
         if lone := [i for i in heldout if flip[i] not in heldout]:
             raise UserError(
-                f"`data.heldout_keypoints`: keypoint {lone[0]} of {pair.category} is {flip[lone[0]]} in a mirror image. "
-                "Hold out both or neither."
+                f"`data.heldout_keypoints`: keypoint {lone[0]} of {pair.category} is {flip[lone[0]]} in a mirror "
+                "image. Hold out both or neither."
             )
         return heldout
     halves: tuple[list[int], list[int]] = ([], [])

@@ -1,4 +1,4 @@
-"""Dense matches mined from similarities: mutual neighbours, an affine field through them, regions that keypoints confirm.
+"""Dense matches mined from similarities: mutual neighbours, an affine field, regions that keypoints confirm.
 
 After MARCO (CVPR 2026; visinf/MARCO 1ec16b9, util/flow.py and engine.py). Other than there, the field is evaluated at
 the points themselves and not on cells that are then enlarged, and its displacements are clustered as vectors and not as
@@ -28,7 +28,7 @@ class MiningRules(NamedTuple):
         ratio: A neighbour counts if its similarity is at least this many times that of the second best.
         clusters: Regions of the field before any are merged.
         least_clusters: Regions below which none are merged.
-        agreement: Share of a region's keypoints that it must take to where they are.
+        agreement: Share of the keypoints that a region holds in the source which it must hold in the target, too.
         radius: Distance from the points of a region, along x and y, up to which a keypoint lies in it: a share of the
             image's side.
     """

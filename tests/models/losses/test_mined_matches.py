@@ -124,7 +124,10 @@ def test_neighbours_are_those_of_all_cosines():
     best = [row.index(max(row)) for row in cosines]
     columns = [*zip(*cosines, strict=True)]
     expected = [(i, j) for i, j in enumerate(best) if columns[j].index(max(columns[j])) == i]
-    centres = [[[STRIDE * (k % CELLS) + 3.5, STRIDE * (k // CELLS) + 3.5] for k in side] for side in zip(*expected)]
+    centres = [
+        [[STRIDE * (k % CELLS) + 3.5, STRIDE * (k // CELLS) + 3.5] for k in side]
+        for side in zip(*expected, strict=True)
+    ]
     assert [side.tolist() for side in found] == centres
     assert 20 < len(expected) < CELLS**2
 

@@ -33,7 +33,7 @@ class MinedMatches(nn.Module):
         ratio: Least similarity of a neighbour over that of the second best; up to 1 every one passes.
         clusters: Regions that the matches of a pair are divided into, by their displacement.
         least_clusters: Regions below which none are merged.
-        agreement: Share of a region's keypoints that its matches must take to where they are.
+        agreement: Share of the keypoints that a region holds in the source which it must hold in the target, too.
         radius: Share of the image's side within which a keypoint belongs to a region; MARCO's 10 pixels of 630.
         temperature: Temperature of the student's softmax over all target cells.
     """
