@@ -16,7 +16,7 @@ from semcorr.models.losses.inputs import LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
 
 ROWS = 4096  # of the similarities of all cells that are computed at once
-LATTICE = 128  # candidates along a side of the image, at most
+CANDIDATES = 2000  # points of the source's object that are matched, about, in as fine a lattice as that allows
 
 
 class MinedMatches(nn.Module):
@@ -101,10 +101,19 @@ def mine_pair(pair: PairMaps, keypoints: PointPairs, rules: MiningRules, rng: np
     keypoints = keypoints.select(np.logical_and(*on_object))
     if not len(keypoints.source):  # no region could be confirmed
         return keypoints
-    step = -(-pair.side // LATTICE)
-    rows, columns = np.nonzero(masks[0][step // 2 :: step, step // 2 :: step])
-    candidates = np.stack((columns, rows), axis=-1) * float(step) + step // 2
+    candidates = spread_points(masks[0], max(CANDIDATES, rules.count))
     return mine_matches(find_neighbours(pair, rules.ratio), keypoints, candidates, masks[1], rules, rng)
+
+
+def spread_points(mask: Bool[np.ndarray, "s s"], count: int) -> Float[np.ndarray, "n 2"]:
+    """Return pixels of a mask in a square lattice, of about `count` or more of them; all pixels, if there are fewer.
+
+    >>> spread_points(np.ones((4, 4), dtype=bool), count=4).tolist()
+    [[1.0, 1.0], [3.0, 1.0], [1.0, 3.0], [3.0, 3.0]]
+    """
+    step = max(1, int(np.sqrt(mask.sum() / count)))
+    rows, columns = np.nonzero(mask[step // 2 :: step, step // 2 :: step])
+    return np.stack((columns, rows), axis=-1) * float(step) + step // 2
 
 
 def find_neighbours(pair: PairMaps, ratio: float) -> PointPairs:
