@@ -8,6 +8,7 @@ from semcorr.core.errors import UserError
 from semcorr.engine.build import build_datamodule_and_module, build_training_parts
 from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.rebuild import read_trained_config
 from semcorr.engine.teacher import EMATeacher, Teacher
 from semcorr.models.losses import LossInputs, MinedMatches, list_reads
 from semcorr.train import train
@@ -212,6 +213,7 @@ def test_a_run_learns_from_mined_matches_beside_its_keypoints(config, tiny, tmp_
             assert of_object[y, x].all()
     saved = read_checkpoint(tmp_path / "run", "last")
     assert "EMATeacher" in saved["callbacks"]
+    assert read_trained_config(tmp_path / "run").loss.terms.mined.agreement == 0
 
 
 def test_another_loss_of_keypoints_may_stand_beside_mined_matches(config, tiny):

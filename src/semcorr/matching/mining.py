@@ -23,7 +23,7 @@ class MiningRules(NamedTuple):
     """How matches are mined; the values are MARCO's, whose images have 630 pixels a side.
 
     Attributes:
-        count: Most matches of a pair, drawn from all that are kept.
+        points: Most matches of a pair, drawn from all that are kept.
         least: A pair with fewer matches than this has none.
         ratio: A neighbour counts if its similarity is at least this many times that of the second best.
         clusters: Regions of the field before any are merged.
@@ -33,7 +33,7 @@ class MiningRules(NamedTuple):
             image's side.
     """
 
-    count: int = 300
+    points: int = 300
     least: int = 100
     ratio: float = 0.9
     clusters: int = 7
@@ -276,7 +276,7 @@ def mine_matches(
         candidates: Points on the object of the source that are to be matched.
         target_mask: Pixels of the object in the target; its side is that of the image.
         rules: How matches are mined.
-        rng: Random numbers, for k-means and for the choice of `rules.count` matches.
+        rng: Random numbers, for k-means and for the choice of `rules.points` matches.
 
     Returns:
         The matches in pixels; none, if there are fewer than `rules.least`.
@@ -291,5 +291,5 @@ def mine_matches(
         matches = matches.select(keep & target_mask[row, column])
     if len(matches.source) < rules.least:
         return matches.select(np.zeros(0, dtype=int))
-    chosen = rng.permutation(len(matches.source))[: rules.count]
+    chosen = rng.permutation(len(matches.source))[: rules.points]
     return matches.select(chosen)

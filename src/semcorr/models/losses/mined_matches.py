@@ -82,8 +82,8 @@ class MinedMatches(nn.Module):
             mine_pair(teacher.select(i), PointPairs(starts[i], ends[i]).select(shared[i]), self.rules, rng)
             for i in range(count)
         ]
-        columns = np.zeros((2, count, self.rules.count, 2), dtype=np.float32)
-        mask = np.zeros((count, self.rules.count), dtype=bool)
+        columns = np.zeros((2, count, self.rules.points, 2), dtype=np.float32)
+        mask = np.zeros((count, self.rules.points), dtype=bool)
         for i, matches in enumerate(mined):
             mask[i, : len(matches.source)] = True
             for column, points in zip(columns, matches, strict=True):
@@ -101,7 +101,7 @@ def mine_pair(pair: PairMaps, keypoints: PointPairs, rules: MiningRules, rng: np
     keypoints = keypoints.select(np.logical_and(*on_object))
     if not len(keypoints.source):  # no region could be confirmed
         return keypoints
-    candidates = spread_points(masks[0], max(CANDIDATES, rules.count))
+    candidates = spread_points(masks[0], max(CANDIDATES, rules.points))
     return mine_matches(find_neighbours(pair, rules.ratio), keypoints, candidates, masks[1], rules, rng)
 
 
