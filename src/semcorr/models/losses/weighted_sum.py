@@ -49,10 +49,10 @@ class WeightedSum(nn.Module):
             )
         for name, weight in weights.items():
             require(f"loss.weights.{name}", weight, Weight)
-        terms, weights = ({name: each[name] for name in terms if weights[name]} for each in (terms, weights))
+        terms = {name: term for name, term in terms.items() if weights[name]}
         if not terms:
             raise UserError("`loss.weights`: one must be more than 0, and all are 0")
-        self.terms, self.weights = dict(terms), dict(weights)
+        self.terms, self.weights = terms, {name: weights[name] for name in terms}
         self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
         self.reads = sorted({name for term in terms.values() for name in list_reads(term)})
