@@ -40,7 +40,13 @@ from rich.table import Table
 from semcorr.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-MEASURED_HERE = ("heads/", "heldout_keypoints", "losses", "demo", "animal_pose")  # experiments whose heads have figures of this repository
+MEASURED_HERE = (
+    "heads/",
+    "heldout_keypoints",
+    "losses",
+    "demo",
+    "animal_pose",
+)  # experiments whose heads have figures of this repository
 ELSEWHERE = ("3D-SC (arXiv 2605.30093), Table C1", "MARCO README", "DINOv3 model card")  # papers not in the folder
 
 FIGURES = re.compile(r"(?<![\w.@·])\d{1,3}\.\d(?!\d)(?: / \d{1,3}\.\d(?!\d))*")
