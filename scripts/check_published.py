@@ -40,7 +40,8 @@ from rich.table import Table
 from semcorr.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-MEASURED_HERE = ("heads/", "losses", "demo", "animal_pose")  # experiments whose heads have figures of this repository
+# Experiments whose heads have figures of this repository.
+MEASURED_HERE = ("heads/", "heldout_keypoints", "losses", "demo", "animal_pose")
 # Papers not in the folder.
 ELSEWHERE = ("3D-SC (arXiv 2605.30093), Table C1", "MARCO README", "INSID3 README", "DINOv3 model card")
 

@@ -8,7 +8,9 @@ from semcorr.core.errors import UserError
 from semcorr.engine.build import build_datamodule_and_module, build_training_parts
 from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.engine.rebuild import read_trained_config
 from semcorr.engine.teacher import EMATeacher, Teacher
+from semcorr.models.losses import LossInputs, MinedMatches, list_reads
 from semcorr.train import train
 
 pytestmark = pytest.mark.integration
@@ -183,6 +185,49 @@ def test_the_teacher_sees_no_dropout(config, tiny, frozen):
     torch.testing.assert_close(step.teacher.source.values, module.head.adapt(source).values)
     torch.testing.assert_close(step.teacher.target.values, module.head.adapt(target).values)
     assert not torch.allclose(step.pairs.source.values, step.teacher.source.values)
+
+
+def test_the_momentum_may_reach_its_end_before_the_training_does():
+    whole, part = EMATeacher(0.9, 1.0), EMATeacher(0.9, 1.0, until=0.5)
+
+    assert [part.momentum_at(step, 100) for step in range(50)] == [
+        whole.momentum_at(2 * step, 100) for step in range(50)
+    ]
+    assert {part.momentum_at(step, 100) for step in (50, 70, 100)} == {1.0}
+
+
+@pytest.mark.parametrize("head", ["bottleneck", "cats"])
+def test_a_run_learns_from_mined_matches_beside_its_keypoints(config, tiny, tmp_path, monkeypatch, head):
+    """Whichever head, by one choice; the matches of each step are on the objects of its pairs."""
+    mined, mine = [], MinedMatches.mine
+
+    def noted(loss: MinedMatches, step: LossInputs):
+        found = mine(loss, step)
+        mined.append((*found, step.teacher.masks[0]))
+        return found
+
+    monkeypatch.setattr(MinedMatches, "mine", noted)
+    line = ["loss=distillation", "loss.terms.mined.least=10", "loss.terms.mined.agreement=0", f"head={head}"]
+    train(config("train", *tiny, *line, "finetune=frozen", "data.steps=3", "data.batch_size=2", "trainer.max_epochs=1"))
+
+    assert len(mined) == 3
+    assert sum(int(mask.sum()) for _, _, mask, _ in mined) >= 10
+    for source, _, mask, objects in mined:
+        for points, counts, of_object in zip(source, mask, objects, strict=True):
+            x, y = points[counts].long().unbind(-1)
+            assert of_object[y, x].all()
+    saved = read_checkpoint(tmp_path / "run", "last")
+    assert "EMATeacher" in saved["callbacks"]
+    assert read_trained_config(tmp_path / "run").loss.terms.mined.agreement == 0
+
+
+def test_another_loss_of_keypoints_may_stand_beside_mined_matches(config, tiny):
+    cfg = config("train", *tiny, "loss=distillation", "loss@loss.terms.keypoints=dense", "loss.weights.mined=0")
+
+    loss = build_training_parts(cfg).loss
+
+    assert {name: type(term).__name__ for name, term in loss.terms.items()} == {"keypoints": "SoftArgmaxDistance"}
+    assert list_reads(loss) == []
 
 
 def test_the_momentum_is_a_share():

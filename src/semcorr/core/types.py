@@ -40,6 +40,8 @@ class PairBatch(NamedTuple):
     pair: Sequence[str] | str  # the pair's id: the key back to its record
     # Mirror images of the source, or of both, without pixels: where training meets pairs in variants of pose.
     mirrored: Sequence[View] = ()
+    # Masks of the objects, of the source and of the target, in the pixels of the views: where a training reads them.
+    masks: Sequence[Bool[Tensor, "*b s s"]] = ()
 
     @property
     def shared(self) -> Bool[Tensor, "*b n"]:

@@ -90,6 +90,11 @@ def transform_pixels(image: Shaped[Tensor, "3 h s"], geometry: GeometricChange) 
     return image if geometry.warp is None else warp_image(image, geometry.warp)
 
 
+def transform_mask(mask: Bool[Tensor, "s s"], geometry: GeometricChange) -> Bool[Tensor, "s s"]:
+    """Mirror and warp the mask of an object; a pixel belongs to it that shows half of it or more."""
+    return transform_pixels(mask.float().expand(3, -1, -1), geometry)[0] >= 0.5
+
+
 def transform_colours(image: Shaped[Tensor, "3 h w"], colours: ColourChange) -> Shaped[Tensor, "3 h w"]:
     """Change colours, RGB in [0, 1] to RGB in [0, 1]; an image of any type if nothing is to change.
 
@@ -171,10 +176,11 @@ class Augmentation:
     def __call__(self, pair: PairBatch, record: PairRecord, rng: Generator) -> PairBatch:
         """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
         pair = pair_with_itself(pair, self.grid) if self.grid else pair
-        source, target = self.augment_views(pair[:2], record.flip, rng)
+        (source, target), geometries = self._augment(pair[:2], record.flip, rng)
+        masks = tuple(transform_mask(mask, geometry) for mask, geometry in zip(pair.masks, geometries, strict=False))
         groups = () if self.grid else record.groups
         twins = geometry_aware_mask(source.visible & target.visible, target.visible, groups)
-        return pair._replace(source=source, target=target, ambiguous=twins)
+        return pair._replace(source=source, target=target, ambiguous=twins, masks=masks)
 
     def augment_views(self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator) -> list[View]:
         """Augment images of one category, each by its own draw; some keypoint stays visible in two of them.
@@ -182,13 +188,20 @@ class Augmentation:
         Mirror images of bytes are bytes. Whatever else is drawn, all are floating point in [0, 1]: rounded to bytes,
         what is warped or recoloured would lose its last bits.
         """
+        return self._augment(views, permutation, rng)[0]
+
+    def _augment(
+        self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator
+    ) -> tuple[list[View], list[GeometricChange]]:
+        """Augment images of one category, and return the geometric change of each as well."""
         views = views if self.only_flips else [view._replace(image=to_unit(view.image)) for view in views]
         colours = [self.colours(rng) for _ in views]
         geometries, transformed = self._draw_geometries(views, permutation, rng)
-        return [
+        augmented = [
             view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
             for view, colour, geometry in zip(transformed, colours, geometries, strict=True)
         ]
+        return augmented, geometries
 
     def geometry(self, rng: Generator) -> GeometricChange:
         """Draw a geometric change; the count of random numbers is fixed, so that options are independent."""
@@ -242,7 +255,7 @@ def pair_with_itself(pair: PairBatch, count: int) -> PairBatch:
     side = pair.source.image.shape[-1]
     points = cell_centres((count, count), side / count).flatten(0, 1)
     view = pair.source._replace(keypoints=points, visible=torch.ones(len(points), dtype=torch.bool))
-    return pair._replace(source=view, target=view)
+    return pair._replace(source=view, target=view, masks=[mask for mask in pair.masks[:1] for _ in range(2)])
 
 
 def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:

@@ -4,19 +4,20 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Annotated, Any, NamedTuple, Required, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Required, TypedDict
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Count, OptionsOf, Seed, Weight, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Seed, Weight, Whole, check_arguments
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
 from semcorr.data.augment import Augmentation, require_flips
 from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.dataset import ImageDataset, PairBatches, PairDataset, TrainingPairs
+from semcorr.data.heldout_keypoints import hide_keypoints
 from semcorr.data.image_variants import ImageVariant, corrupt_pairs, list_variants, unique_images
 from semcorr.data.loaders import (
     BatchSize,
@@ -74,6 +75,7 @@ class PairOptions(TypedDict, total=False):
     cache_gb: float
     train_per_category: int | None
     val_per_category: int | None
+    heldout_keypoints: Literal["half"] | Sequence[int] | None
 
 
 class PairDataModule(BenchmarkModule):
@@ -94,6 +96,9 @@ class PairDataModule(BenchmarkModule):
         cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
         train_per_category: Most training pairs of a category, a seeded choice; all of them if left out.
         val_per_category: The same of the validation pairs.
+        heldout_keypoints: Original ids of keypoints that neither the training pairs nor the validation pairs have, or
+            `half` of those of each category, see `list_heldout`; scores of them and of the others are in
+            metrics.json. The pairs of `split` have all, unless it is the training split.
         options: The other options of `BenchmarkModule`.
 
     Attributes:
@@ -104,6 +109,7 @@ class PairDataModule(BenchmarkModule):
             `setup`.
         pixels: Evaluation pairs come with their pixels, for a backbone that computes nothing of an image alone.
         train_pixels: Training pairs come with their pixels, because there is more to encode than unchanged images.
+        train_masks: Training pairs come with the masks of their objects, for a loss that reads them.
     """
 
     official = OfficialCounts()
@@ -122,6 +128,7 @@ class PairDataModule(BenchmarkModule):
         global_batch_size: Count | None = None,
         train_per_category: Count | None = None,
         val_per_category: Count | None = None,
+        heldout_keypoints: Literal["half"] | Sequence[Whole] | None = None,
         **options: Annotated[Any, OptionsOf(BenchmarkModule)],
     ) -> None:
         super().__init__(root, size, **options)
@@ -135,7 +142,8 @@ class PairDataModule(BenchmarkModule):
         self.augment: Augmentation | None = None
         self.pose_variant: PoseVariant | None = None
         self.corruption: Corruption | None = None
-        self.pixels, self.train_pixels = False, True
+        self.heldout_keypoints = heldout_keypoints
+        self.pixels, self.train_pixels, self.train_masks = False, True, False
         self.pairs = cache(self._checked_pairs)  # one reading per split
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
         self.category_images = cache(lambda: images_by_category(self.pairs("train")))
@@ -178,7 +186,9 @@ class PairDataModule(BenchmarkModule):
         stream = self.stream()
         recoloured = self.augment is not None and not self.augment.only_flips  # or warped: floats, not bytes
         count = 2 * self._local_batch_size() if self.all_pairs is None else self.all_pairs
-        size = BatchSize(count, self.size, 4 if recoloured else 1) if self.train_pixels else None  # the rest takes 3 ms
+        bytes_ = 4 if recoloured else 1
+        count += -(-count // (3 * bytes_)) if self.train_masks else 0  # a mask has a byte a pixel
+        size = BatchSize(count, self.size, bytes_) if self.train_pixels else None  # the rest takes 3 ms
         if isinstance(stream, ImageStream):
             images = TrainingImages(
                 self.category_images(),
@@ -194,7 +204,7 @@ class PairDataModule(BenchmarkModule):
             return self._loader(images, size, batch_size=None, sampler=stream, persistent=True)
         options = (self.train_pixels, self.cache_gb, self._neighbours())
         pairs = PairDataset(self.pairs("train"), self.size, self.resize, *options)
-        training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant)
+        training_pairs = TrainingPairs(pairs, self.augment, self.seed, self.pose_variant, self.train_masks)
         return self._loader(training_pairs, size, batch_sampler=stream, persistent=True)
 
     def stream(self) -> TrainingStream | ImageStream:
@@ -260,6 +270,8 @@ class PairDataModule(BenchmarkModule):
     def _checked_pairs(self, split: str) -> Sequence[PairRecord]:
         self._require_split(split)
         pairs = check_pairs(self.records(split), f"{self.name} {split}", self._images)
+        if self.heldout_keypoints is not None and (split == "train" or split != self.split):
+            pairs = hide_keypoints(pairs, self.heldout_keypoints, f"{self.name} {split}")
         most = self.most_pairs.get(split)
         pairs = pairs if most is None else choose_pairs(pairs, most, self.seed)
         return corrupt_pairs(pairs, self.corruption) if self.corruption and split == self.split else pairs

@@ -12,6 +12,7 @@ from semcorr.data.augment import Augmentation, mirror_annotations, mirror_view
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.keypoints import geometry_aware_mask
 from semcorr.data.loaders import SampleIndex
+from semcorr.data.object_masks import view_mask
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.record import PairRecord
 from semcorr.data.views import ALONE, LocalProcesses, ViewCache, make_view
@@ -95,11 +96,18 @@ class TrainingPairs(Dataset[PairBatch]):
         augment: Augmentation | None = None,
         seed: int = 42,
         variants: PoseVariant | None = None,
+        masks: bool = False,
     ) -> None:
         self.pairs, self.augment, self.seed, self.variants = pairs, augment, seed, variants or PoseVariant()
+        self.masks = masks
 
     def __getitem__(self, draw: SampleIndex) -> PairBatch:
         pair, record = self.pairs[draw.pair], self.pairs.pairs[draw.pair]
+        if self.masks:
+            views = self.pairs.views
+            pair = pair._replace(
+                masks=tuple(view_mask(image, views.side, views.resize) for image in (record.source, record.target))
+            )
         if self.augment is not None:
             pair = self.augment(pair, record, np.random.default_rng([self.seed, draw.number]))
         ends = (pair.source, pair.target)[: self.variants.mirrored]

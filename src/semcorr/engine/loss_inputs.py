@@ -149,7 +149,8 @@ def pair_maps(head: nn.Module, maps: Sequence[FeatureMap], batch: PairBatch) -> 
     """Return the pairs of a batch, with the maps of sources and targets, as the head compares them."""
     source, target = batch.source, batch.target
     categories = [batch.category] if isinstance(batch.category, str) else batch.category
-    return PairMaps(head, maps[0], maps[1], source.box, target.box, source.image.shape[-1], categories)
+    pairs = PairMaps(head, maps[0], maps[1], source.box, target.box, source.image.shape[-1], categories)
+    return pairs._replace(masks=(batch.masks[0], batch.masks[1])) if batch.masks else pairs
 
 
 def _compare_terms(

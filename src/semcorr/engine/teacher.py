@@ -100,9 +100,10 @@ class EMATeacher(Callback):
 
     Args:
         momentum: Share of the teacher that each optimiser step leaves.
-        momentum_end: What it rises to along a cosine until the end of the training; None keeps it.
+        momentum_end: What it rises to along a cosine; None keeps it.
         run: Directory of a run with the same backbone, `finetune` and head, whose trained weights the teacher starts
             from; None: the student's own.
+        until: Share of the training by whose end `momentum_end` is reached.
     """
 
     @check_arguments("callbacks.ema_teacher")
@@ -111,8 +112,9 @@ class EMATeacher(Callback):
         momentum: Annotated[float, Range(least=0, most=1)] = 0.99,
         momentum_end: Annotated[float, Range(least=0, most=1)] | None = 0.9995,
         run: str | None = None,
+        until: Annotated[float, Range(above=0, most=1)] = 1.0,
     ) -> None:
-        self.momentum, self.run = momentum, run
+        self.momentum, self.run, self.until = momentum, run, until
         self.momentum_end = momentum if momentum_end is None else momentum_end
         self._teacher: Teacher | None = None
         self._saved: dict[str, Tensor] | None = None
@@ -158,7 +160,7 @@ class EMATeacher(Callback):
         >>> [round(teacher.momentum_at(step, 100), 3) for step in (0, 50, 100)]
         [0.9, 0.95, 1.0]
         """
-        return annealed_value(step, self.momentum, self.momentum_end, 0, steps)
+        return annealed_value(step, self.momentum, self.momentum_end, 0, round(steps * self.until))
 
     def state_dict(self) -> JsonObject:
         """Return the weights of the teacher, for a checkpoint."""

@@ -15,6 +15,7 @@ from semcorr.core.files import write_json
 from semcorr.core.terminal import Terminal, escape_controls
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.datamodule import PairDataModule
+from semcorr.data.heldout_keypoints import list_heldout
 from semcorr.data.record import PairRecord
 from semcorr.data.views import fit_to_square
 from semcorr.evaluation.evaluator import EvaluationResult
@@ -26,6 +27,7 @@ from semcorr.metrics.breakdown import (
     pck_by_class,
     pck_by_domains,
     pck_from_predictions,
+    pck_of_heldout,
     sensitivity,
     subset_proportions,
 )
@@ -55,7 +57,13 @@ def summarise_predictions(
     pairs = [records[name] for name in rows.pairs]
     correct = is_correct(rows, ALPHAS, tolerance)
     flips = {pair.category: pair.flip for pair in pairs if pair.flip is not None}
+    halves: JsonObject = {}
+    if data.heldout_keypoints is not None:
+        of_category = {pair.category: pair for pair in pairs}
+        heldout = {name: list_heldout(data.heldout_keypoints, pair) for name, pair in of_category.items()}
+        halves["heldout_keypoints"] = pck_of_heldout(rows, heldout, ALPHAS, correct)
     return {
+        **halves,
         "intervals": pck_intervals(rows, correct[[ALPHAS.index(SUMMARY_ALPHA)]], [SUMMARY_ALPHA]),
         "category_mean": category_mean(pck_from_predictions(rows, ALPHAS, correct)["category"]),
         "dagger": pck_from_predictions(rows, ALPHAS, correct & own_is_nearest(rows))["pck"],
@@ -206,7 +214,11 @@ def print_scores(metrics: JsonMapping, title: str) -> None:
     if "protocols" in metrics:
         print_protocols(metrics["protocols"], metrics["pairs"])
     if "read_outs" in metrics:
-        print_read_outs(metrics["read_outs"], metrics["pairs"])
+        print_subsets("Read-outs", metrics["read_outs"], f"{metrics['pairs']} pairs")
+    if "heldout_keypoints" in metrics:
+        halves = metrics["heldout_keypoints"]
+        counts = ", ".join(f"{scores['keypoints']} {name.replace('_', ' ')}" for name, scores in halves.items())
+        print_subsets("Held-out keypoints", halves, f"keypoints: {counts}")
 
 
 def print_domains(classes: JsonMapping, alpha: str = "0.1") -> None:
@@ -237,12 +249,19 @@ def print_protocols(scores: JsonMapping, pairs: int) -> None:
     Terminal().print(table)
 
 
-def print_read_outs(scores: JsonMapping, pairs: int, alpha: str = "0.1") -> None:
-    """Print one row per read-out, all from the same similarities."""
-    table = Table(title="Read-outs", caption=f"PCK@{alpha} per image in percent; {pairs} pairs")
+def print_subsets(title: str, scores: JsonMapping, counts: str, alpha: str = "0.1") -> None:
+    """Print one row per name, a column for each subset of keypoints.
+
+    Args:
+        title: Title of the table.
+        scores: PCK of each name.
+        counts: How many there are, for the caption.
+        alpha: Tolerance.
+    """
+    table = Table(title=title, caption=f"PCK@{alpha} per image in percent; {counts}")
     for header in ("", *SUBSETS):
         table.add_column(header, justify="right" if header else "left")
-    for readout, pck in scores.items():
+    for name, pck in scores.items():
         values = [pck[subset]["image"][alpha] for subset in SUBSETS]
-        table.add_row(readout, *("-" if v is None else f"{100 * v:.1f}" for v in values))
+        table.add_row(name, *("-" if v is None else f"{100 * v:.1f}" for v in values))
     Terminal().print(table)

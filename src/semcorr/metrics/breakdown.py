@@ -199,6 +199,33 @@ def pck_by_keypoint(
     return scores
 
 
+def pck_of_heldout(
+    rows: Predictions,
+    heldout: Mapping[str, Sequence[int]],
+    alphas: Sequence[float],
+    correct: Bool[np.ndarray, "a m"] | None = None,
+) -> JsonObject:
+    """Compute PCK of the keypoints that were held out of a training, and of the others, each with their number.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        heldout: Original ids that were held out, by category.
+        alphas: Tolerances.
+        correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
+    """
+    correct = is_correct(rows, alphas) if correct is None else correct
+    category, is_heldout = rows.category[rows.pair], np.zeros(len(rows.pair), dtype=bool)
+    for k, name in enumerate(rows.categories):
+        is_heldout |= (category == k) & np.isin(rows.keypoint, np.asarray(heldout.get(name, ()), dtype=int))
+    return {
+        name: {
+            "keypoints": int(chosen.sum()),
+            **pck_from_predictions(_select_rows(rows, chosen), alphas, correct[:, chosen])["pck"],
+        }
+        for name, chosen in (("trained", ~is_heldout), ("held_out", is_heldout))
+    }
+
+
 def sensitivity(
     classes: JsonMapping, names: Sequence[str], by: str = "image", least: int | None = None
 ) -> dict[str, float | None]:

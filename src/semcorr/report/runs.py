@@ -149,6 +149,7 @@ APART = (
 OF_DATA = ("seed", "root", "workers", "encode_batch", "cache_gb", "resize")
 OF_STEPS = (  # change no number where nothing is trained
     *("batch_size", "global_batch_size", "all_pairs", "steps", "train_per_category", "val_per_category"),
+    "heldout_keypoints",
 )
 
 

@@ -30,3 +30,18 @@ def test_features_moved_by_a_cell_are_found_moved_by_four():
     fine, moved = head.adapt(x).values, head.adapt(FeatureMap(x.values.roll(1, dims=-1), 8)).values
 
     assert_close(moved[..., 8:-4], fine[..., 4:-8])
+
+
+def test_products_over_the_channels_are_cosines_of_features_after_a_layer_norm():
+    """Until its weights have learned; then they are dot products of what it gives, over their number."""
+    cosines, products = built("upsample", trained=False), built("upsample", "products=true", trained=False)
+    a, b, points = maps(1, 9, 11), maps(1, 9, 11), torch.rand(1, 5, 2) * 60
+
+    centres = to_image(torch.tensor([[[3.0, 4.0], [20.0, 7.0]]]), 2)
+    assert_close(products(a, b, centres), cosines(a, b, centres), atol=1e-3, rtol=0)
+
+    with torch.no_grad():
+        products.stages[-1][-1].weight.copy_(torch.rand(products.stages[-1][-1].weight.shape) + 0.5)
+        fine, cell = products.adapt(a), products.adapt(b).values[0, :, 5, 6].tolist()
+        slow = [sum(x * y for x, y in zip(d, cell, strict=True)) for d in products.describe(fine, points)[0].tolist()]
+        assert_close(products(a, b, points)[0, :, 5, 6], torch.tensor(slow) / len(cell), atol=1e-5, rtol=1e-4)

@@ -212,11 +212,19 @@ def test_together_is_the_weighted_sum():
         (
             lambda: weighted_sum(dense=0, contrastive=0),
             "`loss`: one of the weights dense, contrastive, cross_entropy, image_level, pseudo_labels, cycle, warp, "
-            "mask must be more than 0, and all are 0",
+            "mask, mined_matches must be more than 0, and all are 0",
         ),
         (
             lambda: WeightedSum({"a": gaussian_cross_entropy}, {}),
             "`loss`: a need a weight each, got weights of nothing",
+        ),
+        (
+            lambda: WeightedSum({"a": gaussian_cross_entropy}, {"a": -1}),
+            "`loss.weights.a` must be 0, which is off, or more, got -1",
+        ),
+        (
+            lambda: WeightedSum({"a": gaussian_cross_entropy}, {"a": 0}),
+            "`loss.weights`: one must be more than 0, and all are 0",
         ),
     ],
 )

@@ -299,7 +299,7 @@ def _pad_flip(flip: Sequence[int], rows: int) -> list[int]:
 def _select_matched(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart:
     """Select those pairs that have a keypoint to match."""
     pairs = batch.shared.any(-1).nonzero().flatten().tolist()
-    selected = PairBatch._make([*(select_rows(column, pairs) for column in batch[:-1]), ()])
+    selected = PairBatch._make([*(select_rows(column, pairs) for column in batch[:6]), (), ()])
     return PosePart(pairs, selected, [records[i] for i in pairs])
 
 

@@ -5,29 +5,24 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool
-from PIL import ImageOps
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
+from semcorr.core.coords import to_view
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
+from semcorr.data.object_masks import place_mask, read_segmentation
 from semcorr.data.record import ImageRecord
-from semcorr.data.views import load_record
+from semcorr.data.views import fit_to_square, load_record
 from semcorr.models.weights.checkpoints import read_weights
 from semcorr.models.weights.loading import load_weights
 from semcorr.models.weights.networks import recognise_weights
 
 if TYPE_CHECKING:
     from segment_anything import SamPredictor
-from jaxtyping import Float
-from PIL import Image
-from torch.nn.functional import adaptive_avg_pool2d
-
-from semcorr.core.coords import to_view
-from semcorr.data.open_image import open_image
-from semcorr.data.views import fit_to_square
 
 
 def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Tensor, "{grid} {grid}"]:
@@ -50,11 +45,7 @@ def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Te
 
 def mask_cells(mask: Bool[Tensor, "h w"], side: int, resize: str, grid: int) -> Bool[Tensor, "{grid} {grid}"]:
     """Return the cells of a mask of the original's pixels."""
-    fit = fit_to_square((mask.shape[1], mask.shape[0]), side, resize)
-    square = torch.zeros(side, side)
-    x, y = fit.offset
-    resized = Image.fromarray(mask.numpy()).resize(fit.size, Image.Resampling.NEAREST)
-    square[y : y + fit.size[1], x : x + fit.size[0]] = torch.from_numpy(np.array(resized)).float()
+    square = place_mask(mask, side, resize).float()
     return cover_half(adaptive_avg_pool2d(square[None], grid)[0])
 
 
@@ -64,19 +55,11 @@ def cover_half(share: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
 
 
 def segmentation_mask(record: ImageRecord) -> Bool[Tensor, "h w"]:
-    """Return the pixels of the object's class within its box: others of the class may be in the image, too."""
-    assert record.segmentation is not None, "Masks.check comes first"
-    path, value = record.segmentation
-    remedy = "Restore it, or set pose.mask=box."
-    with open_image(path, remedy, remedy) as image:
-        classes = np.array(ImageOps.mirror(image) if record.mirrored else image)
-    if classes.shape != record.size[::-1]:
-        raise UserError(f"{path} has shape {classes.shape}, its image {record.size[::-1]}. Restore the file.")
-    inside = torch.zeros(classes.shape, dtype=torch.bool)
-    x1, y1, x2, y2 = record.box
-    inside[max(0, round(y1)) : round(y2) + 1, max(0, round(x1)) : round(x2) + 1] = True
-    inside &= torch.from_numpy(classes == value)
+    """Return the pixels of the object's class within its box, which must be some."""
+    inside = read_segmentation(record, "set pose.mask=box")
     if not inside.any():
+        assert record.segmentation is not None, "it was read"
+        path, value = record.segmentation
         raise UserError(f"{path} has no pixel of class {value} in the box of {record.name}. Set pose.mask=box.")
     return inside
 

@@ -20,6 +20,7 @@ from semcorr.models.losses.inputs import (
     reads_descriptors,
 )
 from semcorr.models.losses.mask_consistency import MaskConsistency
+from semcorr.models.losses.mined_matches import MinedMatches
 from semcorr.models.losses.pair_maps import PairMaps, SourceImages
 from semcorr.models.losses.pseudo_labels import PseudoLabels
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance, soft_argmax_distance
@@ -33,6 +34,7 @@ __all__ = [
     "Loss",
     "LossInputs",
     "MaskConsistency",
+    "MinedMatches",
     "PairMaps",
     "PseudoLabels",
     "SoftArgmaxDistance",

@@ -45,8 +45,9 @@ LOOKUPS = ("centre", "containing", "aligned")
 
 # What a loss may read besides the keypoints of a step, in its attribute `reads`. pairs: both images of each pair.
 # others: also images that are no pair, whose features must not depend on one. teacher: the pairs as a teacher sees
-# them. pixels: the sources' pixels, which it may change and encode; features must not depend on a pair.
-READS = ("pairs", "others", "teacher", "pixels")
+# them. pixels: the sources' pixels, which it may change and encode; features must not depend on a pair. masks: the
+# objects' masks, with the pairs.
+READS = ("pairs", "others", "teacher", "pixels", "masks")
 
 
 @runtime_checkable

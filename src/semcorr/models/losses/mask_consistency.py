@@ -12,8 +12,8 @@ class MaskConsistency(nn.Module):
     """The squared difference of a point's own mask and the mask expected where it matches, in both directions.
 
     SFNet (Lee et al. 2019) reads the target's mask at the expected cell; here it is averaged by the softmax, whose
-    gradient does not vanish inside the mask. Training batches hold boxes and no segmentations, so the mask of an object
-    is its box. No keypoint is read.
+    gradient does not vanish inside the mask. The mask of an object is its box, which every benchmark has. No keypoint
+    is read.
 
     Args:
         temperature: Temperature of the softmax.

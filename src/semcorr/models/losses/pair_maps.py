@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from semcorr.core.interfaces import SiameseHead
@@ -33,18 +33,37 @@ class PairMaps(NamedTuple):
     side: int  # of the images, in pixels
     categories: Sequence[str]  # of the pairs
     context: Callable[[], AbstractContextManager[object]] = nullcontext  # in which the head compares: a teacher's
+    masks: tuple[Bool[Tensor, "b s s"], Bool[Tensor, "b s s"]] | None = None  # of the objects, if a loss reads them
 
     @property
     def swapped(self) -> "PairMaps":
         """The same pairs from target to source."""
         return self._replace(
-            source=self.target, target=self.source, source_box=self.target_box, target_box=self.source_box
+            source=self.target,
+            target=self.source,
+            source_box=self.target_box,
+            target_box=self.source_box,
+            masks=None if self.masks is None else self.masks[::-1],
+        )
+
+    def select(self, i: int) -> "PairMaps":
+        """Return pair `i` alone."""
+        row = slice(i, i + 1)
+        return self._replace(
+            source=self.source._replace(values=self.source.values[row]),
+            target=self.target._replace(values=self.target.values[row]),
+            source_box=self.source_box[row],
+            target_box=self.target_box[row],
+            categories=self.categories[row],
+            masks=None if self.masks is None else (self.masks[0][row], self.masks[1][row]),
         )
 
     def roll_targets(self) -> "PairMaps":
         """Return pairs of each source and the target of the next pair, the first after the last."""
         return self._replace(
-            target=self.target._replace(values=self.target.values.roll(-1, 0)), target_box=self.target_box.roll(-1, 0)
+            target=self.target._replace(values=self.target.values.roll(-1, 0)),
+            target_box=self.target_box.roll(-1, 0),
+            masks=None if self.masks is None else (self.masks[0], self.masks[1].roll(-1, 0)),
         )
 
     def similarity(self, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n h w"]:

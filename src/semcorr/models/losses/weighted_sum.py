@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Temperature, Weight, Window, check_arguments
+from semcorr.core.ranges import Temperature, Weight, Window, check_arguments, require
 from semcorr.models.losses.consistency import CycleConsistency, WarpConsistency
 from semcorr.models.losses.contrastive import SymmetricContrastive
 from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
@@ -22,6 +22,7 @@ from semcorr.models.losses.inputs import (
     reads_descriptors,
 )
 from semcorr.models.losses.mask_consistency import MaskConsistency
+from semcorr.models.losses.mined_matches import MinedMatches
 from semcorr.models.losses.pseudo_labels import PseudoLabels
 from semcorr.models.losses.soft_argmax_distance import SoftArgmaxDistance
 
@@ -31,7 +32,7 @@ class WeightedSum(nn.Module):
 
     Args:
         terms: Losses by name.
-        weights: Weights by the same names.
+        weights: Weights by the same names; a loss with weight 0 is left out.
 
     >>> import torch
     >>> step = LossInputs(torch.ones(1, 1, 2, 2), *[torch.zeros(1, 1)] * 4, number=0)
@@ -46,7 +47,12 @@ class WeightedSum(nn.Module):
             raise UserError(
                 f"`loss`: {', '.join(terms)} need a weight each, got weights of {', '.join(weights) or 'nothing'}"
             )
-        self.terms, self.weights = dict(terms), dict(weights)
+        for name, weight in weights.items():
+            require(f"loss.weights.{name}", weight, Weight)
+        terms = {name: term for name, term in terms.items() if weights[name]}
+        if not terms:
+            raise UserError("`loss.weights`: one must be more than 0, and all are 0")
+        self.terms, self.weights = terms, {name: weights[name] for name in terms}
         self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
         self.reads = sorted({name for term in terms.values() for name in list_reads(term)})
@@ -91,6 +97,7 @@ def weighted_sum(
     cycle: Weight = 0.0,
     warp: Weight = 0.0,
     mask: Weight = 0.0,
+    mined_matches: Weight = 0.0,
     temperature: Temperature = 0.02,
     noise: Weight = 0.1,
     contrastive_flips: bool = True,
@@ -111,6 +118,7 @@ def weighted_sum(
         cycle: Weight of `CycleConsistency`.
         warp: Weight of `WarpConsistency`.
         mask: Weight of `MaskConsistency`.
+        mined_matches: Weight of `MinedMatches`, which needs a teacher.
         temperature: `temperature` of `SoftArgmaxDistance`.
         noise: `noise` of `SoftArgmaxDistance`.
         contrastive_flips: `flips` of `SymmetricContrastive`.
@@ -127,6 +135,7 @@ def weighted_sum(
         "cycle": cycle,
         "warp": warp,
         "mask": mask,
+        "mined_matches": mined_matches,
     }
     if not any(weights.values()):
         raise UserError(f"`loss`: one of the weights {', '.join(weights)} must be more than 0, and all are 0")
@@ -139,6 +148,7 @@ def weighted_sum(
         "cycle": CycleConsistency,
         "warp": WarpConsistency,
         "mask": MaskConsistency,
+        "mined_matches": MinedMatches,
     }
     weights = {name: weight for name, weight in weights.items() if weight}
     return WeightedSum({name: kinds[name]() for name in weights}, weights)
