@@ -21,6 +21,7 @@ from rich.table import Table
 
 from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
+from semcorr.data.views import load_image
 from semcorr.inference import Matcher
 from semcorr.inference.transfer.clip import label_clip, read_clip
 
@@ -69,7 +70,7 @@ def frame_motion(t: int, box: dict[str, float]) -> tuple[np.ndarray, np.ndarray]
 def write_clip(file: Path, root: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Write frames and annotations; return places (t k 2), nan where a keypoint is not annotated, and visibility."""
     told = json.loads(file.read_text())
-    photo = Image.open(root / "JPEGImages" / file.parent.name / f"{file.stem}.jpg").convert("RGB")
+    photo = load_image(root / "JPEGImages" / file.parent.name / f"{file.stem}.jpg")
     box = dict(zip(("x1", "y1", "x2", "y2"), told["bndbox"], strict=True))
     names = sorted(told["kps"], key=int)
     points = np.array([told["kps"][name] or (math.nan, math.nan) for name in names], float)

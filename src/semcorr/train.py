@@ -29,9 +29,9 @@ EXAMPLES = (
 def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObject:
     """Train, and score the checkpoint with the best score of the validation (`monitor`) on the test split.
 
-    With `cfg.checkpoint` the run is resumed from its last epoch. A frozen backbone under a head without
-    weights is scored as it is: the baseline of a sweep. With `cfg.test` (`data@test=NAME`) another benchmark
-    than the one trained on is scored.
+    With `cfg.checkpoint` the run is resumed from its last epoch, with `cfg.start_from` a new one starts from the
+    weights of another. A frozen backbone under a head without weights is scored as it is: the baseline of a sweep.
+    With `cfg.test` (`data@test=NAME`) another benchmark than the one trained on is scored.
 
     Args:
         cfg: Configuration of the run, conf/train.yaml.
@@ -43,7 +43,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.data.loaders import divide_batch
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import checkpoint_path, load_trained
-    from semcorr.engine.resume import resume_training
+    from semcorr.engine.resume import resume_training, start_from_run
     from semcorr.engine.run_dir import refuse_other_run
     from semcorr.engine.saved_config import begin_run
     from semcorr.engine.scoring import score_and_save
@@ -64,6 +64,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if data.global_batch_size is not None:
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
+    if last is None:
+        start_from_run(cfg, module)
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):

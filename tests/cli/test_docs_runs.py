@@ -45,6 +45,7 @@ NOT_RUN = {  # the other pages with such blocks, and why
     "docs/own_data.md": "weights by name; the quickstart runs a table of pairs",
     "docs/performance.md": "times of one machine",
     "docs/protocols.md": "weights by name",
+    "docs/robustness.md": "71 jobs, weights by name: test_corrupted_runs.py, test_report_robustness.py",
     "docs/reproduce.md": "benchmarks, weights by name, a GPU",
     "docs/sharing.md": "a hub: tests/engine/test_shared_run.py",
     "docs/sweeps.md": "weights by name: test_sweep.py, test_search.py",

@@ -80,7 +80,8 @@ def test_a_store_of_one_kind_is_not_read_as_another_and_gives_the_same_twice(com
 @pytest.mark.parametrize("line", [STEPS[:1], STEPS[1:2]], ids=["debias", "upsample"])
 def test_training_from_cached_blocks_is_training_from_pixels(compose, line):
     line = [*line, "finetune=last_blocks", "finetune.blocks=1", "trainer.max_epochs=1", "data.batch_size=2"]
-    line += ["data.steps=2", "optimizer.backbone_lr=1e-3", "augment=none"]
+    line += ["data.steps=2", "augment=none"]
+    line += ["optimizer._target_=plain_sgd.sgd", "optimizer.backbone_lr=0.1"]  # AdamW makes steps of rounding
 
     weights = []
     for place in ("auto", "off"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from semcorr.core.errors import UserError
+from semcorr.engine.checkpoints import load_checkpoint
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.train import train
 
@@ -59,3 +60,41 @@ def test_a_run_at_a_constant_rate_may_be_made_longer(config, tiny, tmp_path):
     train(longer)
 
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
+
+
+def test_a_run_may_start_from_the_weights_of_another(config, tiny, tmp_path):
+    """It begins with them and trains them further; where it learns nothing it ends with them."""
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+    train(config("train", *line))
+    first = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["state_dict"]
+
+    still = ["optimizer.lr=1e-30", "optimizer.backbone_lr=1e-30", "optimizer.weight_decay=0"]
+    train(config("train", *line, *still, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'still'}"))
+    train(config("train", *line, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}"))
+
+    unchanged, further = (
+        load_checkpoint(tmp_path / name / "checkpoints" / "best.ckpt")["state_dict"] for name in ("still", "on")
+    )
+    assert first.keys() == unchanged.keys() == further.keys()
+    assert all(torch.equal(first[name], unchanged[name]) for name in first)
+    assert not any(torch.equal(first[name], further[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("start_from=absent", r"`start_from`: .*absent"),
+        ("head=cosine", r"`start_from`: .*head"),
+        ("start_from=3", r"`start_from` must be"),
+    ],
+)
+def test_a_run_that_cannot_be_started_from_is_refused_before_anything_is_written(
+    config, tiny, tmp_path, override, message
+):
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+    train(config("train", *line))
+
+    with pytest.raises(UserError, match=message):
+        train(config("train", *line, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}", override))
+
+    assert not (tmp_path / "on").exists()

@@ -41,6 +41,7 @@ SETTINGS = (
     "loss",
     "optimizer",
     "scheduler",
+    "start_from",
 )
 # Keys in these sections that may change.
 CHANGEABLE_KEYS = ("root", "weights", "block_weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")

@@ -30,6 +30,7 @@ KINDS: Mapping[Place, tuple[tuple[type, ...], str]] = {  # of values that no con
     ("run_dir",): (TEXT, "text"),
     ("data_root",): (TEXT, "text"),
     ("checkpoint",): (TEXT + NOTHING, "text or null"),
+    ("start_from",): (TEXT + NOTHING, "text or null"),
     ("compile",): (TEXT + NOTHING, "text or null"),
     ("kap",): ((bool,), "true or false"),
     ("feature_dropout",): (NUMBER, "a number"),

@@ -33,6 +33,7 @@ TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "objective": NotEmpty,
     "run_dir": NotEmpty,
     "checkpoint": NotEmpty | None,
+    "start_from": NotEmpty | None,
     "data_root": NotEmpty,
 }
 # Sections that may hold any number of calls, under names that the user chooses.

@@ -1,4 +1,4 @@
-"""Resuming of a training run: checks that its last checkpoint is complete, and belongs to the configuration."""
+"""Training that goes on: a run from its last checkpoint, which must be its own, or a new one from another's weights."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.checkpoints import (
@@ -17,6 +18,7 @@ from semcorr.engine.checkpoints import (
     checkpoint_error,
     checkpoint_path,
     find_changed_setting,
+    load_trained,
     read_checkpoint,
     require_fit,
     weight_settings,
@@ -52,6 +54,22 @@ def resume_training(
         if isinstance(logger, CSVScalarLogger):
             logger.resume(content["global_step"])
     return str(path)
+
+
+def start_from_run(cfg: DictConfig, module: CorrespondenceModule) -> None:
+    """Load the weights that another run trained, if the configuration names one. Its optimiser and schedule stay there.
+
+    Raises:
+        UserError: There is no such run, or its weights are of another backbone, head or way of tuning.
+    """
+    run = cfg.get("start_from")
+    if run is None:
+        return
+    try:
+        load_trained(module, Path(run))
+    except UserError as error:
+        raise UserError(f"`start_from`: {str(error).removeprefix('`checkpoint`: ')}") from error
+    print_line(f"Training goes on from the weights of {run}.")
 
 
 def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:

@@ -145,7 +145,7 @@ def _score_options(cfg: JsonObject) -> JsonObject:
     flat = flatten_config({key: value for key, value in cfg.items() if key not in UNSCORED_SECTIONS})
     options = {key: value for key, value in flat.items() if key.rpartition(".")[2] not in LOADER_OPTIONS}
     for key, value in options.items():
-        if key == "checkpoint" or key.endswith((".root", ".weights", ".block_weights")):
+        if key in ("checkpoint", "start_from") or key.endswith((".root", ".weights", ".block_weights")):
             options[key] = os.path.abspath(value) if isinstance(value, str) else value
     trainer = cfg.get("trainer") or {}
     precision = str(trainer.get("precision") or "32-true")
@@ -234,9 +234,12 @@ def config_hash(cfg: DictConfig, *excluded: str) -> str:
         content.pop("callbacks", None)
     if (content.get("corrupt") or UNCORRUPTED) == UNCORRUPTED:  # the same
         content.pop("corrupt", None)
-    if content.get("checkpoint"):  # the same path may hold other weights by now
-        weights = Path(content["checkpoint"]) / "checkpoints" / "best.ckpt"
-        content["trained"] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
+    if content.get("start_from", False) is None:  # older sweeps do not have it
+        del content["start_from"]
+    for key, name in (("checkpoint", "trained"), ("start_from", "started")):
+        if content.get(key):  # the same path may hold other weights by now
+            weights = Path(content[key]) / "checkpoints" / "best.ckpt"
+            content[name] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -73,7 +73,7 @@ def name_choice(group: str, section: Mapping[str, object]) -> str:
     if not choices:
         return str(section.get("name") or target.rpartition(".")[2]).rpartition("/")[2]
     likeness = {
-        name: sum(_is_as_in(value, section.get(key)) for key, value in choice.items())
+        name: sum(1 if _is_as_in(value, section.get(key)) else -1 for key, value in choice.items())
         for name, choice in choices.items()
     }
     name = max(likeness, key=lambda name: likeness[name])

@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # torch takes seconds, which the commands that only name thes
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FACTS = ("base", "trained_as")  # what a checkpoint says of its weights, here JSON in the file's metadata
-FILES = re.compile(r"(backbone|head|finetune)\.(.+[._])?weights")  # options that are files of weights
+FILES = re.compile(
+    r"(backbone|head)\.(.+[._])?weights|finetune\.(.+\.)?(block_)?weights"
+)  # options that are files of weights
 
 
 def is_shared(run: Path) -> bool:

@@ -215,9 +215,11 @@ class TimmModel(SequentialBackbone):
             raise UserError(f"`backbone.facet`: {self.name} has no queries, keys and values, only `token`")
         if min(self.points) < 1:
             unread = self.layers[self.points.index(min(self.points))]
+            choices = [*self.layer_choices]
+            is_range = choices == [*range(choices[0], choices[-1] + 1)]
             raise UserError(
                 f"`backbone.layers`: layer {unread} of {self.name} has no block before it to be read after; "
-                f"choose from {', '.join(map(str, self.layer_choices))}"
+                f"choose from {f'{choices[0]} to {choices[-1]}' if is_range else ', '.join(map(str, choices))}"
             )
 
 

@@ -60,6 +60,10 @@ class TransformersModel(SequentialBackbone):
     ) -> None:
         check_facet(facet)
         model, missing, diagnosis = load_image_encoder(name, pretrained, weights, model_type, options)
+        if getattr(model.config, "num_detection_tokens", 0):
+            raise UserError(
+                f"`backbone.name`: {name} has tokens of its own behind those of the patches. Choose another backbone."
+            )
         self.path = _find_block_list(name, model)
         units = model.get_submodule(self.path)
         assert isinstance(units, nn.ModuleList)

@@ -38,8 +38,8 @@ def paste_windows(
 ) -> Float[Tensor, "b n h w"]:
     """Return a similarity with the values of one window for each point in the place of its own.
 
-    >>> one = torch.tensor([[0]])
-    >>> paste_windows(torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 1, 2), one, one).tolist()
+    >>> top, left = torch.tensor([[0]]), torch.tensor([[1]])
+    >>> paste_windows(torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 1, 2), top, left).tolist()
     [[[[0.0, 1.0, 1.0]]]]
     """
     k, l = windows.shape[-2:]  # noqa: E741
