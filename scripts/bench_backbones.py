@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir
-from semcorr.models.backbones.published import read_published_networks
+from semcorr.models.backbones.network_facts import read_network_facts
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
 START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"
@@ -60,7 +60,7 @@ def described(name: str) -> dict[str, object]:
     if "pretrained" in cfg:
         cfg.pretrained = False
     network = cfg.get("name", name).partition(".")[0]
-    licence = read_published_networks()[name].licence
+    licence = read_network_facts()[name].licence
     row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.get("layers", [])), "weights": licence}
     if need(network) > free():
         return row | on_meta(cfg)

@@ -41,9 +41,15 @@ from semcorr.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 # Experiments whose heads have figures of this repository.
-MEASURED_HERE = ("heads/", "heldout_keypoints", "losses", "demo", "animal_pose", "robustness")
+MEASURED_HERE = ("heads/", "heldout_keypoints", "losses", "demo", "animal_pose", "robustness", "top_cpu")
 # Papers not in the folder.
-ELSEWHERE = ("3D-SC (arXiv 2605.30093), Table C1", "MARCO README", "INSID3 README", "DINOv3 model card")
+ELSEWHERE = (
+    "3D-SC (arXiv 2605.30093), Table C1",
+    "MARCO README",
+    "INSID3 README",
+    "DINOv3 model card",
+    "ImCorr (2026), Tables 3 and 4",
+)
 
 FIGURES = re.compile(r"(?<![\w.@·])\d{1,3}\.\d(?!\d)(?: / \d{1,3}\.\d(?!\d))*")
 NO_FIGURE = re.compile(  # names, and thresholds: a list of numbers below 1 with 0.1 or one of two decimals

@@ -71,6 +71,7 @@ EXPERIMENTS: dict[str, list[Line]] = {
         ],
     ],
     "marco": [line("all", known("spair test, all", "MARCO"), "geo, by others", known("spair test, geo", MARCO))],
+    "top": [line("ImCorr", known("spair test, all", "ImCorr"))],
     "insid3": [
         line("without", known("spair test, all", "DINOv3-B, original", PASCAL)),
         line("debiased", known("spair test, all", "DINOv3-B, debiased (INSID3)", PASCAL)),

@@ -12,7 +12,7 @@ from semcorr.cli.verb_line import run_app
 from semcorr.core.terminal import Terminal
 
 if TYPE_CHECKING:  # its package imports torch, which --help does not need
-    from semcorr.models.backbones.published import PublishedNetwork
+    from semcorr.models.backbones.network_facts import NetworkFacts
 
 HEADERS = ("backbone", "network", "patch", "widths", "parameters", "licence of the weights", "gated")
 BY_NAME = ("timm", "transformers")  # they take the name of any network, and have no facts of their own
@@ -36,19 +36,19 @@ def list_backbones() -> None:
 def build_table() -> Table:
     """Build the table of all backbones, those of installed packages among them."""
     from semcorr.engine.packages import list_choices
-    from semcorr.models.backbones.published import PublishedNetwork, read_published_networks
+    from semcorr.models.backbones.network_facts import NetworkFacts, read_network_facts
 
-    published = read_published_networks()
+    published = read_network_facts()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in HEADERS:
         table.add_column(header, justify="right" if header in ("patch", "widths", "parameters") else "left")
     for name in list_choices("backbone"):
         if name not in (*BY_NAME, *TESTS):
-            table.add_row(name, *format_network(published.get(name, PublishedNetwork())))
+            table.add_row(name, *format_network(published.get(name, NetworkFacts())))
     return table
 
 
-def format_network(network: "PublishedNetwork") -> list[str]:
+def format_network(network: "NetworkFacts") -> list[str]:
     """Format the facts of a network; `unknown` where there is none."""
     count = network.parameters
     cells = [

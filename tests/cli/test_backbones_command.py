@@ -12,11 +12,11 @@ from repository import ROOT
 from semcorr import backbones
 from semcorr.engine.packages import list_choices
 from semcorr.models.backbones import diffusion, segment_anything, timm_model, vjepa2
-from semcorr.models.backbones.published import read_published_networks
+from semcorr.models.backbones.network_facts import read_network_facts
 
 pytestmark = pytest.mark.integration
 
-PUBLISHED = read_published_networks()
+PUBLISHED = read_network_facts()
 LICENCES = {  # timm's words: ours
     "apache-2.0": "Apache-2.0",
     "mit": "MIT",

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.integration
 HELPERS = Path(__file__).parents[1] / "helpers"
 OPTIONS = {  # by head and by way
     "adaptformer_marco": "finetune.blocks=2",  # the tiny backbone has four blocks
+    "lora_imcorr": "finetune.blocks=2",
     "consensus": "backbone.size=32",  # 4-D convolutions on a CPU
     "chm": "backbone.size=32",
     "consensus_adaptive": "backbone.size=32",

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 SMALLER = {  # where an experiment names what only fits a large backbone
     "geo_aware/released": ["loss.trained_grid=4"],
     "insid3": ["backbone.debias=3"],
+    "top": ["finetune.blocks=2", "finetune.rank=2", "localise.window=3", "loss.terms.windowed.window=3"],
     "marco": ["finetune.blocks=2", "finetune.width=8"],
     "unified/gated_layers": ["backbone.layers=[1,3]", "backbone.each_block=false"],
     "unified/hyperfeatures": [

@@ -188,6 +188,10 @@ def test_weights_of_another_width_are_refused(tmp_path):
         ({"model_type": "dinov2", "hiden_size": 8}, "`backbone.hiden_size` is nothing that dinov2 takes"),
         ({"hidden_size": 8}, "`backbone.hidden_size` needs `backbone.model_type`"),
         ({"model_type": "bert"}, "Choose another backbone"),
+        (
+            {"model_type": "yolos", "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3},
+            "has tokens of its own behind those of the patches",
+        ),
         ({"model_type": "dinov2", "layers": [1], "facet": "keys"}, "`backbone.facet` must be one of"),
         ({"model_type": "dinov2", **HUGGING_FACE, "layers": [0], "facet": "key"}, "choose from 1 to"),
         ({"model_type": "dinov2", **HUGGING_FACE, "size": 63}, "must be a multiple of 8 pixels, got 63"),

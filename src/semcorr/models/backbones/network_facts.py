@@ -1,4 +1,4 @@
-"""Facts of the published networks that conf/backbone names, read from published.json: sizes, licence, access."""
+"""Facts of the published networks that conf/backbone names, read from network_facts.json: sizes, licence, access."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 
-class PublishedNetwork(NamedTuple):
+class NetworkFacts(NamedTuple):
     """What is known of a backbone without building it; None where it could not be established.
 
     Attributes:
@@ -26,7 +26,7 @@ class PublishedNetwork(NamedTuple):
     gated: str | None = None
 
 
-def read_published_networks() -> dict[str, PublishedNetwork]:
+def read_network_facts() -> dict[str, NetworkFacts]:
     """Read the facts of every backbone that this package names."""
-    content = json.loads((files("semcorr.models.backbones") / "published.json").read_text(encoding="utf-8"))
-    return {name: PublishedNetwork(**facts) for name, facts in content.items()}
+    content = json.loads((files("semcorr.models.backbones") / "network_facts.json").read_text(encoding="utf-8"))
+    return {name: NetworkFacts(**facts) for name, facts in content.items()}
