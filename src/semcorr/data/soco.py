@@ -39,7 +39,7 @@ FOLDERS = MappingProxyType(
         "cross": "cross",
     }
 )
-VALIDATES = 10  # every so manieth pair of a group of the training pairs validates
+VALIDATES = 10  # one training pair of a group in so many validates
 HUB = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
 REMEDY = "Unpack PairAnnotations.zip again."
 
