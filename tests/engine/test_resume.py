@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
 from semcorr.engine.checkpoints import load_checkpoint
 from semcorr.engine.module import CorrespondenceModule
@@ -98,3 +99,35 @@ def test_a_run_that_cannot_be_started_from_is_refused_before_anything_is_written
         train(config("train", *line, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}", override))
 
     assert not (tmp_path / "on").exists()
+
+
+def compose_resumed(tmp_path, tiny, *line):
+    """The configuration of a line that resumes the run, as the command composes it; its benchmark is the run's own."""
+    return compose_config("train", [f"checkpoint={tmp_path / 'run'}", *line])
+
+
+def test_a_resumed_run_has_the_configuration_that_it_began_with(config, tiny, tmp_path):
+    """Also what decides which weights are kept, and what is scored: nothing of it is typed again."""
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+    train(config("train", *line, f"run_dir={tmp_path / 'first'}"))
+    kept = ["monitor=val/std/pck@0.05", "keep_from=0.2", "corrupt=fog", "corrupt.severity=5", "name=own"]
+    train(config("train", *line, *kept, "pose=adaptive", f"start_from={tmp_path / 'first'}"))
+    before = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "metrics.json").unlink()  # as where it was killed while it was scored
+
+    metrics = train(compose_resumed(tmp_path, tiny))
+
+    assert (tmp_path / "run" / "config.yaml").read_text() == before
+    assert metrics["split"] == "synthetic test"
+
+
+@pytest.mark.parametrize(
+    "typed", ["monitor=val/geo/pck@0.1", "keep_from=0.9", "start_from=other", "callbacks.ema_teacher.momentum=0.5"]
+)
+def test_a_run_is_not_resumed_by_other_rules(config, tiny, tmp_path, typed):
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "loss=pseudo_labels", "callbacks=ema_teacher"]
+    train(config("train", *line))
+
+    key = typed.partition("=")[0]
+    with pytest.raises(UserError, match=rf"^`{key}`: .*last.ckpt was trained with {key}=.*Leave {key} out"):
+        train(compose_resumed(tmp_path, tiny, typed))

@@ -42,7 +42,10 @@ SETTINGS = (
     "optimizer",
     "scheduler",
     "start_from",
+    "monitor",
+    "keep_from",
 )
+TEACHER = "callbacks.ema_teacher."  # options of the one callback that they depend on as well
 # Keys in these sections that may change.
 CHANGEABLE_KEYS = ("root", "weights", "block_weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
 REMEDY = "Take another copy of it, or train again"
@@ -121,8 +124,11 @@ def weight_settings(cfg: JsonObject) -> JsonObject:
 
     >>> weight_settings({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
     {'seed': 1, 'data.steps': 3}
+    >>> weight_settings({"monitor": "val/geo/pck@0.1", "callbacks": {"ema_teacher": {"momentum": 1}, "own": {"x": 2}}})
+    {'monitor': 'val/geo/pck@0.1', 'callbacks.ema_teacher.momentum': 1}
     """
-    flat = flatten_config({key: cfg[key] for key in SETTINGS if key in cfg})
+    flat = flatten_config({key: cfg[key] for key in (*SETTINGS, "callbacks") if key in cfg})
+    flat = {key: flat[key] for key in flat if key.partition(".")[0] != "callbacks" or key.startswith(TEACHER)}
     return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in CHANGEABLE_KEYS}
 
 
