@@ -101,6 +101,19 @@ def test_a_run_that_cannot_be_started_from_is_refused_before_anything_is_written
     assert not (tmp_path / "on").exists()
 
 
+def test_a_run_may_start_from_the_weights_of_one_with_another_loss(config, tiny, tmp_path):
+    """Weights of a loss serve its training alone: here the one learns a temperature, and the other has none."""
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+    train(config("train", *line, "loss=gaussian_cross_entropy", "loss.learn=scalar"))
+    first = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["state_dict"]
+    assert any(name.startswith("loss.") for name in first)
+
+    train(config("train", *line, "loss=dense", f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}"))
+
+    further = load_checkpoint(tmp_path / "on" / "checkpoints" / "best.ckpt")["state_dict"]
+    assert {*further} == {name for name in first if not name.startswith("loss.")}
+
+
 def compose_resumed(tmp_path, tiny, *line):
     """The configuration of a line that resumes the run, as the command composes it; its benchmark is the run's own."""
     return compose_config("train", [f"checkpoint={tmp_path / 'run'}", *line])

@@ -1,11 +1,11 @@
 """Robustness: what corruptions of the images cost, by kind and severity, of runs that differ in `corrupt` alone."""
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean
 from typing import NamedTuple
 
+from semcorr.data.corruptions.corruption import name_corruption
 from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, label_configurations, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.svg import LETTER, WIDTH, draw_panel, draw_text
@@ -38,15 +38,6 @@ class RobustnessGroup(NamedTuple):
 def is_corrupted(entry: Configuration) -> bool:
     """Tell whether the images of a configuration were corrupted."""
     return TARGET in entry.settings
-
-
-def name_corruption(target: str) -> str:
-    """Return the name of a corruption for a reader, from the path of its class.
-
-    >>> name_corruption("semcorr.data.corruptions.noise.GaussianNoise")
-    'gaussian noise'
-    """
-    return re.sub(r"(?<!^)(?=[A-Z])", " ", target.rpartition(".")[2]).lower()
 
 
 def find_robustness_groups(entries: Sequence[Configuration]) -> list[RobustnessGroup]:
