@@ -42,6 +42,7 @@ STEPS = ("backbone.debias", "backbone.upsample")  # options that any backbone ha
 
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
+UPSAMPLERS = r"(?!(?:null|true|false)$)[A-Za-z_][\w,]*"  # names of files
 SEVERE = r"(?!none_)([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
 
 
@@ -114,7 +115,9 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
             expanded += ["logger=several", *(f"+logger@logger.{name}={name}" for name in names)]
         elif key == "corrupt" and (match := re.fullmatch(SEVERE, value)):
             expanded += [f"corrupt={match[1]}", f"corrupt.severity={match[2]}"]
-        elif key == "backbone.upsample" and re.fullmatch(r"[\w,]+", value) and value != "null":
+        elif key == "backbone.upsample" and "," in value and "null" in value.split(","):
+            raise UserError(f"`{override}`: a sweep is over names. Give null a line of its own, or leave it out.")
+        elif key == "backbone.upsample" and re.fullmatch(UPSAMPLERS, value):
             expanded.append(f"+upsample@{override}")
         elif key in STEPS or (key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1])):
             expanded.append(f"++{override}")
