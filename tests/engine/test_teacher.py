@@ -11,6 +11,7 @@ from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.rebuild import read_trained_config
 from semcorr.engine.teacher import EMATeacher, Teacher
+from semcorr.engine.trainer import build_user_callbacks
 from semcorr.models.losses import LossInputs, MinedMatches, list_reads
 from semcorr.train import train
 
@@ -171,6 +172,11 @@ def test_a_loss_that_learns_from_no_teacher_has_none(config, tiny, tmp_path, cap
 
     assert "No teacher: `loss` learns from none, so `callbacks.ema_teacher` does nothing." in capsys.readouterr().out
     assert "EMATeacher" not in read_checkpoint(tmp_path / "run", "last")["callbacks"]
+
+
+def test_an_evaluation_has_no_teacher(config, tiny):
+    with pytest.raises(UserError, match=r"`callbacks.ema_teacher` is a teacher, and nothing is trained here"):
+        build_user_callbacks(config("evaluate", *tiny, "callbacks=ema_teacher"))
 
 
 def test_a_run_whose_teachers_momentum_rises_is_not_made_longer(config, tiny, tmp_path):
