@@ -123,9 +123,7 @@ def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
         if not isinstance(callback, Callback):
             raise UserError(f"`callbacks.{name}` must be a callback of Lightning, got a {type(callback).__name__}")
         if isinstance(callback, EMATeacher) and "loss" not in cfg:
-            raise UserError(
-                f"`callbacks.{name}` is a teacher, and nothing is trained here. Leave it out."
-            )
+            raise UserError(f"`callbacks.{name}` is a teacher, and nothing is trained here. Leave it out.")
     return [*callbacks.values()]
 
 
