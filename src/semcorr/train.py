@@ -68,7 +68,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if last is None:  # these, too
         start_from_run(cfg, module)
         if any(module.trainable_parameters()):
-            require_teacher(module, trainer.callbacks)
+            require_teacher(module, getattr(trainer, "callbacks", ()))
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):
