@@ -47,6 +47,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.run_dir import refuse_other_run
     from semcorr.engine.saved_config import begin_run
     from semcorr.engine.scoring import score_and_save
+    from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
 
@@ -64,8 +65,10 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if data.global_batch_size is not None:
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
-    if last is None:
+    if last is None:  # these, too
         start_from_run(cfg, module)
+        if any(module.trainable_parameters()):
+            require_teacher(module, getattr(trainer, "callbacks", ()))
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):

@@ -67,6 +67,14 @@ WRONG = [
     ("-m augment.flip=0.5,80", "`augment.flip` must be between 0"),
     ("logger=wandb logger.project=team/x", "`logger.project` must be a name of at most 128 characters"),
     ("head._target_=my.Head", "there is no 'my.Head'"),
+    ("backbone.upsample=3", "`backbone.upsample` must be "),
+    ("backbone.upsample=true", "`backbone.upsample` must be "),
+    ("backbone.upsampl=anyup", "Did you mean backbone.upsample"),
+    ("backbone.upsample.factor=3", "An upsampler is chosen first: backbone.upsample=NAME."),
+    ("corrupt=[fog,snow]", "`corrupt` is one choice, corrupt=NAME. Several are a sweep: -m corrupt=NAME,NAME"),
+    ("-m backbone.upsample=null,joint_bilateral", "a sweep is over names. Give null a line of its own"),
+    ("corrupt=none_3", "`corrupt` has no choice 'none_3'. Did you mean none"),
+    ("-m corrupt=fog_1,fog_9", "`corrupt.severity` must be between 1 and 5, got 9"),
 ]
 HARD = ["a b", "a,b", "a (1)", "a=b", "münchen/ä", "it's", 'say "x"', "[1]", "{a}", "x#y!", "a\\", "tab\tx", "50%"]
 

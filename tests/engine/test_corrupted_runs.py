@@ -21,7 +21,7 @@ def scores(run) -> dict:
     return {key: metrics[key] for key in ("pck", "pairs", "images")}
 
 
-def test_a_corrupted_run_has_the_pairs_of_the_clean_one_and_other_scores(config, tiny, tmp_path):
+def test_a_corrupted_run_has_the_pairs_of_the_clean_one_and_other_scores(config, tiny, tmp_path, capsys):
     runs = {}
     for name in ("none", "snow"):
         runs[name] = tmp_path / name
@@ -32,6 +32,11 @@ def test_a_corrupted_run_has_the_pairs_of_the_clean_one_and_other_scores(config,
     require_same_pairs(clean, snowy)
     assert scores(runs["none"])["images"] == scores(runs["snow"])["images"]
     assert scores(runs["none"])["pck"] != scores(runs["snow"])["pck"]
+    metrics = {name: json.loads((run / "metrics.json").read_text()) for name, run in runs.items()}
+    assert metrics["snow"]["corruption"] == {"kind": "snow", "severity": 5, "images": "both", "seed": 0}
+    assert "corruption" not in metrics["none"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("images corrupted: snow, severity 5") == 1
     assert not any(
         "corrupted" in name for name in pq.read_table(runs["snow"] / "predictions.parquet")["target"].to_pylist()
     )

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import yaml
 
+from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
 from semcorr.engine.checkpoints import load_checkpoint
 from semcorr.engine.module import CorrespondenceModule
@@ -98,3 +100,48 @@ def test_a_run_that_cannot_be_started_from_is_refused_before_anything_is_written
         train(config("train", *line, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}", override))
 
     assert not (tmp_path / "on").exists()
+
+
+def test_a_run_may_start_from_the_weights_of_one_with_another_loss(config, tiny, tmp_path):
+    """Weights of a loss serve its training alone: here the one learns a temperature, and the other has none."""
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+    train(config("train", *line, "loss=gaussian_cross_entropy", "loss.learn=scalar"))
+    first = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["state_dict"]
+    assert any(name.startswith("loss.") for name in first)
+
+    train(config("train", *line, "loss=dense", f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}"))
+
+    further = load_checkpoint(tmp_path / "on" / "checkpoints" / "best.ckpt")["state_dict"]
+    assert {*further} == {name for name in first if not name.startswith("loss.")}
+
+
+def compose_resumed(tmp_path, *line):
+    """The configuration of a line that resumes the run, as the command composes it; its benchmark is the run's own."""
+    return compose_config("train", [f"checkpoint={tmp_path / 'run'}", *line])
+
+
+def test_a_resumed_run_has_the_configuration_that_it_began_with(config, tiny, tmp_path):
+    """Also what decides which weights are kept, and what is scored: nothing of it is typed again."""
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+    train(config("train", *line, f"run_dir={tmp_path / 'first'}"))
+    kept = ["monitor=val/std/pck@0.05", "keep_from=0.2", "corrupt=fog", "corrupt.severity=5", "name=own"]
+    train(config("train", *line, *kept, "pose=adaptive", f"start_from={tmp_path / 'first'}"))
+    before = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    (tmp_path / "run" / "metrics.json").unlink()  # as where it was killed while it was scored
+
+    metrics = train(compose_resumed(tmp_path))
+
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == before
+    assert metrics["split"] == "synthetic test"
+
+
+@pytest.mark.parametrize(
+    "typed", ["monitor=val/geo/pck@0.1", "keep_from=0.9", "start_from=other", "++callbacks.ema_teacher.momentum=0.5"]
+)
+def test_a_run_is_not_resumed_by_other_rules(config, tiny, tmp_path, typed):
+    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "loss=pseudo_labels", "callbacks=ema_teacher"]
+    train(config("train", *line))
+
+    key = typed.lstrip("+").partition("=")[0]
+    with pytest.raises(UserError, match=rf"^`{key}`: .*last.ckpt was trained with {key}=.*Leave {key} out"):
+        train(compose_resumed(tmp_path, typed))

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from saved_runs import save_run
 
 from semcorr import evaluate, train
-from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config, register_readouts
+from semcorr.cli.compose import compose_config, expand_list_overrides, merge_checkpoint_config, register_readouts
 from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
@@ -137,6 +137,19 @@ def test_a_typed_target_brings_no_other_with_it(run):
 
     with pytest.raises(UserError, match=r"`head.inner._target_` stands where nothing is called"):
         read_run_config(run, ["head._target_=my.Head"])
+
+
+def test_a_choice_on_the_line_replaces_that_of_the_run(config, tmp_path):
+    """With its options: those of the choice before are not its own. So does another benchmark to score."""
+    line = expand_list_overrides(["backbone.upsample=joint_bilateral", "data@test=pf_willow"])
+    save_run(config("train", *LINE, *line), tmp_path / "run")
+
+    typed = [f"checkpoint={tmp_path / 'run'}", "backbone.upsample=anyup", "data@test=spair", "test.root=there"]
+    cfg = compose_config("train", typed)
+
+    assert {*cfg.backbone.upsample} == {"_target_", "factor", "entry", "chunk"}
+    assert (cfg.test._target_.rpartition(".")[2], cfg.test.root) == ("SPair", "there")
+    assert compose_config("train", typed[:1]).test._target_.endswith("PFWillow")
 
 
 def test_a_tree_on_hydras_search_path_counts(run, tmp_path):

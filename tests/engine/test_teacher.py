@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from torch import nn
 
 from semcorr.core.errors import UserError
@@ -10,6 +11,7 @@ from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.rebuild import read_trained_config
 from semcorr.engine.teacher import EMATeacher, Teacher
+from semcorr.engine.trainer import build_user_callbacks
 from semcorr.models.losses import LossInputs, MinedMatches, list_reads
 from semcorr.train import train
 
@@ -152,13 +154,51 @@ def test_a_teacher_of_another_run_starts_from_its_weights(config, tiny, tmp_path
     absent = f"callbacks.ema_teacher.run={tmp_path / 'absent'}"
     with pytest.raises(UserError, match=r"^`callbacks.ema_teacher.run`: .*absent.* does not exist"):
         train(config("train", *tiny, *LINE, absent, f"run_dir={tmp_path / 'none'}"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "run"]  # nothing of the others was written
 
 
-def test_a_loss_that_learns_from_a_teacher_needs_one(config, tiny):
+def test_a_loss_that_learns_from_a_teacher_needs_one(config, tiny, tmp_path):
     line = [each for each in LINE if not each.startswith("callbacks")]
 
     with pytest.raises(UserError, match=r"there is none. Give callbacks=ema_teacher as well"):
         train(config("train", *tiny, *line))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_learns_from_no_teacher_has_none(config, tiny, tmp_path, capsys):
+    """As self-distillation that is switched off by its weight."""
+    line = ["loss=distillation", "loss.weights.mined=0", "head=bottleneck", "data.steps=1", "data.batch_size=2"]
+    train(config("train", *tiny, *line, "callbacks=ema_teacher", "trainer.max_epochs=1"))
+
+    assert "No teacher: `loss` learns from none, so `callbacks.ema_teacher` does nothing." in capsys.readouterr().out
+    assert "EMATeacher" not in read_checkpoint(tmp_path / "run", "last")["callbacks"]
+
+
+def test_an_evaluation_has_no_teacher(config, tiny):
+    with pytest.raises(UserError, match=r"`callbacks.ema_teacher` is a teacher, and nothing is trained here"):
+        build_user_callbacks(config("evaluate", *tiny, "callbacks=ema_teacher"))
+
+
+def test_a_run_whose_teachers_momentum_rises_is_not_made_longer(config, tiny, tmp_path):
+    line = [*tiny, *LINE, "scheduler=constant", "data.steps=1"]
+    train(config("train", *line, "trainer.max_epochs=1"))
+    longer = config("train", *line, "trainer.max_epochs=2")
+    longer.checkpoint = longer.run_dir
+
+    with pytest.raises(UserError, match=r"teacher's momentum of this run was laid out for 1 steps, .* last for 2\."):
+        train(longer)
+
+
+def test_the_weights_of_a_checkpoint_are_let_go_once_the_teacher_has_them():
+    teacher, student = EMATeacher(), LightningModule()
+    student.loss, student.backbone, student.teacher, student.head = MinedMatches(), nn.Identity(), None, nn.Linear(2, 2)
+    weights = {name: torch.ones_like(value) for name, value in Teacher(student).weights.items()}
+    teacher.load_state_dict({"weights": weights, "total_steps": 7})
+
+    teacher.on_fit_start(Trainer(logger=False, enable_checkpointing=False), student)
+
+    assert all(torch.equal(value, weights[name]) for name, value in student.teacher.weights.items())
+    assert not any(value is weights for value in vars(teacher).values())
 
 
 @pytest.mark.parametrize("loss", ["image_level", "pseudo_labels"])

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 
 MARKER = "marker"  # whatever runs leaves a file of this name
+FOG = "semcorr.data.corruptions.weather.Fog"
+BILATERAL = "semcorr.models.backbones.joint_bilateral.JointBilateral"
 TOUCH = {"_target_": "os.system", "command": f"touch {MARKER}"}
 
 
@@ -89,6 +91,19 @@ CODE = {
     "a trainer as a benchmark": put("data", {"_target_": "lightning.Trainer", "resize": "squash"}),
     "a target in a list": put("head._target_", ["os.system"]),
     "a target that is a number": put("head._target_", 3),
+    "as the corruption": put("corrupt", TOUCH),
+    "a partial corruption": put("corrupt", TOUCH | {"_partial_": True}),
+    "in a list of corruptions": put("corrupt", [TOUCH]),
+    "in an option of the corruption": put("corrupt", {"_target_": FOG, "severity": [[TOUCH]]}),
+    "a number of directions": put("backbone.debias", TOUCH),
+    "a list of directions": put("backbone.debias", [TOUCH]),
+    "as the upsampler": put("backbone.upsample", TOUCH),
+    "in a list of upsamplers": put("backbone.upsample", [TOUCH]),
+    "in an option of the upsampler": put("backbone.upsample", {"_target_": BILATERAL, "factor": [TOUCH]}),
+    "a corruption as the upsampler": put("backbone.upsample", {"_target_": FOG}),
+    "as the run to start from": put("start_from", TOUCH),
+    "as the score to keep by": put("monitor", TOUCH),
+    "the whole file as a call": put("_target_", "os.system"),
     "plugins by name": put("trainer.plugins", "evil.Plugin"),
     "callbacks by name": put("trainer.callbacks", ["evil.Callback"]),
     "a folder of the trainer's": put("trainer.default_root_dir", MARKER),

@@ -57,6 +57,12 @@ def test_without_a_clean_run_there_is_no_drop(tmp_path):
     assert figure.table.rows[0][-3:] == [NONE] * 3
 
 
+def test_a_corruption_whose_file_lists_no_severity_has_the_default_one(tmp_path):
+    run = run_dir(tmp_path / "own", config={"corrupt": {"_target_": f"{PATH}.weather.Fog"}})
+    (figure,) = plot_robustness(made(run)).parts
+    assert figure.table.columns[2] == "3"
+
+
 def test_clean_runs_have_no_such_section(tmp_path):
     assert plot_robustness(made(run_dir(tmp_path / "a"))) is None
 

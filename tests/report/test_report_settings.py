@@ -6,8 +6,12 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_runs import made, run_dir
 
+from semcorr.report.robustness import plot_robustness
+
 pytestmark = pytest.mark.integration
 
+UNCORRUPTED = "semcorr.data.corruptions.corruption.Uncorrupted"
+FOG = "semcorr.data.corruptions.weather.Fog"
 CATS = {
     "_target_": "semcorr.data.coco_keypoints.COCOKeypoints", "root": "cats", "seed": 1, "resize": "squash", "steps": 9,
 }  # fmt: skip
@@ -31,6 +35,26 @@ def evaluated(root: Path, run: Path, seed: int, **config) -> Path:
 
 def groups(*folders: Path) -> set[frozenset[str]]:
     return {frozenset(run.folder.name for run in entry.runs) for entry in made(*folders)}
+
+
+def test_clean_trainings_and_their_checkpoints_are_not_corrupted(tmp_path):
+    """Their config.yaml says so; that of a run of before says nothing, and is the same but for its seed."""
+    clean = {"corrupt": {"_target_": UNCORRUPTED}, "start_from": None}
+    runs = trained(tmp_path / "a", 1, CATS, **clean), trained(tmp_path / "b", 2, CATS)
+    scored = evaluated(tmp_path / "c", runs[0], 1, corrupt=clean["corrupt"], localise={"window": 5})
+
+    assert plot_robustness(made(*runs, scored)) is None
+    assert groups(*runs, scored) == {frozenset("ab"), frozenset("c")}
+
+
+def test_a_clean_training_is_the_clean_one_of_its_corrupted_scores(tmp_path):
+    run = trained(tmp_path / "a", 1, CATS, corrupt={"_target_": FOG, "severity": 3})
+    scored = [evaluated(tmp_path / "clean", run, 1), evaluated(tmp_path / "fog", run, 1, corrupt={"_target_": FOG})]
+
+    (figure,) = plot_robustness(made(*scored)).parts
+
+    (row,) = figure.table.rows
+    assert (row[1], row[2], row[5]) == ("fog", row[4], "0.0")  # the predictions are the same, and nothing is lost
 
 
 def test_training_data_tell_runs_apart_that_were_scored_on_the_same(tmp_path):

@@ -23,10 +23,13 @@ from semcorr.engine.shared_run import is_shared
 if TYPE_CHECKING:
     from semcorr.data.evaluation_only import EvaluationBenchmark
 
-BROUGHT = (
+# Sections of a run that go on in another one, unless they are typed.
+INHERITED_KEYS = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer", "protocol", "callbacks",
 )  # fmt: skip
+# Those of a training that is resumed: with them its config.yaml is that of an uninterrupted one.
+RESUMED_KEYS = ("start_from", "monitor", "keep_from", "corrupt", "pose", "compile", "name")
 
 
 LISTS = {"localise": "rules", "protocol": "names"}  # groups that take a list, and where the list goes
@@ -39,7 +42,8 @@ STEPS = ("backbone.debias", "backbone.upsample")  # options that any backbone ha
 
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
-SEVERE = r"([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
+UPSAMPLERS = r"(?!(?:null|true|false)$)[A-Za-z_][\w,]*"  # names of files
+SEVERE = r"(?!none_)([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
 
 
 def compose_config(name: str, line: Sequence[str]) -> DictConfig:
@@ -111,7 +115,9 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
             expanded += ["logger=several", *(f"+logger@logger.{name}={name}" for name in names)]
         elif key == "corrupt" and (match := re.fullmatch(SEVERE, value)):
             expanded += [f"corrupt={match[1]}", f"corrupt.severity={match[2]}"]
-        elif key == "backbone.upsample" and re.fullmatch(r"[\w,]+", value) and value != "null":
+        elif key == "backbone.upsample" and "," in value and "null" in value.split(","):
+            raise UserError(f"`{override}`: a sweep is over names. Give null a line of its own, or leave it out.")
+        elif key == "backbone.upsample" and re.fullmatch(UPSAMPLERS, value):
             expanded.append(f"+upsample@{override}")
         elif key in STEPS or (key.startswith("trainer.") and _is_unlisted_option(key.split(".")[1])):
             expanded.append(f"++{override}")
@@ -159,9 +165,11 @@ def merge_checkpoint_config(
         )
     line_keys = override_keys(overrides)
     added_keys = override_keys([override for override in overrides if override.startswith("+")])
+    chosen_keys = override_keys([override for override in overrides if "@" in override.partition("=")[0]])
     allowed = {*cfg, "test"} if "loss" in cfg else {*cfg}  # a training run may have been scored on another benchmark
     allowed -= set() if "loss" in cfg else {"callbacks"}  # those of a training
-    available = [key for key in BROUGHT if key in allowed and key in saved_cfg]  # older runs have no `augment`
+    candidates = INHERITED_KEYS + (RESUMED_KEYS if "loss" in cfg else ())
+    available = [key for key in candidates if key in allowed and key in saved_cfg]  # older runs have no `augment`
     inherited = [key for key in available if key not in line_keys and "experiment" not in line_keys]
     if "protocol" not in line_keys and find_own_protocol(cfg.data) is not None:
         own_readout = ["localise"] if saved_cfg.localise.get("_target_") == PROTOCOL_READOUT else []
@@ -177,7 +185,8 @@ def merge_checkpoint_config(
             cfg[key] = saved_cfg[key]
             OmegaConf.set_struct(cfg[key], True) if isinstance(cfg[key], DictConfig) else None
             for option, value in line_values.items():
-                OmegaConf.update(cfg, option, value, force_add=option in added_keys)
+                is_chosen = option in chosen_keys  # a file's options replace those of the file before
+                OmegaConf.update(cfg, option, value, merge=not is_chosen, force_add=option in added_keys)
         if "loss" in cfg:
             cfg.run_dir = escape_interpolations(os.path.abspath(cfg.checkpoint))
     return cfg
@@ -206,9 +215,13 @@ def refuse_unused_readout(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys of overrides, without the sign and the name of a group before them."""
+    """Return the keys of overrides, without the sign and the name of a group before them.
+
+    >>> override_keys(["+upsample@backbone.upsample=anyup", "data@test=spair", "seed=1"])
+    ['backbone.upsample', 'test', 'seed']
+    """
     keys = (override.lstrip("+").partition("=")[0] for override in overrides)
-    return [key.removeprefix("upsample@") for key in keys]
+    return [key.rpartition("@")[2] for key in keys]
 
 
 def compose_chosen_groups(name: str) -> DictConfig:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from semcorr.cli.compose import compose_chosen_groups
+from semcorr.cli.compose import STEPS, compose_chosen_groups
 from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.interrupt import Guard, Interrupted, guard_signals
@@ -154,7 +154,10 @@ def user_message(error: BaseException, name: str) -> str | None:
     if match:
         key = match[1]
         cfg = compose_chosen_groups(name)
-        keys, unlisted = [*_list_keys(cfg), "experiment", *PLACED], _unlisted_options(cfg, key.rpartition(".")[0])
+        keys, unlisted = (
+            [*_list_keys(cfg), "experiment", *PLACED, *STEPS],
+            _unlisted_options(cfg, key.rpartition(".")[0]),
+        )
         if key in unlisted:
             return f"`{key}` is an option that the configuration does not list. Put + before it: +{key}=VALUE"
         candidates = {candidate for candidate in (*keys, *unlisted) if not key.startswith(f"{candidate}.")}
@@ -163,6 +166,8 @@ def user_message(error: BaseException, name: str) -> str | None:
         hint = f"Did you mean {' or '.join(near)}?" if near else "See the keys with --cfg job."
         if key.startswith("test.") or key == "test":
             hint = "A second benchmark is chosen first: data@test=NAME."
+        elif key.startswith("backbone.upsample."):
+            hint = "An upsampler is chosen first: backbone.upsample=NAME."
         return f"unknown config key `{key}`. {hint}"
     return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
 

@@ -27,6 +27,7 @@ KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", r
 SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first takes an eighth of the time
 OPTIONAL = ("experiment", "data@test")  # groups whose choice may be none
+LISTED = ("localise", "protocol", "logger", "callbacks", "experiment")  # groups that take a list of choices
 PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir")  # by which Hydra makes a folder before we see its value
 log = logging.getLogger(__name__)
 
@@ -173,6 +174,8 @@ def _check_setting(text: str, override: Override, groups: set[str], sections: se
     value = override.value()
     if key in groups and value is None and (f"{key}@{package}" if package else key) in OPTIONAL:
         raise UserError(f"`{text}`: nothing is chosen for `{key}` unless it is named. Leave it out.")
+    if key in groups and isinstance(value, list) and key not in LISTED:
+        raise UserError(f"`{text}`: `{key}` is one choice, {key}=NAME. Several are a sweep: -m {key}=NAME,NAME")
     names = value if isinstance(value, list) else [value]
     if key in groups and not all(isinstance(name, str) for name in names):
         raise UserError(f"`{text}`: `{key}` is chosen by name, {key}=NAME, as the files of conf/{key} are named.")

@@ -5,6 +5,7 @@ A checkpoint is the zip archive that `torch.save` writes. It has a checksum (CRC
 """
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -42,7 +43,10 @@ SETTINGS = (
     "optimizer",
     "scheduler",
     "start_from",
+    "monitor",
+    "keep_from",
 )
+TEACHER = "callbacks.ema_teacher."  # options of the one callback that they depend on as well
 # Keys in these sections that may change.
 CHANGEABLE_KEYS = ("root", "weights", "block_weights", "pretrained", "workers", "cache_gb", "encode_batch", "split")
 REMEDY = "Take another copy of it, or train again"
@@ -121,8 +125,11 @@ def weight_settings(cfg: JsonObject) -> JsonObject:
 
     >>> weight_settings({"seed": 1, "data": {"root": "here", "steps": 3}, "name": "x"})
     {'seed': 1, 'data.steps': 3}
+    >>> weight_settings({"monitor": "val/geo/pck@0.1", "callbacks": {"ema_teacher": {"momentum": 1}, "own": {"x": 2}}})
+    {'monitor': 'val/geo/pck@0.1', 'callbacks.ema_teacher.momentum': 1}
     """
-    flat = flatten_config({key: cfg[key] for key in SETTINGS if key in cfg})
+    flat = flatten_config({key: cfg[key] for key in (*SETTINGS, "callbacks") if key in cfg})
+    flat = {key: flat[key] for key in flat if key.partition(".")[0] != "callbacks" or key.startswith(TEACHER)}
     return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in CHANGEABLE_KEYS}
 
 
@@ -213,14 +220,24 @@ def require_weights(path: Path, content: object) -> None:
     require_finite_weights(weights, f"`checkpoint`: {path}")
 
 
-def load_trained(module: "CorrespondenceModule", run: Path, which: str = "best") -> None:
+def load_trained(
+    module: "CorrespondenceModule", run: Path, which: str = "best", may_differ_in_loss: bool = False
+) -> None:
     """Load the weights that a run trained into a module.
+
+    Args:
+        module: The module, with the same backbone, tuning and head.
+        run: Directory of the run.
+        which: `best` or `last`.
+        may_differ_in_loss: Leave the weights of the module's loss as they are, if it is another than the run's.
 
     Raises:
         UserError: The weights are damaged, of another base, of other parts, or of another run than its config.yaml.
     """
     path = checkpoint_path(run, which)
     content = read_checkpoint(run, which)
+    if may_differ_in_loss:
+        content = {**content, "state_dict": replace_other_loss(content["state_dict"], module.trainable_state_dict())}
     require_fit(module, content, path)
     config = run / "config.yaml"
     settings = weight_settings(read_plain_config(config)) if config.is_file() else {}
@@ -230,6 +247,22 @@ def load_trained(module: "CorrespondenceModule", run: Path, which: str = "best")
             "two runs. Take another copy of one of them."
         )
     module.load_state_dict(content["state_dict"], strict=False)
+
+
+def replace_other_loss(trained: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return trained weights with a module's own of its loss, where the trained ones are of another loss.
+
+    >>> one, two = torch.zeros(1), torch.zeros(2)
+    >>> [*replace_other_loss({"head.w": one, "loss.t": one}, {"head.w": two, "loss.theta": one})]
+    ['head.w', 'loss.theta']
+    """
+    trained_loss, own_loss = (
+        {name: value for name, value in weights.items() if name.startswith("loss.")} for weights in (trained, own)
+    )
+    shapes, own_shapes = ({name: value.shape for name, value in loss.items()} for loss in (trained_loss, own_loss))
+    if shapes == own_shapes:
+        return dict(trained)
+    return {name: value for name, value in trained.items() if name not in trained_loss} | own_loss
 
 
 def require_fit(module: "CorrespondenceModule", content: JsonMapping, path: Path) -> None:

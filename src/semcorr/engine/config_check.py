@@ -74,6 +74,7 @@ def check_saved_config(
         raise UserError(f"{path} has `{training[0]}` and no `{'`, `'.join(missing)}`. Give the run_dir of a run.")
     checker = _ConfigChecker(path, document.lines, known, overridden)
     checker.text((), values)
+    checker.bare((), values)
     checker.kinds(values)
     for name, node in values.items():
         if name == "callbacks" and name in overridden and isinstance(node, dict):

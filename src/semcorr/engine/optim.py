@@ -153,11 +153,16 @@ def count_epoch_steps(trainer: Trainer, data: PairDataModule) -> int:
 
 
 def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:
-    """Refuse more `steps` than the schedule of a checkpoint was laid out for."""
-    totals = [state["total_steps"] for state in checkpoint["lr_schedulers"] if "total_steps" in state]
-    if totals and steps > min(totals):
-        raise UserError(
-            f"`trainer.max_epochs`: the learning rate of this run was laid out for {min(totals)} steps, and would "
-            f"have to last for {steps}. Go on with its own max_epochs, or train anew: a run that has "
-            "scheduler=constant from the start can be made longer."
-        )
+    """Refuse more `steps` than the schedule of a checkpoint, or the momentum of its teacher, was laid out for."""
+    callbacks = [state for state in checkpoint["callbacks"].values() if isinstance(state, dict)]
+    for states, name, remedy in (
+        (checkpoint["lr_schedulers"], "learning rate", "scheduler=constant"),
+        (callbacks, "teacher's momentum", "callbacks.ema_teacher.momentum_end=null"),
+    ):
+        totals = [state["total_steps"] for state in states if "total_steps" in state]
+        if totals and steps > min(totals):
+            raise UserError(
+                f"`trainer.max_epochs`: the {name} of this run was laid out for {min(totals)} steps, and would have "
+                f"to last for {steps}. Go on with its own max_epochs, or train anew: a run that has {remedy} from the "
+                "start can be made longer."
+            )

@@ -59,6 +59,8 @@ def resume_training(
 def start_from_run(cfg: DictConfig, module: CorrespondenceModule) -> None:
     """Load the weights that another run trained, if the configuration names one. Its optimiser and schedule stay there.
 
+    So do the weights of its loss, where that is another one: they serve training alone.
+
     Raises:
         UserError: There is no such run, or its weights are of another backbone, head or way of tuning.
     """
@@ -66,10 +68,10 @@ def start_from_run(cfg: DictConfig, module: CorrespondenceModule) -> None:
     if run is None:
         return
     try:
-        load_trained(module, Path(run))
+        load_trained(module, Path(run), may_differ_in_loss=True)
     except UserError as error:
         raise UserError(f"`start_from`: {str(error).removeprefix('`checkpoint`: ')}") from error
-    print_line(f"Training goes on from the weights of {run}.")
+    print_line(f"Training starts from the weights of {run}.")
 
 
 def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:

@@ -1,6 +1,6 @@
 """A teacher of a training: other values of its trained weights, a moving average of them or those of another run."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Range, check_arguments
+from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.models.finetune.state import base_weights_id, require_same_base
+from semcorr.models.losses import Loss, list_reads
 from semcorr.models.losses.gaussian_cross_entropy import annealed_value
 
 
@@ -43,12 +45,7 @@ class Teacher:
         Raises:
             UserError: One is missing or of another shape.
         """
-        for name, value in self.weights.items():
-            if name not in weights or weights[name].shape != value.shape:
-                raise UserError(
-                    f"`callbacks.ema_teacher.run`: its checkpoint has no {name} of shape {list(value.shape)}. Give a "
-                    "run with the same backbone, finetune and head."
-                )
+        require_weights_of(self.weights, weights)
         for name, value in self.weights.items():
             value.copy_(weights[name])
 
@@ -84,19 +81,52 @@ def trained_weights(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def require_weights_of(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights for a teacher in which one that is trained is missing or of another shape."""
+    for name, value in expected.items():
+        if name not in weights or weights[name].shape != value.shape:
+            raise UserError(
+                f"`callbacks.ema_teacher.run`: its checkpoint has no {name} of shape {list(value.shape)}. Give a "
+                "run with the same backbone, finetune and head."
+            )
+
+
 @runtime_checkable
 class Student(Protocol):
     """A module that a teacher can be given to."""
 
     teacher: Teacher | None
     backbone: Backbone
+    loss: Loss | None
+
+
+def require_teacher(module: nn.Module, callbacks: Sequence[Callback]) -> None:
+    """Refuse a loss without the teacher that it learns from, and a teacher whose run does not fit.
+
+    A training asks for it before it writes anything; one that is resumed has its teacher in its checkpoint.
+
+    Args:
+        module: The module that is to be trained.
+        callbacks: Callbacks of the training.
+
+    Raises:
+        UserError: The loss needs a teacher and there is none, or the weights of its run are of another module.
+    """
+    teachers = [callback for callback in callbacks if isinstance(callback, EMATeacher)]
+    if not isinstance(module, Student) or "teacher" not in list_reads(module.loss):
+        return
+    if not teachers:
+        raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
+    for teacher in teachers:
+        if (weights := teacher.read_run(module.backbone)) is not None:
+            require_weights_of(trained_weights(module), weights)
 
 
 class EMATeacher(Callback):
     """A teacher that follows the student: a moving average of the weights that are trained, kept with checkpoints.
 
     With momentum 1 it stays what it was at the start: with `run` a fixed teacher, as PMD's. With momentum 0 it is the
-    student itself, as SemiMatch's.
+    student itself, as SemiMatch's. Where no loss learns from a teacher, there is none.
 
     Args:
         momentum: Share of the teacher that each optimiser step leaves.
@@ -118,18 +148,22 @@ class EMATeacher(Callback):
         self.momentum_end = momentum if momentum_end is None else momentum_end
         self._teacher: Teacher | None = None
         self._saved: dict[str, Tensor] | None = None
-        self._steps, self._total = 0, 0
+        self._steps, self._total = 0, 0  # the total is that of a resumed run, or 0 until the training begins
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the module a teacher; that of the checkpoint, if a run is resumed."""
         if not isinstance(pl_module, Student):
             raise UserError("`callbacks.ema_teacher` teaches a training on pairs only. Leave it out.")
+        start, self._saved = self._saved, None  # not to be in memory for the whole run
+        if "teacher" not in list_reads(pl_module.loss):
+            print_line("No teacher: `loss` learns from none, so `callbacks.ema_teacher` does nothing.")
+            return
         self._teacher = pl_module.teacher = Teacher(pl_module)
-        start = self._saved if self._saved is not None else self._read_run(pl_module.backbone)
+        start = self.read_run(pl_module.backbone) if start is None else start
         if start is not None:
             self._teacher.load(start)
 
-    def _read_run(self, backbone: Backbone) -> dict[str, Tensor] | None:
+    def read_run(self, backbone: Backbone) -> dict[str, Tensor] | None:
         """Return the weights of the run, if there is one; it must have been trained on the same base."""
         if self.run is None:
             return None
@@ -143,13 +177,12 @@ class EMATeacher(Callback):
         return state
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the length of the training."""
-        self._steps, self._total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        """Note the length of the training; that of a resumed run is the one it was laid out for."""
+        self._steps, self._total = trainer.global_step, self._total or int(trainer.estimated_stepping_batches)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Follow the student after each step of the optimiser, of which a batch is a part if they are accumulated."""
-        assert self._teacher is not None, "on_fit_start makes it"
-        if trainer.global_step > self._steps:
+        if self._teacher is not None and trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._teacher.follow(pl_module, self.momentum_at(self._steps, self._total))
 
@@ -163,9 +196,12 @@ class EMATeacher(Callback):
         return annealed_value(step, self.momentum, self.momentum_end, 0, round(steps * self.until))
 
     def state_dict(self) -> JsonObject:
-        """Return the weights of the teacher, for a checkpoint."""
-        return {} if self._teacher is None else {"weights": self._teacher.weights}
+        """Return the weights of the teacher for a checkpoint, and the steps over which its momentum rises."""
+        if self._teacher is None:
+            return {}
+        rises = {"total_steps": self._total} if self.momentum_end != self.momentum else {}
+        return {"weights": self._teacher.weights, **rises}
 
     def load_state_dict(self, state_dict: JsonObject) -> None:
         """Keep the weights of a checkpoint until the training begins."""
-        self._saved = state_dict.get("weights")
+        self._saved, self._total = state_dict.get("weights"), state_dict.get("total_steps", 0)

@@ -24,6 +24,7 @@ from semcorr.engine.pages import PagesCallback
 from semcorr.engine.run_dir import code_versions, remove_logs
 from semcorr.engine.run_name import label_run
 from semcorr.engine.saved_config import to_plain_types
+from semcorr.engine.teacher import EMATeacher
 from semcorr.engine.trainer_options import (
     LIGHTNING_ERRORS,
     check_precision,
@@ -56,9 +57,9 @@ def build_trainer(
     if "loss" in cfg:
         check_training(cfg.trainer, any(isinstance(callback, ModelCheckpoint) for callback in callbacks))
     silence_lightning()
+    arranged, has_bar = arrange_callbacks(cfg, callbacks)
     if not resumes:
         remove_logs(run_dir)
-    arranged, has_bar = arrange_callbacks(cfg, callbacks)
     options.setdefault("enable_progress_bar", has_bar)
     if isinstance(cfg.trainer.get("profiler"), str):
         options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
@@ -121,6 +122,8 @@ def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
             raise UserError(f"`callbacks.{name}` must be a callback of Lightning, got a {type(callback).__name__}")
+        if isinstance(callback, EMATeacher) and "loss" not in cfg:
+            raise UserError(f"`callbacks.{name}` is a teacher, and nothing is trained here. Leave it out.")
     return [*callbacks.values()]
 
 

@@ -162,6 +162,7 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
         "split": f"{data.name} {data.split}",
         "trained_parameters": trained_parameters,
         "seconds": {key: round(value, 3) for key, value in result.seconds.items()},
+        **({"corruption": data.corruption.to_dict()} if data.corruption else {}),
         **summarise_predictions(table, data, result.grid, first.protocol.tolerance),
     }
     for name, (key, summarise) in EXTRA_TABLES.items():
@@ -197,7 +198,7 @@ def print_scores(metrics: JsonMapping, title: str) -> None:
     """Print rows all/geo/std, columns alpha, per image and per point, in percent."""
     alphas = list(metrics["pck"]["all"]["image"])
     table = Table(
-        title=title,
+        title=title + format_corruption(metrics),
         caption=f"PCK in percent at alpha = ...; {metrics['pairs']} pairs, {metrics['localise']}\n"
         f"{format_intervals(metrics)}",
     )
@@ -219,6 +220,18 @@ def print_scores(metrics: JsonMapping, title: str) -> None:
         halves = metrics["heldout_keypoints"]
         counts = ", ".join(f"{scores['keypoints']} {name.replace('_', ' ')}" for name, scores in halves.items())
         print_subsets("Held-out keypoints", halves, f"keypoints: {counts}")
+
+
+def format_corruption(metrics: JsonMapping) -> str:
+    """Format what was done to the images that were scored, after the title of a table; nothing if nothing was.
+
+    >>> format_corruption({"corruption": {"kind": "fog", "severity": 3, "images": "target"}})
+    ', target corrupted: fog, severity 3'
+    """
+    if (corruption := metrics.get("corruption")) is None:
+        return ""
+    images = "images" if corruption["images"] == "both" else corruption["images"]
+    return f", {images} corrupted: {corruption['kind']}, severity {corruption['severity']}"
 
 
 def print_domains(classes: JsonMapping, alpha: str = "0.1") -> None:

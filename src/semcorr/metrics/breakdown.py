@@ -193,9 +193,9 @@ def pck_by_keypoint(
     for k, name in enumerate(rows.categories):
         in_category = category == k
         ids = rows.keypoint[in_category]
-        asked = np.bincount(ids)
-        right = np.stack([np.bincount(ids[is_right], minlength=len(asked)) for is_right in correct[:, in_category]])
-        scores[name] = {int(i): (int(asked[i]), right[:, i] / asked[i]) for i in np.flatnonzero(asked)}
+        counts = np.bincount(ids)
+        hits = np.stack([np.bincount(ids[is_hit], minlength=len(counts)) for is_hit in correct[:, in_category]])
+        scores[name] = {int(i): (int(counts[i]), hits[:, i] / counts[i]) for i in np.flatnonzero(counts)}
     return scores
 
 

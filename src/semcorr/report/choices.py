@@ -31,6 +31,7 @@ OF_TRAINING = (
     "loss",
     "optimizer",
     "scheduler",
+    "start_from",
     "trainer",
     "keep_from",
     "monitor",

@@ -23,6 +23,7 @@ from semcorr.report.difficulty import plot_difficulty
 from semcorr.report.document import ReportSection
 from semcorr.report.domains import plot_domains
 from semcorr.report.examples import plot_examples, plot_similarity_maps
+from semcorr.report.heldout import tabulate_heldout
 from semcorr.report.leaderboard import build_leaderboard, build_settings_table
 from semcorr.report.robustness import plot_robustness
 from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
@@ -107,6 +108,7 @@ def build_sections(
         plot_categories(entries, benchmark_pairs),
         plot_difficulty(entries, benchmark_pairs),
         plot_domains(entries),
+        tabulate_heldout(entries),
         plot_robustness(entries),
         plot_cost(entries, options.seconds),
         plot_confusion(entries, benchmark_pairs),

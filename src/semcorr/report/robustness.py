@@ -1,11 +1,11 @@
 """Robustness: what corruptions of the images cost, by kind and severity, of runs that differ in `corrupt` alone."""
 
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from statistics import fmean
 from typing import NamedTuple
 
+from semcorr.data.corruptions.corruption import Corruption, name_corruption
 from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, label_configurations, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.svg import LETTER, WIDTH, draw_panel, draw_text
@@ -40,15 +40,6 @@ def is_corrupted(entry: Configuration) -> bool:
     return TARGET in entry.settings
 
 
-def name_corruption(target: str) -> str:
-    """Return the name of a corruption for a reader, from the path of its class.
-
-    >>> name_corruption("semcorr.data.corruptions.noise.GaussianNoise")
-    'gaussian noise'
-    """
-    return re.sub(r"(?<!^)(?=[A-Z])", " ", target.rpartition(".")[2]).lower()
-
-
 def find_robustness_groups(entries: Sequence[Configuration]) -> list[RobustnessGroup]:
     """Group corrupted configurations by all other settings; the clean one of the same settings joins each group."""
     groups: dict[str, list[Configuration]] = {}
@@ -63,7 +54,7 @@ def find_robustness_groups(entries: Sequence[Configuration]) -> list[RobustnessG
         RobustnessGroup(
             label,
             clean.get(_describe_settings(group[0])),
-            {(name_corruption(str(e.settings[TARGET])), int(str(e.settings[SEVERITY]))): e for e in group},
+            {(name_corruption(str(e.settings[TARGET])), _read_severity(e)): e for e in group},
         )
         for label, group in zip(label_configurations(shared), groups.values(), strict=True)
     ]
@@ -111,6 +102,11 @@ def _describe_settings(entry: Configuration, excluded: Sequence[str] | None = No
             if not (key.startswith("corrupt.") if excluded is None else key in excluded)
         )
     )
+
+
+def _read_severity(entry: Configuration) -> int:
+    """Return the severity; the default one, where the file of somebody's own corruption does not list it."""
+    return int(str(entry.settings.get(SEVERITY, Corruption.severity)))
 
 
 def _score(entry: Configuration) -> SeedStatistics:

@@ -180,6 +180,8 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
     checksum = provenance.get("weights_sha256")
     if run_values.get("corrupt._target_") == UNCORRUPTED["_target_"]:  # older runs do not have it
         run_values.pop("corrupt._target_")
+    if run_values.get("start_from") is None:
+        run_values.pop("start_from", None)
     return {
         **trained,
         **run_values,
@@ -192,8 +194,11 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
 
 
 def training_settings(cfg: DictConfig) -> dict[str, Setting]:
-    """Collect the settings of a training run before anything was scored."""
+    """Collect the settings of a training run before anything was scored: what is corrupted is scored."""
     flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
+    flat = {key: value for key, value in flat.items() if not key.startswith("corrupt.")}
+    if flat.get("start_from") is None:  # older runs do not have it
+        flat.pop("start_from", None)
     source = "trained_on" if "trained_on" in cfg else "data"
     data = {f"data.{key}": value for key, value in _benchmark_settings(flat, source).items()}
     return {**_relevant_settings(flat), **data, "data.resize": flat.get(f"{source}.resize")}

@@ -6,8 +6,9 @@ Michaelis et al. 2019 ("Benchmarking Robustness in Object Detection"), whatever 
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import numpy as np
@@ -16,11 +17,21 @@ from PIL import Image
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Seed, require_fields
+from semcorr.core.text_files import JsonObject
 
 SEVERITIES = (1, 2, 3, 4, 5)
 IMAGES = ("both", "target")
 ROUNDING = 1e-6  # x / 255 * 255 may be a little less than x, and is rounded down
 Severity = Annotated[int, Range(least=SEVERITIES[0], most=SEVERITIES[-1])]
+
+
+def name_corruption(target: str) -> str:
+    """Return the name of a corruption for a reader, from its class or the path of it.
+
+    >>> name_corruption("semcorr.data.corruptions.noise.GaussianNoise")
+    'gaussian noise'
+    """
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", target.rpartition(".")[2]).lower()
 
 
 class Uncorrupted:
@@ -60,6 +71,10 @@ class Corruption(ABC):
         """Return a text that is the same for the same change of the image of this name, and for no other."""
         kind = type(self)
         return f"{kind.__module__}.{kind.__qualname__}/{self.severity}/{self.seed}/{name}"
+
+    def to_dict(self) -> JsonObject:
+        """Return the kind, by its name for a reader, and the options, as metrics.json has them."""
+        return {"kind": name_corruption(type(self).__name__), **asdict(self)}
 
     def __call__(self, image: Image.Image, name: str) -> Image.Image:
         """Return the corrupted picture, in bytes rounded down as ImageNet-C's are.
