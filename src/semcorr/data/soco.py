@@ -5,6 +5,7 @@ that is read. PCK@bbox. The authors place images in the upper left corner of a w
 with black beside it.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,21 +15,23 @@ from typing import NamedTuple
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import JsonObject
+from semcorr.data.coco_fields import Id, require_id
 from semcorr.data.datamodule import OfficialCounts, PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import Groups
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
-    Point,
     build_image_record,
-    log,
     longer_side,
     pad_keypoints,
     read_annotation,
     require_field,
+    require_list,
     require_root,
 )
+
+log = logging.getLogger(__name__)
 
 FOLDERS = MappingProxyType(
     {
@@ -50,9 +53,9 @@ class SOCOSide(NamedTuple):
     name: str
     path: Path
     size: tuple[int, int]
-    box: Sequence[float]
-    points: Mapping[str, Sequence[float]]  # by their names
-    concepts: Mapping[str, object]  # of the points, by their names
+    box: object  # as in the file
+    points: Mapping[str, object]  # by their names, as in the file
+    concepts: Mapping[str, Id]  # of the points that have one, by their names
 
 
 class SOCOPair(NamedTuple):
@@ -115,7 +118,7 @@ def read_soco_pair(file: Path, root: Path) -> SOCOPair:
     """
     entry = read_annotation(file)
     source, target = (_read_side(entry, side, file, root) for side in ("src", "trg"))
-    overlap = [str(name) for name in require_field(entry, "semantic_overlap", file)]
+    overlap = [str(name) for name in require_list(entry, "semantic_overlap", file)]
     for name in overlap:
         if name not in source.points or name not in target.points:
             raise UserError(
@@ -129,14 +132,20 @@ def _read_side(entry: JsonObject, side: str, file: Path, root: Path) -> SOCOSide
     category = require_file_name(entry.get(f"{side}_category") or entry.get("category"), f"{file}, `{side}_category`,")
     image = require_file_name(require_field(entry, f"{side}_image", file), f"{file}, field `{side}_image`,")
     size = require_field(entry, f"{side}_imsize", file)
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise UserError(f"{file}: field `{side}_imsize` must be [width, height], got {quote_value(size)}. {REMEDY}")
-    keypoints = require_field(entry, f"{side}_keypoints", file)
-    points = {str(require_field(k, "name", file)): require_field(k, "pos", file) for k in keypoints}
-    if len(points) < len(keypoints):
+    keypoints = require_list(entry, f"{side}_keypoints", file)
+    positions = {str(require_field(k, "name", file)): require_field(k, "pos", file) for k in keypoints}
+    if len(positions) < len(keypoints):
         raise UserError(f"{file}: two of `{side}_keypoints` have one name, by which points are joined. {REMEDY}")
-    box = entry.get(f"{side}_bndbox") or [0, 0, *size]  # without one the image is the extent, as in the authors' code
-    concepts = {str(k["name"]): k.get("concept_id") for k in keypoints}
+    points = {name: position for name, position in positions.items() if position is not None}
+    box = entry.get(f"{side}_bndbox")
+    box = [0, 0, *size] if box in (None, []) else box  # the image is the extent then, as in the authors' code
+    concepts = {
+        str(k["name"]): require_id(k, "concept_id", f"{file}, `{side}_keypoints`")
+        for k in keypoints
+        if k.get("concept_id") is not None
+    }
     name = f"{category}/{Path(image).stem}"
     return SOCOSide(name, root / "Images" / category / image, (size[0], size[1]), box, points, concepts)
 
@@ -161,15 +170,15 @@ def build_soco_pairs(pairs: Iterable[SOCOPair]) -> list[PairRecord]:
 
 def concept_groups(names: Sequence[str], pairs: Iterable[SOCOPair]) -> Groups:
     """Return the rows of points of one concept, such as all wheels, where there are several of it."""
-    concepts: dict[object, set[int]] = {}
+    concepts: dict[str, set[int]] = {}
     rows = {name: row for row, name in enumerate(names)}
     for side in (side for pair in pairs for side in (pair.source, pair.target)):
         for name, concept in side.concepts.items():
-            if concept is not None:
-                concepts.setdefault(concept, set()).add(rows[name])
+            if name in rows:
+                concepts.setdefault(str(concept), set()).add(rows[name])
     return tuple(tuple(sorted(group)) for group in concepts.values() if len(group) > 1)
 
 
 def _build_image(side: SOCOSide, kept: Sequence[str], names: Sequence[str], file: Path) -> ImageRecord:
-    points: list[Point] = [side.points.get(name) if name in kept else None for name in names]
+    points = [side.points.get(name) if name in kept else None for name in names]
     return build_image_record(side.name, side.path, side.size, points, side.box, file)
