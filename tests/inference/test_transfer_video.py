@@ -247,6 +247,64 @@ def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
     assert all(0 <= float(row[5]) <= 1 for row in rows)  # likelihood
 
 
+def write_individuals(folder: Path, rows: dict[str, dict[str, list[tuple[float, float]]]]) -> Path:
+    """A table of DeepLabCut of the individuals a, b and c."""
+    header = {
+        "scorer": ["me"] * 18,
+        "individuals": [name for name in "abc" for _ in range(6)],
+        "bodyparts": [part for _ in "abc" for part in NAMES for _ in "xy"],
+        "coords": ["x", "y"] * 9,
+    }
+    lines = [[name, "", "", *values] for name, values in header.items()]
+    for file, points in rows.items():
+        cells = [str(value) for name in "abc" for point in points.get(name, [("", "")] * 3) for value in point]
+        lines.append(["labeled-data", folder.name, file, *cells])
+    table = folder / "CollectedData_me.csv"
+    table.write_text("".join(",".join(line) + "\n" for line in lines))
+    return table
+
+
+def read_individuals(path: Path) -> dict[str, str]:
+    """By image, the individuals that are labelled, in order; all columns are there."""
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    assert lines[1][3:] == [name for name in "abc" for _ in range(9)]
+    labelled = {line[2]: zip(lines[1][3:], line[3:], strict=True) for line in lines[4:]}
+    return {file: "".join(dict.fromkeys(name for name, cell in cells if cell)) for file, cells in labelled.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labelled"),
+    [
+        ({"img0000.png": "ac"}, {"img0001.png": "ac", "img0002.png": "ac"}),
+        ({"img0000.png": "c", "img0001.png": "b"}, {"img0000.png": "b", "img0001.png": "c", "img0002.png": "bc"}),
+        ({"img0000.png": "abc", "img0001.png": "cb"}, {"img0001.png": "a", "img0002.png": "abc"}),
+    ],
+)
+def test_individuals_of_deeplabcut_stay_what_they_are_through_a_clip(random, tmp_path, rows, labelled):
+    folder = write_clip(tmp_path / "labeled-data/clip", draw_frames(SHIFTS[:3]))
+    table = write_individuals(folder, {file: dict.fromkeys(names, POINTS) for file, names in rows.items()})
+
+    code, said = typed(table, folder, "--video", folder, "--out", tmp_path / "o.csv")
+
+    assert code == 0, said
+    assert read_individuals(tmp_path / "o.csv") == labelled
+
+
+def test_an_individual_of_deeplabcut_is_followed_from_where_it_is(matcher, tmp_path):
+    """With c where b is not annotated, its labels were those of b."""
+    folder = write_clip(tmp_path / "labeled-data/clip", draw_frames(SHIFTS[:3]))
+    other = np.add(POINTS, (-20, 20)).tolist()
+    table = write_individuals(folder, {"img0000.png": {"c": other}, "img0001.png": {"a": moved_points(SHIFTS[1])}})
+    clip = read_clip(table, folder, folder)
+
+    labels = {(one.target.individual, one.target.photo.name): one for one in label_clip(matcher, clip)}
+
+    assert sorted(labels) == [(name, f"img{i:04}.png") for name, i in (("a", 0), ("a", 2), ("c", 1), ("c", 2))]
+    for (name, file), one in labels.items():
+        start = np.array(POINTS if name == "a" else other)
+        assert np.abs(one.points.numpy() - start - SHIFTS[int(file[3:7])]).max() < CELL / 2
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [

@@ -47,7 +47,8 @@ class Track(NamedTuple):
 
     def target(self, photo: TransferImage) -> AnnotatedObject:
         """Return the object in a frame, of which nothing is annotated."""
-        return build_object(None, photo, self.category["id"], None, [None] * len(self.category["keypoints"]))
+        points = [None] * len(self.category["keypoints"])
+        return build_object(None, photo, self.category["id"], None, points, self.sources[0].individual)
 
 
 class AnnotatedClip(NamedTuple):
@@ -93,7 +94,7 @@ def read_clip(path: Path, folder: Path, video: Path, layout: str = "xywh", first
 def build_tracks(
     sources: Mapping[Id, Sequence[AnnotatedObject]], categories: Mapping[Id, JsonMapping], path: Path
 ) -> list[Track]:
-    """Return the objects to follow: one of each category, or all of one annotated frame.
+    """Return the objects to follow: each individual that has a name; else one of each category, or all of one frame.
 
     Raises:
         UserError: Several objects of a category are annotated in several frames: which is which, no file says.
@@ -102,7 +103,10 @@ def build_tracks(
     for category_id, objects in sources.items():
         category = categories[category_id]
         photos = {item.photo.path.resolve() for item in objects}
-        if len(photos) == len(objects):
+        names = dict.fromkeys(item.individual for item in objects)
+        if None not in names:
+            tracks += [Track(category, [item for item in objects if item.individual == name]) for name in names]
+        elif len(photos) == len(objects):
             tracks.append(Track(category, objects))
         elif len(photos) == 1:
             tracks += [Track(category, [item]) for item in objects]
@@ -240,7 +244,9 @@ def draw_clip(tracks: Sequence[Track], folder: Path | None) -> Iterator[ClipShee
     several = len(tracks) > 1
     sheet = ClipSheet(
         [
-            f"{category_name(track.category)} {number}: {name}" if several else str(name)
+            f"{track.sources[0].individual or f'{category_name(track.category)} {number}'}: {name}"
+            if several
+            else str(name)
             for number, track in enumerate(tracks, 1)
             for name in track.category["keypoints"]
         ]
