@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from random_damage import damage, refusal
 
 from semcorr.core.errors import UserError
 from semcorr.data.video import list_frames, read_frames, require_video
@@ -40,7 +41,7 @@ class Container:
         self.frames = frames
         self.streams = ModuleType("streams")
         self.stream = ModuleType("stream")
-        self.stream.codec_context = codec
+        self.stream.codec_context, self.stream.frames = codec, 0
         self.streams.video = [self.stream] if codec is not False else []
 
     def __enter__(self) -> "Container":
@@ -65,7 +66,7 @@ def decoder(monkeypatch, tmp_path):
         module = ModuleType("av")
         module.__spec__ = ModuleSpec("av", None, origin="here")
         module.FFmpegError = FFmpegError
-        module.open = lambda path: Container(frames, codec)
+        module.open = lambda path, **options: Container(frames, codec)
         monkeypatch.setitem(sys.modules, "av", module)
         (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom")
         return tmp_path / "clip.mp4"
@@ -207,6 +208,70 @@ def test_a_video_of_an_upright_phone_is_turned(encoded_video, tmp_path):
 
     assert frame.size == (48, 64)
     assert pixels(frame)[4, 24].min() > 225
+
+
+def encode_clip(path: Path, count: int = 3, **metadata: str) -> Path:
+    """A small MPEG-4 video."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        container.metadata.update(metadata)
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(count):
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 48), COLOURS[index % 3]))))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["take 12:30.mp4", "take12:30.mp4", "concat:other.mp4", "%03d.mp4", "-x.mp4", "\u00fc.mp4"]
+)
+def test_a_video_is_found_by_its_name_whatever_it_holds(tmp_path, monkeypatch, name):
+    encode_clip(tmp_path / "other.mp4", 2)
+    (tmp_path / name).write_bytes(encode_clip(tmp_path / "three.mp4", 3).read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+    assert len(list(read_frames(Path(name)))) == len(list(read_frames(tmp_path / name))) == 3
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4"])
+def test_a_title_may_be_in_any_encoding(tmp_path, ending):
+    path = encode_clip(tmp_path / f"clip.{ending}", title="ZZZZZZ")
+    content = path.read_bytes()
+    assert b"ZZZZZZ" in content
+    path.write_bytes(content.replace(b"ZZZZZZ", b"Z\xfcrich"))
+
+    assert len(list(read_frames(path))) == 3
+
+
+def test_a_video_of_one_frame_is_read(tmp_path):
+    assert len(list(read_frames(encode_clip(tmp_path / "clip.mp4", 1)))) == 1
+
+
+def test_a_video_with_fewer_frames_than_it_says_is_told(tmp_path, caplog):
+    path = encode_clip(tmp_path / "clip.avi", 3)
+    content = path.read_bytes()
+    last = content.rindex(b"00dc", 0, content.index(b"idx1"))
+    path.write_bytes(content[:last])
+
+    assert len(list(read_frames(path))) == 2
+    assert f"{path} says that it has 3 frames, and 2 are decoded" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["avi", "mkv", "mp4", "gif", "webp", "png"])
+def test_a_damaged_video_is_read_or_is_one_sentence(tmp_path, ending):
+    path = tmp_path / f"clip.{ending}"
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(3)]
+    if ending in ("avi", "mkv", "mp4"):
+        encode_clip(path)
+    else:
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    refused = 0
+    for seed in range(42):
+        path.write_bytes(damage(content, seed))
+        refused += bool(refusal(lambda: list(read_frames(path))))
+    assert refused >= 3
 
 
 def test_a_video_that_was_cut_off_is_a_sentence(encoded_video, tmp_path):
