@@ -126,8 +126,6 @@ def _decode_video(path: Path) -> Iterator[Picture]:
     except av.FFmpegError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{place} is damaged or no video ({reason}). {REMEDY}") from None
-    except UnicodeEncodeError:
-        raise UserError(f"{path} has a name that is no text in UTF-8. Rename it") from None
 
 
 def _to_picture(image: Image.Image, rotation: float, name: str) -> Picture:
