@@ -343,6 +343,55 @@ def test_a_broken_frame_is_refused_or_left_out_by_name(tmp_path):
     assert sorted(read_labels(tmp_path / "o.json")) == [1, 3, 4]
 
 
+def test_a_broken_annotated_frame_is_left_out_while_another_remains(tmp_path):
+    folder = write_clip(tmp_path / "frames", draw_frames(SHIFTS[:4]))
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 2: [moved_points(SHIFTS[2]).tolist()]})
+    line = annotations, folder, "--video", folder, "--out", tmp_path / "o.json"
+    (folder / "img0000.png").write_bytes((folder / "img0000.png").read_bytes()[:300])
+
+    code, said = typed(*line)
+    assert code == 2
+    assert "img0000.png is damaged" in said
+    assert "--skip-broken" in said
+
+    code, said = typed(*line, "--skip-broken")
+    assert code == 0, said
+    assert said.count("left out: img0000.png") == 1
+    assert sorted(read_labels(tmp_path / "o.json")) == [1, 3]
+
+    (folder / "img0002.png").write_bytes(b"")
+    code, said = typed(*line, "--skip-broken")
+    assert code == 2
+    assert "None of the annotated images of cat can be read" in said
+
+
+def test_copies_of_annotated_frames_are_those_frames_and_others_of_their_name_are_not(random, tmp_path):
+    frames = draw_frames(SHIFTS[:3])
+    images = write_clip(tmp_path / "images", frames[:2])
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 1: [moved_points(SHIFTS[1]).tolist()]})
+    folder = write_clip(tmp_path / "frames", [frames[0], frames[2], frames[1]])
+
+    clip = read_clip(annotations, images, folder)
+    labels = [one.target.photo.path for one in label_clip(random, clip)]
+
+    assert labels == [folder / "img0001.png", folder / "img0002.png"]
+
+
+def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_are_told(tmp_path, caplog):
+    frames = draw_frames(SHIFTS[:3])
+    folder = write_clip(tmp_path / "labelled", frames)
+    (folder / "img0001.png").rename(folder / "other_7.png")
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 1: [POINTS]})
+    annotations.write_text(annotations.read_text().replace("img0001.png", "other_7.png"))
+
+    read_clip(annotations, folder, write_gif(tmp_path / "clip.gif", frames))
+
+    assert (
+        "clip.gif: its frames are named img0000.png, img0001.png, ...; 1 annotated pictures (other_7.png)"
+        in caplog.text
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

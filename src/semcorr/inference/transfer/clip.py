@@ -28,7 +28,7 @@ from semcorr.inference.transfer.objects import (
     build_object,
     category_name,
 )
-from semcorr.inference.transfer.pipeline import limit_points, open_object_image
+from semcorr.inference.transfer.pipeline import limit_points, open_or_skip, require_sources
 from semcorr.inference.transfer.propagate import LabelledSource, check_rule, propagate
 from semcorr.visualization.clip_sheet import ClipSheet
 from semcorr.visualization.predictions import save_plot
@@ -152,7 +152,7 @@ def label_clip(
     count = None if content.clip.photos is None else len(content.clip.photos)
     text = "frames" if count is None else f"{count:,} frame{'s'[: count != 1]}"
     with Stage(f"Labelling {text} on {matcher.device}", count) as stage:
-        sources, labelled = encode_sources(matcher, content.tracks, unrotated_images), False
+        sources, labelled = encode_sources(matcher, content.tracks, skipped_images, unrotated_images), False
         for frame, target in encode_frames(matcher, content.clip.read(skipped_images, unrotated_images)):
             labels = [
                 label_frame(matcher, track, track_sources, frame, target, use, min_score)
@@ -170,19 +170,32 @@ def label_clip(
 
 
 def encode_sources(
-    matcher: Matcher, tracks: Sequence[Track], unrotated_images: list[str]
+    matcher: Matcher,
+    tracks: Sequence[Track],
+    skipped_images: list[dict[str, str]] | None,
+    unrotated_images: list[str],
 ) -> list[list[LabelledSource]]:
-    """Encode every annotated frame once and whole, as the others are; return the sources of each track."""
-    encoded: dict[Id, EncodedPicture] = {}
+    """Encode every annotated frame once and whole, as the others are; return the sources of each track.
+
+    Args:
+        matcher: Matcher that encodes the frames.
+        tracks: Objects that are followed.
+        skipped_images: List to which broken frames are added, while a track has others; None refuses them.
+        unrotated_images: List to which the names of frames are added whose annotations are as stored.
+    """
+    encoded: dict[Id, EncodedPicture | None] = {}  # None: broken
     sources: list[list[LabelledSource]] = []
     for track in tracks:
         sources.append([])
         for item in track.sources:
             if item.photo.id not in encoded:
-                encoded[item.photo.id] = matcher.encode(open_object_image(item, unrotated_images))
-            picture = encoded[item.photo.id]
+                opened = open_or_skip(item, skipped_images, unrotated_images)
+                encoded[item.photo.id] = None if opened is None else matcher.encode(opened)
+            if (picture := encoded[item.photo.id]) is None:
+                continue
             points = picture.placement.to_view(limit_points(item, picture.size)).to(matcher.device)
             sources[-1].append(LabelledSource(picture, points, item.keypoint_mask.to(matcher.device), item.id))
+        require_sources(sources[-1], track.category)
     return sources
 
 
