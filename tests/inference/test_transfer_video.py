@@ -226,6 +226,23 @@ def test_frames_that_are_counted_from_one_are_told(tmp_path):
     assert sorted(read_labels(tmp_path / "o.json")) == [2, 3]
 
 
+def test_a_first_number_that_is_too_large_is_told(tmp_path):
+    frames = draw_frames([(0, 0), (30, 0), (60, 0)])
+    folder = write_clip(tmp_path / "labelled", [])
+    frames[1].save(folder / "img0001.png")
+    annotations = annotate(tmp_path / "a.json", {1: [POINTS]})
+    line = annotations, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.json"
+
+    code, said = typed(*line, "--first", "1")
+    assert code == 2
+    assert "img0001.png is the frame after" in said
+    assert "Give --first 0" in said
+    assert not (tmp_path / "o.json").exists()
+
+    code, said = typed(*line)
+    assert code == 0, said
+
+
 def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
     frames = draw_frames(SHIFTS)
     folder = write_clip(tmp_path / "labeled-data/clip", frames[:1])

@@ -115,7 +115,8 @@ class Clip(NamedTuple):
 
     def _read_file(self, skipped_images: list[dict[str, str]] | None) -> Iterator[ClipFrame]:
         """Read the frames of a video file."""
-        frames, new_ids, previous = read_frames(self.path), count(self.next_id), None
+        frames, new_ids = read_frames(self.path), count(self.next_id)
+        previous: ClipFrame | None = None
         for index in count():
             photo = self._photo(index, new_ids)
             try:
@@ -127,34 +128,41 @@ class Clip(NamedTuple):
                 return
             if picture is None:
                 return
+            frame = ClipFrame(photo, picture)
             if photo.name in self.annotated:
-                require_same_frame(photo, picture, previous, self.names.first)
-            previous = picture
-            yield ClipFrame(photo, picture)
+                require_same_frame(frame, previous, "before", self.names.first)
+            if previous is not None and previous.photo.name in self.annotated:
+                require_same_frame(previous, frame, "after", self.names.first)
+            previous = frame
+            yield frame
 
 
-def require_same_frame(photo: TransferImage, frame: Picture, previous: Picture | None, first: int) -> None:
+def require_same_frame(frame: ClipFrame, other: ClipFrame | None, place: str, first: int) -> None:
     """Refuse a frame that is not the annotated picture of its name, as where frames are counted from 1 and not from 0.
 
     Args:
-        photo: The annotated picture.
-        frame: The frame of its number.
-        previous: The frame before.
+        frame: The frame, and the annotated picture of its number.
+        other: The frame beside it, if there is one.
+        place: Where that is: `before` or `after` it.
         first: Number of the first frame.
     """
-    picture, _ = read_annotated(photo.path, photo.size)
-    if picture.size != frame.size:
+    path, picture = frame.photo.path, read_annotated(frame.photo.path, frame.photo.size)[0]
+    if picture.size != frame.picture.size:
         raise UserError(
-            f"{photo.path} is {picture.size[0]} x {picture.size[1]} pixels, and {frame.name} is {frame.size[0]} x "
-            f"{frame.size[1]}. Annotate frames at the size of the video"
+            f"{path} is {picture.size[0]} x {picture.size[1]} pixels, and {frame.picture.name} is "
+            f"{frame.picture.size[0]} x {frame.picture.size[1]}. Annotate frames at the size of the video"
         )
-    if previous is None or previous.size != frame.size:
+    if other is None or other.picture.size != picture.size:
         return
-    here, before = (_difference(picture.image, other.image) for other in (frame, previous))
-    if before < 0.5 * here:
+    here, beside = (_difference(picture.image, each.picture.image) for each in (frame, other))
+    if beside < 0.5 * here:
+        number = first + 1 if place == "before" else first - 1
+        remedy = (
+            f"Give --first {number} if the first frame is numbered so" if number >= 0 else "Give a folder of the frames"
+        )
         raise UserError(
-            f"{photo.path} is the frame before {frame.name}: names of frames are numbered from {first} here. Give "
-            f"--first {first + 1} if the first frame is numbered so"
+            f"{path} is the frame {place} {frame.picture.name}: names of frames are numbered from {first} here. "
+            f"{remedy}"
         )
 
 
