@@ -7,6 +7,7 @@ with black beside it.
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -42,6 +43,7 @@ FOLDERS = MappingProxyType(
         "cross": "cross",
     }
 )
+NUMBERED = ("trainsplits/train", "trainsplits/test")  # folders whose keypoints are numbered together
 VALIDATES = 10  # one training pair of a group in so many validates
 HUB = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
 REMEDY = "Unpack PairAnnotations.zip again."
@@ -95,7 +97,7 @@ class SOCO(PairDataModule):
         """Return the pairs sorted by group and file."""
         require_root(self.root, "SOCO", "Run `python -m semcorr.prepare soco`, or give data.root=DIR.")
         folder = self.root / "PairAnnotations" / FOLDERS[split]
-        files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, file.name))
+        files = list_pair_files(folder)
         if not files:
             raise UserError(f"{folder} holds no <group>/*.json: {self.root} is not SOCO's whole tree. {REMEDY}")
         if split in ("train", "val"):
@@ -107,7 +109,28 @@ class SOCO(PairDataModule):
             log.warning(
                 "%s: %d of %d pairs share no point and are left out", folder, len(pairs) - len(scored), len(pairs)
             )
-        return pad_keypoints(build_soco_pairs(scored))
+        names = self.trained_names if FOLDERS[split] in NUMBERED else list_names(scored)
+        return pad_keypoints(build_soco_pairs(scored, names))
+
+    @cached_property
+    def trained_names(self) -> Mapping[str, Sequence[str]]:
+        """The names of the keypoints of all pairs that are trained on or tested, by group: one row is one point."""
+        files = (file for name in NUMBERED for file in list_pair_files(self.root / "PairAnnotations" / name))
+        return list_names(read_soco_pair(file, self.root) for file in files)
+
+
+def list_pair_files(folder: Path) -> list[Path]:
+    """List the annotations of pairs, sorted by group and file."""
+    return sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, file.name))
+
+
+def list_names(pairs: Iterable[SOCOPair]) -> dict[str, list[str]]:
+    """List the names of the keypoints of each group, sorted; of pairs that have a point to score."""
+    names: dict[str, set[str]] = {}
+    for pair in pairs:
+        if pair.overlap:
+            names.setdefault(pair.group, set()).update(pair.source.points, pair.target.points)
+    return {group: sorted(members) for group, members in names.items()}
 
 
 def read_soco_pair(file: Path, root: Path) -> SOCOPair:
@@ -150,19 +173,24 @@ def _read_side(entry: JsonObject, side: str, file: Path, root: Path) -> SOCOSide
     return SOCOSide(name, root / "Images" / category / image, (size[0], size[1]), box, points, concepts)
 
 
-def build_soco_pairs(pairs: Iterable[SOCOPair]) -> list[PairRecord]:
-    """Build the records of pairs; a keypoint's row is the place of its name among those of the pair's group, sorted."""
+def build_soco_pairs(pairs: Iterable[SOCOPair], names: Mapping[str, Sequence[str]]) -> list[PairRecord]:
+    """Build the records of pairs; a keypoint's row is the place of its name among those of the pair's group.
+
+    Args:
+        pairs: The pairs.
+        names: Names of the keypoints, by group.
+    """
     by_group: dict[str, list[SOCOPair]] = {}
     for pair in pairs:
         by_group.setdefault(pair.group, []).append(pair)
     records = []
     for group, members in by_group.items():
-        names = sorted({name for pair in members for side in (pair.source, pair.target) for name in side.points})
-        concepts = concept_groups(names, members)
+        rows = names[group]
+        concepts = concept_groups(rows, members)
         for pair in members:
             unscored = pair.source.points.keys() & pair.target.points.keys() - set(pair.overlap)
-            source = _build_image(pair.source, [n for n in names if n not in unscored], names, pair.file)
-            target = _build_image(pair.target, names, names, pair.file)
+            source = _build_image(pair.source, [name for name in rows if name not in unscored], rows, pair.file)
+            target = _build_image(pair.target, rows, rows, pair.file)
             name = f"{pair.file.parent.name}/{pair.file.stem}"
             records.append(PairRecord(name, group, source, target, longer_side(target.box), concepts))
     return records
