@@ -79,7 +79,9 @@ def _row_cells(
 
     Labels go to the individual that they are of, and those of none to the next one of their category.
     """
-    named = {label.target.individual: label for label in labels if label.target.individual is not None}
+    named: dict[str | None, KeypointLabel] = {
+        label.target.individual: label for label in labels if label.target.individual is not None
+    }
     waiting = [label for label in labels if label.target.individual is None]
     cells: list[object] = []
     for name, category in individuals:
