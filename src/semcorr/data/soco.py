@@ -76,7 +76,8 @@ class SOCO(PairDataModule):
     `train` and `test` are the predefined halves of the pairs within categories, of which every tenth training pair of a
     category is `val`; `intra` are all pairs within categories, `cross` those across related ones. A category is the
     pair's group, by which the authors average. The geometry-aware subset is ours: a point belongs to it if the target
-    shows another point of the same concept.
+    shows another point of the same concept. A keypoint's row may differ between splits, but
+    not where `heldout_keypoints` compares them.
     """
 
     name = "soco"
@@ -109,7 +110,8 @@ class SOCO(PairDataModule):
             log.warning(
                 "%s: %d of %d pairs share no point and are left out", folder, len(pairs) - len(scored), len(pairs)
             )
-        names = self.trained_names if FOLDERS[split] in NUMBERED else list_names(scored)
+        is_numbered = self.heldout_keypoints is not None and FOLDERS[split] in NUMBERED  # else no need to read them all
+        names = self.trained_names if is_numbered else list_names(scored)
         return pad_keypoints(build_soco_pairs(scored, names))
 
     @cached_property
