@@ -19,6 +19,7 @@ from semcorr.data.augment import (
 )
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.proposal_flow import PFWillow
+from semcorr.data.views import fit_to_square
 
 
 def blobs(places: torch.Tensor) -> torch.Tensor:
@@ -171,13 +172,34 @@ def test_mirroring_one_image_may_leave_nothing_shared_and_is_drawn_again():
 def test_a_grid_of_points_takes_the_place_of_keypoints_and_the_source_that_of_the_target():
     source, target = seen(), seen(image=torch.rand(3, SIDE, SIDE))
 
-    found = pair_with_itself(pair_of(source, target), 4)
+    found = pair_with_itself(pair_of(source, target), 4, (SIDE, SIDE))
 
     tiles = [tile * SIDE / 4 - 0.5 for tile in (0.5, 1.5, 2.5, 3.5)]  # centres of 4 x 4 tiles
     assert found.source.keypoints.tolist() == [[x, y] for y in tiles for x in tiles]
     assert found.source.visible.all()
     assert equal(found.source, found.target)
     assert torch.equal(found.source.image, source.image)
+
+
+@pytest.mark.parametrize("resize", ["squash", "letterbox", "corner", "corner+9"])
+@pytest.mark.parametrize("size", [(90, 41), (30, 200)])
+def test_points_of_a_grid_are_on_the_image_and_never_in_the_padding(resize, size):
+    """White on black padding, with no interpolation: each point is the centre of its tile of the white."""
+    fit = fit_to_square(size, SIDE, resize)
+    (x, y), (width, height) = fit.offset, fit.size
+    image = torch.zeros(3, SIDE, SIDE)
+    image[:, y : y + height, x : x + width] = 1
+    view = seen(image)._replace(scale=torch.tensor(fit.scale), offset=torch.tensor(fit.offset).float())
+    pair = record()._replace(source=record().source._replace(size=size))
+
+    found = Augmentation(grid=5)(pair_of(view, seen()), pair, chance(0))
+
+    for points in (found.source.keypoints, found.target.keypoints):
+        column, row = points.round().long().T
+        assert (image[:, row, column] == 1).all()
+        shares = (points + 0.5 - view.offset) / torch.tensor([width, height])
+        expected = [[(i + 0.5) / 5, (j + 0.5) / 5] for j in range(5) for i in range(5)]
+        assert_close(shares, torch.tensor(expected))
 
 
 @pytest.mark.parametrize("number", range(4))

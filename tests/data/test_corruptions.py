@@ -6,6 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hydra.utils import instantiate
 from PIL import Image
@@ -14,9 +15,17 @@ from semcorr.core.errors import UserError
 from semcorr.data.corruptions.blur import blur_along_line, disk_kernel, displace_pixels, magnify
 from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.corruptions.weather import Fog, draw_plasma
-from semcorr.data.image_variants import ImageVariant, content_hash, corrupt_pairs, uncorrupted_name
+from semcorr.data.image_variants import (
+    ImageVariant,
+    content_hash,
+    corrupt_pairs,
+    list_variants,
+    uncorrupted_name,
+    unique_images,
+)
+from semcorr.data.object_masks import view_mask
 from semcorr.data.synthetic import Synthetic
-from semcorr.data.views import load_record
+from semcorr.data.views import load_record, make_view
 from semcorr.engine.known_targets import conf_dir
 
 NAMES = sorted(path.stem for path in (conf_dir() / "corrupt").glob("*.yaml") if path.stem not in ("common", "none"))
@@ -326,6 +335,32 @@ def test_a_mirrored_image_is_corrupted_first(data):
     image = data.pairs("test")[0].source
     turned = np.asarray(load_record(image._replace(mirrored=True)))
     assert np.array_equal(turned, np.asarray(load_record(image))[:, ::-1])
+
+
+@kinds
+def test_no_corruption_moves_a_point_a_box_or_a_mask_or_changes_a_size(data, name):
+    (clean, *_), kept = data.pairs("val"), ("keypoints", "visible", "box", "size", "segmentation", "azimuth", "path")
+    (pair,) = corrupt_pairs([clean], corruption(name, 5))
+
+    for before, after in ((clean.source, pair.source), (clean.target, pair.target)):
+        assert all(getattr(before, key) is getattr(after, key) for key in kept)
+        assert torch.equal(view_mask(before, 32, "letterbox"), view_mask(after, 32, "letterbox"))
+        views = [make_view(image, 32, "letterbox") for image in (before, after)]
+        assert all(map(torch.equal, views[0][1:6], views[1][1:6]))
+        assert not torch.equal(views[0].image, views[1].image)
+    assert pair[4:] == clean[4:]
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "glass_blur", "fog"])
+def test_an_image_is_corrupted_alike_in_any_order_batch_and_process(data, name):
+    data.corruption = corruption(name)
+    variants = list_variants(unique_images(data.pairs("test")))[:5]
+    alone = {variant.name: make_view(variant.record, 32, "squash").image for variant in variants}
+    for workers, chunks in ((0, [[4, 2], [0], [3, 1]]), (2, [[1, 3, 0], [2, 4]])):
+        data.workers = workers
+        for view in data.encoding(variants, chunks):
+            for image, title in zip(view.image, view.name, strict=True):
+                assert torch.equal(image, alone[title])
 
 
 def test_the_target_alone_leaves_sources_as_they_are(data):

@@ -61,7 +61,7 @@ def test_ids_are_checked():
         list_heldout([1], pair)
 
 
-def test_hidden_keypoints_are_not_visible_and_pairs_without_others_are_dropped():
+def test_hidden_keypoints_are_not_visible_and_pairs_without_others_are_dropped(caplog):
     pairs = [pair_of((0, 1, 2), (0, 1)), pair_of((1, 3), (1, 2, 3))]
     shared = pairs[0].source
 
@@ -70,6 +70,7 @@ def test_hidden_keypoints_are_not_visible_and_pairs_without_others_are_dropped()
     assert [pair.source.visible.nonzero().flatten().tolist() for pair in hidden] == [[0, 2], [0, 2]]
     assert hidden[0].source is hidden[1].source is hidden[1].target  # one record, whose view is made once
     assert shared.visible.sum() == 3
+    assert "made train: 1 of 3 pairs share only keypoints that are held out" in caplog.text
     with pytest.raises(UserError, match=r"`data.heldout_keypoints` leaves no pair of made train a keypoint"):
         hide_keypoints(pairs[1:], [1, 3], "made train")
 

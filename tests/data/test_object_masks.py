@@ -8,7 +8,7 @@ from PIL import Image
 from semcorr.data.augment import Augmentation
 from semcorr.data.dataset import PairDataset, TrainingPairs
 from semcorr.data.loaders import SampleIndex
-from semcorr.data.object_masks import view_mask
+from semcorr.data.object_masks import box_pixels, view_mask
 from semcorr.data.record import ImageRecord, Segmentation
 from semcorr.data.synthetic import Synthetic
 
@@ -33,6 +33,21 @@ def test_without_a_segmentation_the_mask_is_that_of_the_box(tmp_path, resize, ro
     expected = torch.zeros(20, 20, dtype=torch.bool)
     expected[rows[0] : rows[1], 5:15] = True
     assert torch.equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    ("box", "columns", "rows"),
+    [
+        ((-30.0, -20.0, -11.0, -6.0), (0, 0), (0, 0)),  # beside the image: an end below 0 counted from the other side
+        ((50.0, 30.0, 60.0, 40.0), (0, 0), (0, 0)),
+        ((-9.0, -9.0, 4.0, 99.0), (0, 5), (0, 20)),
+        ((3.4, 2.6, 3.45, 1e8), (3, 4), (3, 20)),
+    ],
+)
+def test_a_box_may_reach_out_of_its_image(tmp_path, box, columns, rows):
+    expected = torch.zeros(20, 40, dtype=torch.bool)
+    expected[slice(*rows), slice(*columns)] = True
+    assert torch.equal(box_pixels(record(tmp_path, box=box)), expected)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

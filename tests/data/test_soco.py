@@ -67,6 +67,20 @@ def test_points_of_one_concept_are_the_group_that_may_be_confused(tmp_path):
     assert found.groups == ((0, 2),)
 
 
+def test_a_keypoint_that_is_held_out_has_one_row_in_training_and_test(tmp_path):
+    root = write_soco(tmp_path)
+    more = point("antenna", 9, [7, 7], 13)
+    edit(root / "PairAnnotations/trainsplits/train/car/00007.json", lambda entry: entry["src_keypoints"].append(more))
+
+    data = soco(root, heldout_keypoints=[3])
+
+    rows = {"train": [1], "val": [1], "test": [1, 3]}  # of antenna, front_wheel, mirror, rear_wheel, roof
+    for split, expected in rows.items():
+        pair = data.pairs(split)[0]
+        assert (pair.source.visible & pair.target.visible).nonzero().flatten().tolist() == expected
+        assert pair.groups == ((1, 3),)
+
+
 def test_across_categories_images_are_of_their_own_and_the_group_is_what_scores_are_averaged_by(tmp_path):
     (found,) = soco(write_soco(tmp_path)).pairs("cross")
     assert (found.source.name, found.target.name, found.category) == ("bus/bus_1", "car/car_2", "vehicle")

@@ -1,6 +1,7 @@
 """Frames of videos: in order, upright, one at a time; what is no video is a sentence."""
 
 import logging
+import os
 import struct
 import sys
 from importlib.machinery import ModuleSpec
@@ -10,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from random_damage import damage, refusal
 
 from semcorr.core.errors import UserError
 from semcorr.data.video import list_frames, read_frames, require_video
@@ -40,7 +42,7 @@ class Container:
         self.frames = frames
         self.streams = ModuleType("streams")
         self.stream = ModuleType("stream")
-        self.stream.codec_context = codec
+        self.stream.codec_context, self.stream.frames = codec, 0
         self.streams.video = [self.stream] if codec is not False else []
 
     def __enter__(self) -> "Container":
@@ -65,7 +67,7 @@ def decoder(monkeypatch, tmp_path):
         module = ModuleType("av")
         module.__spec__ = ModuleSpec("av", None, origin="here")
         module.FFmpegError = FFmpegError
-        module.open = lambda path: Container(frames, codec)
+        module.open = lambda path, **options: Container(frames, codec)
         monkeypatch.setitem(sys.modules, "av", module)
         (tmp_path / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom")
         return tmp_path / "clip.mp4"
@@ -169,20 +171,30 @@ def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path, caplog):
     assert not caplog.messages
 
 
-@pytest.fixture(scope="module")
-def encoded_video(tmp_path_factory):
-    """A video of three frames of one colour each, as PyAV encodes it: MPEG-4, 64 x 48 pixels."""
+def paint_frames(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (64, 48), COLOURS[index % 3]) for index in range(count)]
+
+
+def encode_clip(path: Path, frames: list[Image.Image], **metadata: str) -> Path:
+    """A video as PyAV encodes it: MPEG-4."""
     av = pytest.importorskip("av")
-    path = tmp_path_factory.mktemp("video") / "clip.mp4"
     with av.open(str(path), "w") as container:
+        container.metadata.update(metadata)
         stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for colour in COLOURS:
-            frame = Image.new("RGB", (64, 48), colour)
-            frame.paste((255, 255, 255), (0, 0, 16, 48))  # white on the left
+        (stream.width, stream.height), stream.pix_fmt = frames[0].size, "yuv420p"
+        for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
     return path
+
+
+@pytest.fixture(scope="module")
+def encoded_video(tmp_path_factory):
+    """Three frames of one colour each, white on the left."""
+    frames = paint_frames(3)
+    for frame in frames:
+        frame.paste((255, 255, 255), (0, 0, 16, 48))
+    return encode_clip(tmp_path_factory.mktemp("video") / "clip.mp4", frames)
 
 
 def test_a_video_is_decoded_frame_by_frame(encoded_video):
@@ -207,6 +219,66 @@ def test_a_video_of_an_upright_phone_is_turned(encoded_video, tmp_path):
 
     assert frame.size == (48, 64)
     assert pixels(frame)[4, 24].min() > 225
+
+
+NAMES = [
+    "take 12:30.mp4",
+    "take12:30.mp4",
+    "concat:other.mp4",
+    "%03d.mp4",
+    "-x.mp4",
+    "\u00fc.mp4",
+    os.fsdecode(b"\xff.mp4"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_video_is_found_by_its_name_whatever_it_holds(tmp_path, monkeypatch, name):
+    encode_clip(tmp_path / "other.mp4", paint_frames(2))
+    (tmp_path / name).write_bytes(encode_clip(tmp_path / "three.mp4", paint_frames(3)).read_bytes())
+    monkeypatch.chdir(tmp_path)
+
+    assert len(list(read_frames(Path(name)))) == len(list(read_frames(tmp_path / name))) == 3
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4"])
+def test_a_title_may_be_in_any_encoding(tmp_path, ending):
+    path = encode_clip(tmp_path / f"clip.{ending}", paint_frames(3), title="ZZZZZZ")
+    content = path.read_bytes()
+    assert b"ZZZZZZ" in content
+    path.write_bytes(content.replace(b"ZZZZZZ", b"Z\xfcrich"))
+
+    assert len(list(read_frames(path))) == 3
+
+
+def test_a_video_of_one_frame_is_read(tmp_path):
+    assert len(list(read_frames(encode_clip(tmp_path / "clip.mp4", paint_frames(1))))) == 1
+
+
+def test_a_video_with_fewer_frames_than_it_says_is_told(tmp_path, caplog):
+    path = encode_clip(tmp_path / "clip.avi", paint_frames(3))
+    content = path.read_bytes()
+    last = content.rindex(b"00dc", 0, content.index(b"idx1"))
+    path.write_bytes(content[:last])
+
+    assert len(list(read_frames(path))) == 2
+    assert f"{path} says that it has 3 frames, and 2 are decoded" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["avi", "mkv", "mp4", "gif", "webp", "png"])
+def test_a_damaged_video_is_read_or_is_one_sentence(tmp_path, ending):
+    path = tmp_path / f"clip.{ending}"
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(3)]
+    if ending in ("avi", "mkv", "mp4"):
+        encode_clip(path, paint_frames(3))
+    else:
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    refused = 0
+    for seed in range(42):
+        path.write_bytes(damage(content, seed))
+        refused += bool(refusal(lambda: list(read_frames(path))))
+    assert refused >= 3
 
 
 def test_a_video_that_was_cut_off_is_a_sentence(encoded_video, tmp_path):

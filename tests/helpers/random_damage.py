@@ -1,9 +1,13 @@
-"""Seeded random damage to the bytes of a file."""
+"""Seeded random damage to the bytes of a file, and to what a JSON file holds."""
 
+import copy
 import random
 from collections.abc import Callable
 
 from semcorr.core.errors import UserError
+
+JUNK = ["", " ", "0", "-1", "nan", "inf", "1e400", "x", "1,2", "1;2", "../a", "\u00e9", "9" * 30, "cats/1.jpg", "a\tb"]
+VALUES = [*JUNK, None, True, [], {}, [1], {"a": 1}, -5, 0, 1e300, float("nan"), float("inf"), 10**18]
 
 
 def flip(content: bytearray, draw: random.Random) -> None:
@@ -47,6 +51,29 @@ def damage(content: bytes, seed: int) -> bytes:
     changed = bytearray(content)
     DAMAGE[seed % len(DAMAGE)](changed, random.Random(seed))
     return bytes(changed)
+
+
+def spoil_tree(tree: object, draw: random.Random) -> object:
+    """Put junk in place of some value, drop it, or repeat it."""
+    for _ in range(draw.randrange(1, 4)):
+        node, steps = tree, draw.randrange(1, 9)
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = draw.choice(keys)
+            steps -= 1
+            if steps > 0 and isinstance(node[key], list | dict):
+                node = node[key]
+                continue
+            if draw.randrange(4) == 0:
+                del node[key]
+            elif draw.randrange(4) == 0 and isinstance(node, list):
+                node.append(copy.deepcopy(node[key]))
+            else:
+                node[key] = copy.deepcopy(draw.choice(VALUES))
+            break
+    return tree
 
 
 def refusal(read: Callable[[], object]) -> str:

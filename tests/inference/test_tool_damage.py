@@ -7,13 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
-from random_damage import damage, refusal
+from random_damage import JUNK, damage, refusal, spoil_tree
 from tool_files import CVAT, LABEL_STUDIO, SEVERAL, write_images, write_tool_files
 
 from semcorr.inference.transfer.annotations import read_annotations, read_objects
-
-JUNK = ["", " ", "0", "-1", "nan", "inf", "1e400", "x", "1,2", "1;2", "../a", "\u00e9", "9" * 30, "cats/1.jpg", "a\tb"]
-VALUES = [*JUNK, None, True, [], {}, [1], {"a": 1}, -5, 0, 1e300, float("nan"), float("inf"), 10**18]
 
 
 def spoil_text(text: str, pattern: str, draw: random.Random) -> str:
@@ -24,29 +21,6 @@ def spoil_text(text: str, pattern: str, draw: random.Random) -> str:
         new = draw.choice([draw.choice(JUNK), "", text[start:end] * 2])
         text = text[:start] + new + text[end:]
     return text
-
-
-def spoil_tree(tree: object, draw: random.Random) -> object:
-    """Put junk in place of some value, drop it, or repeat it."""
-    for _ in range(draw.randrange(1, 4)):
-        node, steps = tree, draw.randrange(1, 9)
-        while True:
-            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
-            if not keys:
-                break
-            key = draw.choice(keys)
-            steps -= 1
-            if steps > 0 and isinstance(node[key], list | dict):
-                node = node[key]
-                continue
-            if draw.randrange(4) == 0:
-                del node[key]
-            elif draw.randrange(4) == 0 and isinstance(node, list):
-                node.append(copy.deepcopy(node[key]))
-            else:
-                node[key] = copy.deepcopy(draw.choice(VALUES))
-            break
-    return tree
 
 
 @pytest.fixture(scope="module")

@@ -226,6 +226,23 @@ def test_frames_that_are_counted_from_one_are_told(tmp_path):
     assert sorted(read_labels(tmp_path / "o.json")) == [2, 3]
 
 
+def test_a_first_number_that_is_too_large_is_told(tmp_path):
+    frames = draw_frames([(0, 0), (30, 0), (60, 0)])
+    folder = write_clip(tmp_path / "labelled", [])
+    frames[1].save(folder / "img0001.png")
+    annotations = annotate(tmp_path / "a.json", {1: [POINTS]})
+    line = annotations, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.json"
+
+    code, said = typed(*line, "--first", "1")
+    assert code == 2
+    assert "img0001.png is the frame after" in said
+    assert "Give --first 0" in said
+    assert not (tmp_path / "o.json").exists()
+
+    code, said = typed(*line)
+    assert code == 0, said
+
+
 def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
     frames = draw_frames(SHIFTS)
     folder = write_clip(tmp_path / "labeled-data/clip", frames[:1])
@@ -245,6 +262,64 @@ def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
     rows = [line.split(",") for line in (tmp_path / "o.csv").read_text().splitlines()][3:]
     assert [row[:3] for row in rows] == [["labeled-data", "clip", f"img{i:04}.png"] for i in (1, 2, 3, 4)]
     assert all(0 <= float(row[5]) <= 1 for row in rows)  # likelihood
+
+
+def write_individuals(folder: Path, rows: dict[str, dict[str, list[tuple[float, float]]]]) -> Path:
+    """A table of DeepLabCut of the individuals a, b and c."""
+    header = {
+        "scorer": ["me"] * 18,
+        "individuals": [name for name in "abc" for _ in range(6)],
+        "bodyparts": [part for _ in "abc" for part in NAMES for _ in "xy"],
+        "coords": ["x", "y"] * 9,
+    }
+    lines = [[name, "", "", *values] for name, values in header.items()]
+    for file, points in rows.items():
+        cells = [str(value) for name in "abc" for point in points.get(name, [("", "")] * 3) for value in point]
+        lines.append(["labeled-data", folder.name, file, *cells])
+    table = folder / "CollectedData_me.csv"
+    table.write_text("".join(",".join(line) + "\n" for line in lines))
+    return table
+
+
+def read_individuals(path: Path) -> dict[str, str]:
+    """By image, the individuals that are labelled, in order; all columns are there."""
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    assert lines[1][3:] == [name for name in "abc" for _ in range(9)]
+    labelled = {line[2]: zip(lines[1][3:], line[3:], strict=True) for line in lines[4:]}
+    return {file: "".join(dict.fromkeys(name for name, cell in cells if cell)) for file, cells in labelled.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "labelled"),
+    [
+        ({"img0000.png": "ac"}, {"img0001.png": "ac", "img0002.png": "ac"}),
+        ({"img0000.png": "c", "img0001.png": "b"}, {"img0000.png": "b", "img0001.png": "c", "img0002.png": "bc"}),
+        ({"img0000.png": "abc", "img0001.png": "cb"}, {"img0001.png": "a", "img0002.png": "abc"}),
+    ],
+)
+def test_individuals_of_deeplabcut_stay_what_they_are_through_a_clip(random, tmp_path, rows, labelled):
+    folder = write_clip(tmp_path / "labeled-data/clip", draw_frames(SHIFTS[:3]))
+    table = write_individuals(folder, {file: dict.fromkeys(names, POINTS) for file, names in rows.items()})
+
+    code, said = typed(table, folder, "--video", folder, "--out", tmp_path / "o.csv")
+
+    assert code == 0, said
+    assert read_individuals(tmp_path / "o.csv") == labelled
+
+
+def test_an_individual_of_deeplabcut_is_followed_from_where_it_is(matcher, tmp_path):
+    """With c where b is not annotated, its labels were those of b."""
+    folder = write_clip(tmp_path / "labeled-data/clip", draw_frames(SHIFTS[:3]))
+    other = np.add(POINTS, (-20, 20)).tolist()
+    table = write_individuals(folder, {"img0000.png": {"c": other}, "img0001.png": {"a": moved_points(SHIFTS[1])}})
+    clip = read_clip(table, folder, folder)
+
+    labels = {(one.target.individual, one.target.photo.name): one for one in label_clip(matcher, clip)}
+
+    assert sorted(labels) == [(name, f"img{i:04}.png") for name, i in (("a", 0), ("a", 2), ("c", 1), ("c", 2))]
+    for (name, file), one in labels.items():
+        start = np.array(POINTS if name == "a" else other)
+        assert np.abs(one.points.numpy() - start - SHIFTS[int(file[3:7])]).max() < CELL / 2
 
 
 @pytest.mark.parametrize(
@@ -283,6 +358,55 @@ def test_a_broken_frame_is_refused_or_left_out_by_name(tmp_path):
     assert code == 0, said
     assert "left out: img0002.png" in said
     assert sorted(read_labels(tmp_path / "o.json")) == [1, 3, 4]
+
+
+def test_a_broken_annotated_frame_is_left_out_while_another_remains(tmp_path):
+    folder = write_clip(tmp_path / "frames", draw_frames(SHIFTS[:4]))
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 2: [moved_points(SHIFTS[2]).tolist()]})
+    line = annotations, folder, "--video", folder, "--out", tmp_path / "o.json"
+    (folder / "img0000.png").write_bytes((folder / "img0000.png").read_bytes()[:300])
+
+    code, said = typed(*line)
+    assert code == 2
+    assert "img0000.png is damaged" in said
+    assert "--skip-broken" in said
+
+    code, said = typed(*line, "--skip-broken")
+    assert code == 0, said
+    assert said.count("left out: img0000.png") == 1
+    assert sorted(read_labels(tmp_path / "o.json")) == [1, 3]
+
+    (folder / "img0002.png").write_bytes(b"")
+    code, said = typed(*line, "--skip-broken")
+    assert code == 2
+    assert "None of the annotated images of cat can be read" in said
+
+
+def test_copies_of_annotated_frames_are_those_frames_and_others_of_their_name_are_not(random, tmp_path):
+    frames = draw_frames(SHIFTS[:3])
+    images = write_clip(tmp_path / "images", frames[:2])
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 1: [moved_points(SHIFTS[1]).tolist()]})
+    folder = write_clip(tmp_path / "frames", [frames[0], frames[2], frames[1]])
+
+    clip = read_clip(annotations, images, folder)
+    labels = [one.target.photo.path for one in label_clip(random, clip)]
+
+    assert labels == [folder / "img0001.png", folder / "img0002.png"]
+
+
+def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_are_told(tmp_path, caplog):
+    frames = draw_frames(SHIFTS[:3])
+    folder = write_clip(tmp_path / "labelled", frames)
+    (folder / "img0001.png").rename(folder / "other_7.png")
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 1: [POINTS]})
+    annotations.write_text(annotations.read_text().replace("img0001.png", "other_7.png"))
+
+    read_clip(annotations, folder, write_gif(tmp_path / "clip.gif", frames))
+
+    assert (
+        "clip.gif: its frames are named img0000.png, img0001.png, ...; 1 annotated pictures (other_7.png)"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

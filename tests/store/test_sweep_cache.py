@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_benchmarks import picture
 
+from semcorr.data.corruptions.weather import Fog, Snow
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.record import ImageRecord
 from semcorr.store.cache import FeatureCache, SweepFeatureCache
@@ -69,6 +70,16 @@ def test_other_pixels_are_computed_anew(tmp_path, other):
     first = cache("key", [shown(path)], held)
 
     assert cache("key", [other(path)], held) is not first
+
+
+def test_other_corruptions_of_an_image_are_computed_anew(tmp_path):
+    image = shown(picture(tmp_path / "a.png"))
+    cache, made = SweepFeatureCache(), []
+    for corruption in (None, Fog(), Fog(severity=4), Fog(seed=1), Snow(), Snow()):
+        changed_image = image._replace(record=image.record._replace(corruption=corruption))
+        cache("key", [changed_image], lambda: made.append(0) or held())
+
+    assert len(made) == 5
 
 
 def test_another_key_or_a_cleared_cache_computes_again(tmp_path):

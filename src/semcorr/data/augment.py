@@ -175,7 +175,7 @@ class Augmentation:
 
     def __call__(self, pair: PairBatch, record: PairRecord, rng: Generator) -> PairBatch:
         """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
-        pair = pair_with_itself(pair, self.grid) if self.grid else pair
+        pair = pair_with_itself(pair, self.grid, record.source.size) if self.grid else pair
         (source, target), geometries = self._augment(pair[:2], record.flip, rng)
         masks = tuple(transform_mask(mask, geometry) for mask, geometry in zip(pair.masks, geometries, strict=False))
         groups = () if self.grid else record.groups
@@ -247,14 +247,22 @@ class Augmentation:
         return [GeometricChange() for _ in views], list(views)
 
 
-def pair_with_itself(pair: PairBatch, count: int) -> PairBatch:
-    """Return the source of a pair twice, with count x count points over the whole square instead of keypoints.
+def pair_with_itself(pair: PairBatch, count: int, size: tuple[int, int]) -> PairBatch:
+    """Return the source of a pair twice, with count x count points over all of its image instead of keypoints.
 
-    Each point is the centre of one of as many equal tiles. What is drawn for the two images then warps them apart.
+    Each point is the centre of one of as many equal tiles; none is in the padding of a view. What is drawn for the two
+    images then warps them apart.
+
+    Args:
+        pair: The pair.
+        count: Points along a side.
+        size: Width and height of the source as stored, in pixels.
     """
-    side = pair.source.image.shape[-1]
-    points = cell_centres((count, count), side / count).flatten(0, 1)
-    view = pair.source._replace(keypoints=points, visible=torch.ones(len(points), dtype=torch.bool))
+    view = pair.source
+    width, height = (torch.tensor(size) * view.scale).round().tolist()  # of the image within the square
+    x, y = cell_centres((1, count), width / count)[0, :, 0], cell_centres((count, 1), height / count)[:, 0, 1]
+    points = torch.cartesian_prod(y, x).flip(-1) + view.offset
+    view = view._replace(keypoints=points, visible=torch.ones(len(points), dtype=torch.bool))
     return pair._replace(source=view, target=view, masks=[mask for mask in pair.masks[:1] for _ in range(2)])
 
 

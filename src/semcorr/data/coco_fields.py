@@ -134,14 +134,14 @@ def _read_point(triple: list, name: str, location: str) -> Point:
     return (float(x), float(y)) if v > 0 else None
 
 
-def read_box(values: object, layout: str, location: str, option: str) -> CocoBox | None:
+def read_box(values: object, layout: str, location: str, option: str = "") -> CocoBox | None:
     """Return a box, or None where there is none, or it has no area.
 
     Args:
         values: The box as in the file.
         layout: Meaning of the four numbers: one of LAYOUTS.
         location: The annotation, for messages.
-        option: The option that gives the layout, for messages.
+        option: The option that gives the layout, for messages; empty if none does.
     """
     if values is None or values == []:
         return None
@@ -156,10 +156,10 @@ def read_box(values: object, layout: str, location: str, option: str) -> CocoBox
     a, b, c, d = map(float, values)
     xywh, corners = ((a, b, c - a, d - b), (a, b, c, d)) if layout == "xyxy" else ((a, b, c, d), (a, b, a + c, b + d))
     if xywh[2] < 0 or xywh[3] < 0:
+        remedy = f"correct it, or change that by {option}." if option else "correct it."
         raise UserError(
             f"{location}: `bbox` {quote_json(values)} has a width or a height below 0. It is read as "
-            f"{LAYOUTS[layout]}; "
-            f"correct it, or change that by {option}."
+            f"{LAYOUTS[layout]}; {remedy}"
         )
     flat = xywh[2] == 0 or xywh[3] == 0 or corners[2] <= corners[0] or corners[3] <= corners[1]
     return None if flat else CocoBox(xywh, corners)

@@ -1,9 +1,12 @@
 """Keypoints that a training does not see, so that a test tells what it has learned of the rest of an object."""
 
+import logging
 from collections.abc import Sequence
 
 from semcorr.core.errors import UserError
 from semcorr.data.record import ImageRecord, PairRecord
+
+log = logging.getLogger(__name__)
 
 HALF = "half"
 
@@ -78,4 +81,11 @@ def hide_keypoints(pairs: Sequence[PairRecord], choice: str | Sequence[int], ben
             hidden.append(pair._replace(source=source, target=target))
     if not hidden:
         raise UserError(f"`data.heldout_keypoints` leaves no pair of {benchmark} a keypoint. Hold out fewer.")
+    if len(hidden) < len(pairs):
+        log.warning(
+            "%s: %d of %d pairs share only keypoints that are held out, and are left out",
+            benchmark,
+            len(pairs) - len(hidden),
+            len(pairs),
+        )
     return hidden

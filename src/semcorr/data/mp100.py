@@ -5,45 +5,33 @@ categories, and pairs/pairs_<subset>.json, lists of {src_file, trg_file, categor
 visible point of one image to the n-th visible one of the other; here points are joined by their number.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import read_json
-from semcorr.data.coco_fields import CocoBox, Id, read_box, read_keypoints, read_size, require_id
 from semcorr.data.datamodule import PairDataModule, PairOptions
+from semcorr.data.mp100_objects import REMEDY, PosedObject, PosedObjects, read_id, read_objects
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
-    Point,
     build_image_record,
     image_size,
     keypoint_bounding_box,
-    log,
     longer_side,
     pad_keypoints,
     require_field,
     require_root,
 )
 
+log = logging.getLogger(__name__)
+
 SUBSETS = ("clothing", "animal_face", "animal_body_unseen", "human_face", "furniture")
 ROOT_REMEDY = "Give data.root=DIR, a folder with mp100, annotations and pairs."
-REMEDY = "Restore the official file."
-
-
-class PosedObject(NamedTuple):
-    """An annotated object of an image."""
-
-    points: Sequence[Point]
-    box: CocoBox | None
-    size: tuple[int, int] | None  # of the image, where the file says it
-    file: Path
-
-
-Objects = Mapping[tuple[str, Id], Sequence[PosedObject]]  # by the image's file and the category's id
 
 
 class MP100(PairDataModule):
@@ -66,7 +54,7 @@ class MP100(PairDataModule):
     def records(self, split: str) -> Sequence[PairRecord]:
         """Return the pairs in the order of their lists, without those of several objects or no common point."""
         require_root(self.root, "MP-100", ROOT_REMEDY)
-        objects, categories = read_objects(self.root / "annotations")
+        objects = read_objects(find_annotations(self.root / "annotations"))
         image = cache(self._build_image)
         pairs, several, apart = [], 0, 0
         for subset in self.subsets:
@@ -79,7 +67,7 @@ class MP100(PairDataModule):
                 if len(source.visible) != len(target.visible) or not (source.visible & target.visible).any():
                     apart += 1
                     continue
-                label = f"{subset}/{categories.get(category, category)}"
+                label = f"{subset}/{objects.names.get(category, category)}"
                 pairs.append(PairRecord(f"{subset}-{number:06d}", label, source, target, longer_side(target.box)))
         for count, reason in ((several, "an image with several objects"), (apart, "no visible point in common")):
             if count:
@@ -97,17 +85,24 @@ class MP100(PairDataModule):
         return build_image_record(name, path, posed.size or image_size(path), posed.points, box, posed.file)
 
 
-def _find_objects(objects: Objects, key: tuple[str, Id], subset: str) -> Sequence[PosedObject]:
+def find_annotations(folder: Path) -> list[Path]:
+    """Find the annotations of the test images of all splits."""
+    if files := sorted(folder.glob("*test*.json")):
+        return files
+    raise UserError(f"{folder} holds no mp100_split*_test.json. {ROOT_REMEDY}")
+
+
+def _find_objects(objects: PosedObjects, key: tuple[str, str], subset: str) -> Sequence[PosedObject]:
     """Return the objects of the pair's category in one of its images."""
-    if found := objects.get(key):
+    if found := objects.by_image.get(key):
         return found
     raise UserError(
         f"pairs_{subset}.json pairs {quote_value(key[0])} as category {key[1]}, which no annotation has. {REMEDY}"
     )
 
 
-def read_pair_list(path: Path) -> list[tuple[tuple[str, str], Id]]:
-    """Read a list: the files of both images, below the folder of the images, and the id of the category."""
+def read_pair_list(path: Path) -> list[tuple[tuple[str, str], str]]:
+    """Read a list: the files of both images, below the folder of the images, and the id of the category as text."""
     if not path.is_file():
         raise UserError(
             f"{path} does not exist. Add MARCO's pair lists (mp100_pairs.zip), or choose another data.subset."
@@ -117,40 +112,10 @@ def read_pair_list(path: Path) -> list[tuple[tuple[str, str], Id]]:
         raise UserError(f"{path} must be a list of pairs. {REMEDY}")
     pairs = []
     for number, entry in enumerate(entries):
-        location = f"{path}, pair {number},"
+        location = f"{path}, pair {number}"
         source, target = (
-            require_file_name(require_field(entry, key, path), f"{location} {key},", folders=True)
+            require_file_name(require_field(entry, key, location), f"{location}, {key},", folders=True)
             for key in ("src_file", "trg_file")
         )
-        require_field(entry, "category_id", path)
-        pairs.append(((source, target), require_id(entry, "category_id", location)))
+        pairs.append(((source, target), str(read_id(entry, "category_id", location))))
     return pairs
-
-
-def read_objects(folder: Path) -> tuple[Objects, Mapping[Id, str]]:
-    """Read the annotations of all test files: the objects that have points, and the names of the categories."""
-    files = sorted(folder.glob("*test*.json"))
-    if not files:
-        raise UserError(f"{folder} holds no mp100_split*_test.json. {ROOT_REMEDY}")
-    objects: dict[tuple[str, Id], list[PosedObject]] = {}
-    categories: dict[Id, str] = {}
-    for file in files:
-        content = read_json(file, REMEDY)
-        images = {require_id(entry, "id", str(file)): entry for entry in require_field(content, "images", file)}
-        for entry in content.get("categories", []) if isinstance(content, Mapping) else []:
-            categories[require_id(entry, "id", str(file))] = str(entry.get("name"))
-        for number, entry in enumerate(require_field(content, "annotations", file)):
-            location = f"{file}, annotations[{number}]"
-            values = entry.get("keypoints") or []
-            points, _ = read_keypoints(values, [str(i) for i in range(len(values) // 3)], location)
-            if not any(point is not None for point in points):
-                continue
-            image = images.get(require_id(entry, "image_id", location))
-            if image is None:
-                raise UserError(
-                    f"{location} names image_id {entry['image_id']}, which the file does not define. {REMEDY}"
-                )
-            box, size = read_box(entry.get("bbox"), "xywh", location, "data.root"), read_size(image, str(file))
-            key = (str(require_field(image, "file_name", file)), require_id(entry, "category_id", location))
-            objects.setdefault(key, []).append(PosedObject(tuple(points), box, size, file))
-    return objects, categories

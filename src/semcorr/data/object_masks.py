@@ -30,11 +30,12 @@ def read_segmentation(record: ImageRecord, remedy: str) -> Bool[Tensor, "h w"]:
 
 
 def box_pixels(record: ImageRecord) -> Bool[Tensor, "h w"]:
-    """Return the pixels of the box, those that it cuts through included if it covers half of them or more."""
+    """Return the pixels of the box, those that it cuts through included; none, if it lies beside the image."""
     width, height = record.size
     inside = torch.zeros(height, width, dtype=torch.bool)
     x1, y1, x2, y2 = record.box
-    inside[max(0, round(y1)) : round(y2) + 1, max(0, round(x1)) : round(x2) + 1] = True
+    rows, columns = (slice(max(0, round(a)), max(0, round(b) + 1)) for a, b in ((y1, y2), (x1, x2)))
+    inside[rows, columns] = True
     return inside
 
 

@@ -71,8 +71,8 @@ def build_image_record(
     name: str,
     path: Path,
     size: tuple[int, int],
-    keypoints: Sequence[Point],
-    box: Sequence[float],
+    keypoints: Sequence[object],
+    box: object,
     source: Path,
     upright: bool = False,
 ) -> ImageRecord:
@@ -82,8 +82,8 @@ def build_image_record(
         name: The image's id.
         path: The image file.
         size: Width and height in pixels.
-        keypoints: One entry per original id, None where there is none.
-        box: x1 y1 x2 y2.
+        keypoints: One entry per original id, x y, or None where there is none; as in the file.
+        box: x1 y1 x2 y2; as in the file.
         source: The annotation file, for the messages.
         upright: Coordinates refer to the picture as viewers show it, as users' own do; False: to the stored pixels.
 
@@ -96,19 +96,21 @@ def build_image_record(
         raise UserError(
             f"{source}: box {_quote_values(box)} of {name} must be x1 y1 x2 y2 with x1 < x2 and y1 < y2. Correct it."
         )
+    points: list[Sequence[float]] = []
     for i, point in enumerate(keypoints):
         if point is not None and not _is_point(point):
             raise UserError(
                 f"{source}: keypoint {i} of {name} is {_quote_values(point)}; it must be two finite numbers. "
                 "Correct it."
             )
-    points = torch.tensor([[0.0, 0.0] if p is None else list(map(float, p)) for p in keypoints], dtype=torch.float32)
+        points.append((0.0, 0.0) if point is None else (float(point[0]), float(point[1])))
     visible = torch.tensor([p is not None for p in keypoints])
     x1, y1, x2, y2 = map(float, box)
-    return ImageRecord(name, path, size, points, visible, (x1, y1, x2, y2), upright=upright)
+    places = torch.tensor(points, dtype=torch.float32)
+    return ImageRecord(name, path, size, places, visible, (x1, y1, x2, y2), upright=upright)
 
 
-def _is_box(box: object) -> bool:
+def _is_box(box: object) -> TypeGuard[Sequence[float]]:
     if not isinstance(box, list | tuple) or len(box) != 4 or not (_is_point(box[:2]) and _is_point(box[2:])):
         return False
     return bool(box[2] > box[0] and box[3] > box[1])
@@ -118,7 +120,7 @@ def _quote_values(values: object) -> str:
     return quote_value(list(values) if isinstance(values, tuple) else values)
 
 
-def _is_point(point: object) -> bool:
+def _is_point(point: object) -> TypeGuard[Sequence[float]]:
     if not isinstance(point, list | tuple) or len(point) != 2:
         return False
     return all(is_number(value) and math.isfinite(value) for value in point)
@@ -272,11 +274,22 @@ def read_annotation(path: Path) -> JsonObject:
     return content if isinstance(content, dict) else {}
 
 
-def require_field(entry: object, key: str, path: Path) -> Any:
-    """Return a field of an annotation; an error names the file and the field."""
+def require_field(entry: object, key: str, location: Path | str) -> Any:
+    """Return a field of an annotation; an error names the file, or the place in it, and the field."""
     if not isinstance(entry, Mapping) or key not in entry:
-        raise UserError(f"{path}: no field `{key}`. Restore the official annotation file.")
+        raise UserError(f"{location}: no field `{key}`. Restore the official annotation file.")
     return entry[key]
+
+
+def require_list(entry: object, key: str, location: Path | str) -> list:
+    """Return a field that is a list; an error names the file, or the place in it, and the field."""
+    values = require_field(entry, key, location)
+    if not isinstance(values, list):
+        raise UserError(
+            f"{location}: field `{key}` is {quote_value(values)}; it must be a list. Restore the official annotation "
+            "file."
+        )
+    return values
 
 
 def require_whole_number(entry: object, key: str, path: Path) -> int:

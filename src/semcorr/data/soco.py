@@ -5,7 +5,9 @@ that is read. PCK@bbox. The authors place images in the upper left corner of a w
 with black beside it.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
@@ -14,21 +16,23 @@ from typing import NamedTuple
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import JsonObject
+from semcorr.data.coco_fields import Id, require_id
 from semcorr.data.datamodule import OfficialCounts, PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import Groups
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
-    Point,
     build_image_record,
-    log,
     longer_side,
     pad_keypoints,
     read_annotation,
     require_field,
+    require_list,
     require_root,
 )
+
+log = logging.getLogger(__name__)
 
 FOLDERS = MappingProxyType(
     {
@@ -39,6 +43,7 @@ FOLDERS = MappingProxyType(
         "cross": "cross",
     }
 )
+NUMBERED = ("trainsplits/train", "trainsplits/test")  # folders whose keypoints are numbered together
 VALIDATES = 10  # one training pair of a group in so many validates
 HUB = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
 REMEDY = "Unpack PairAnnotations.zip again."
@@ -50,9 +55,9 @@ class SOCOSide(NamedTuple):
     name: str
     path: Path
     size: tuple[int, int]
-    box: Sequence[float]
-    points: Mapping[str, Sequence[float]]  # by their names
-    concepts: Mapping[str, object]  # of the points, by their names
+    box: object  # as in the file
+    points: Mapping[str, object]  # by their names, as in the file
+    concepts: Mapping[str, Id]  # of the points that have one, by their names
 
 
 class SOCOPair(NamedTuple):
@@ -71,7 +76,8 @@ class SOCO(PairDataModule):
     `train` and `test` are the predefined halves of the pairs within categories, of which every tenth training pair of a
     category is `val`; `intra` are all pairs within categories, `cross` those across related ones. A category is the
     pair's group, by which the authors average. The geometry-aware subset is ours: a point belongs to it if the target
-    shows another point of the same concept.
+    shows another point of the same concept. A keypoint's row may differ between splits, but
+    not where `heldout_keypoints` compares them.
     """
 
     name = "soco"
@@ -92,7 +98,7 @@ class SOCO(PairDataModule):
         """Return the pairs sorted by group and file."""
         require_root(self.root, "SOCO", "Run `python -m semcorr.prepare soco`, or give data.root=DIR.")
         folder = self.root / "PairAnnotations" / FOLDERS[split]
-        files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, file.name))
+        files = list_pair_files(folder)
         if not files:
             raise UserError(f"{folder} holds no <group>/*.json: {self.root} is not SOCO's whole tree. {REMEDY}")
         if split in ("train", "val"):
@@ -104,7 +110,29 @@ class SOCO(PairDataModule):
             log.warning(
                 "%s: %d of %d pairs share no point and are left out", folder, len(pairs) - len(scored), len(pairs)
             )
-        return pad_keypoints(build_soco_pairs(scored))
+        is_numbered = self.heldout_keypoints is not None and FOLDERS[split] in NUMBERED  # else no need to read them all
+        names = self.trained_names if is_numbered else list_names(scored)
+        return pad_keypoints(build_soco_pairs(scored, names))
+
+    @cached_property
+    def trained_names(self) -> Mapping[str, Sequence[str]]:
+        """The names of the keypoints of all pairs that are trained on or tested, by group: one row is one point."""
+        files = (file for name in NUMBERED for file in list_pair_files(self.root / "PairAnnotations" / name))
+        return list_names(read_soco_pair(file, self.root) for file in files)
+
+
+def list_pair_files(folder: Path) -> list[Path]:
+    """List the annotations of pairs, sorted by group and file."""
+    return sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, file.name))
+
+
+def list_names(pairs: Iterable[SOCOPair]) -> dict[str, list[str]]:
+    """List the names of the keypoints of each group, sorted; of pairs that have a point to score."""
+    names: dict[str, set[str]] = {}
+    for pair in pairs:
+        if pair.overlap:
+            names.setdefault(pair.group, set()).update(pair.source.points, pair.target.points)
+    return {group: sorted(members) for group, members in names.items()}
 
 
 def read_soco_pair(file: Path, root: Path) -> SOCOPair:
@@ -115,7 +143,7 @@ def read_soco_pair(file: Path, root: Path) -> SOCOPair:
     """
     entry = read_annotation(file)
     source, target = (_read_side(entry, side, file, root) for side in ("src", "trg"))
-    overlap = [str(name) for name in require_field(entry, "semantic_overlap", file)]
+    overlap = [str(name) for name in require_list(entry, "semantic_overlap", file)]
     for name in overlap:
         if name not in source.points or name not in target.points:
             raise UserError(
@@ -129,31 +157,42 @@ def _read_side(entry: JsonObject, side: str, file: Path, root: Path) -> SOCOSide
     category = require_file_name(entry.get(f"{side}_category") or entry.get("category"), f"{file}, `{side}_category`,")
     image = require_file_name(require_field(entry, f"{side}_image", file), f"{file}, field `{side}_image`,")
     size = require_field(entry, f"{side}_imsize", file)
-    if not isinstance(size, list) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise UserError(f"{file}: field `{side}_imsize` must be [width, height], got {quote_value(size)}. {REMEDY}")
-    keypoints = require_field(entry, f"{side}_keypoints", file)
-    points = {str(require_field(k, "name", file)): require_field(k, "pos", file) for k in keypoints}
-    if len(points) < len(keypoints):
+    keypoints = require_list(entry, f"{side}_keypoints", file)
+    positions = {str(require_field(k, "name", file)): require_field(k, "pos", file) for k in keypoints}
+    if len(positions) < len(keypoints):
         raise UserError(f"{file}: two of `{side}_keypoints` have one name, by which points are joined. {REMEDY}")
-    box = entry.get(f"{side}_bndbox") or [0, 0, *size]  # without one the image is the extent, as in the authors' code
-    concepts = {str(k["name"]): k.get("concept_id") for k in keypoints}
+    points = {name: position for name, position in positions.items() if position is not None}
+    box = entry.get(f"{side}_bndbox")
+    box = [0, 0, *size] if box in (None, []) else box  # the image is the extent then, as in the authors' code
+    concepts = {
+        str(k["name"]): require_id(k, "concept_id", f"{file}, `{side}_keypoints`")
+        for k in keypoints
+        if k.get("concept_id") is not None
+    }
     name = f"{category}/{Path(image).stem}"
     return SOCOSide(name, root / "Images" / category / image, (size[0], size[1]), box, points, concepts)
 
 
-def build_soco_pairs(pairs: Iterable[SOCOPair]) -> list[PairRecord]:
-    """Build the records of pairs; a keypoint's row is the place of its name among those of the pair's group, sorted."""
+def build_soco_pairs(pairs: Iterable[SOCOPair], names: Mapping[str, Sequence[str]]) -> list[PairRecord]:
+    """Build the records of pairs; a keypoint's row is the place of its name among those of the pair's group.
+
+    Args:
+        pairs: The pairs.
+        names: Names of the keypoints, by group.
+    """
     by_group: dict[str, list[SOCOPair]] = {}
     for pair in pairs:
         by_group.setdefault(pair.group, []).append(pair)
     records = []
     for group, members in by_group.items():
-        names = sorted({name for pair in members for side in (pair.source, pair.target) for name in side.points})
-        concepts = concept_groups(names, members)
+        rows = names[group]
+        concepts = concept_groups(rows, members)
         for pair in members:
             unscored = pair.source.points.keys() & pair.target.points.keys() - set(pair.overlap)
-            source = _build_image(pair.source, [n for n in names if n not in unscored], names, pair.file)
-            target = _build_image(pair.target, names, names, pair.file)
+            source = _build_image(pair.source, [name for name in rows if name not in unscored], rows, pair.file)
+            target = _build_image(pair.target, rows, rows, pair.file)
             name = f"{pair.file.parent.name}/{pair.file.stem}"
             records.append(PairRecord(name, group, source, target, longer_side(target.box), concepts))
     return records
@@ -161,15 +200,15 @@ def build_soco_pairs(pairs: Iterable[SOCOPair]) -> list[PairRecord]:
 
 def concept_groups(names: Sequence[str], pairs: Iterable[SOCOPair]) -> Groups:
     """Return the rows of points of one concept, such as all wheels, where there are several of it."""
-    concepts: dict[object, set[int]] = {}
+    concepts: dict[str, set[int]] = {}
     rows = {name: row for row, name in enumerate(names)}
     for side in (side for pair in pairs for side in (pair.source, pair.target)):
         for name, concept in side.concepts.items():
-            if concept is not None:
-                concepts.setdefault(concept, set()).add(rows[name])
+            if name in rows:
+                concepts.setdefault(str(concept), set()).add(rows[name])
     return tuple(tuple(sorted(group)) for group in concepts.values() if len(group) > 1)
 
 
 def _build_image(side: SOCOSide, kept: Sequence[str], names: Sequence[str], file: Path) -> ImageRecord:
-    points: list[Point] = [side.points.get(name) if name in kept else None for name in names]
+    points = [side.points.get(name) if name in kept else None for name in names]
     return build_image_record(side.name, side.path, side.size, points, side.box, file)

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 from PIL import Image
@@ -18,7 +17,8 @@ from semcorr.data.pictures import Picture, list_pictures
 log = logging.getLogger(__name__)
 
 REMEDY = (
-    "Give a video file, or a folder of frames, as `ffmpeg -i video.mp4 -start_number 0 frames/%06d.png` writes them"
+    "Give a video file, or a folder of frames, as `ffmpeg -i video.mp4 -fps_mode passthrough -start_number 0 "
+    "frames/%06d.png` writes them"
 )
 QUARTERS = {  # frames are stored turned, and say by how many degrees, counterclockwise, a player turns them
     90: Image.Transpose.ROTATE_90,
@@ -106,17 +106,23 @@ def _decode_video(path: Path) -> Iterator[Picture]:
     """Decode the frames of the first video stream of a file."""
     import av
 
-    numbers = count()
-    place = str(path)
-    try:
-        with av.open(str(path)) as container:
+    place, number = str(path), -1
+    try:  # by its absolute path: of a relative one, what is before a colon would be a protocol
+        with av.open(str(path.absolute()), metadata_errors="replace") as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:  # decoding without a codec would end the process
                 raise UserError(f"{path} has no stream of video that can be decoded. {REMEDY}")
             stream.thread_type = "AUTO"
-            for number, frame in zip(numbers, container.decode(stream), strict=False):
+            for number, frame in enumerate(container.decode(stream)):
                 place = f"{path}, after frame {number}"
                 yield _to_picture(frame.to_image(), frame.rotation, f"{path}, frame {number}")
+            if stream.frames not in (0, number + 1):  # 0: the file does not say
+                log.warning(
+                    "%s says that it has %d frames, and %d are decoded: other tools may number them otherwise",
+                    path,
+                    stream.frames,
+                    number + 1,
+                )
     except av.FFmpegError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{place} is damaged or no video ({reason}). {REMEDY}") from None

@@ -232,4 +232,5 @@ def _identity(image: ImageVariant) -> tuple[object, ...]:
         state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError:  # opening the file raises the error
         state = None
-    return image.name, record.path, record.upright, record.mirrored, state
+    change = record.corruption.identity(record.name) if record.corruption else None
+    return image.name, record.path, record.upright, record.mirrored, change, state

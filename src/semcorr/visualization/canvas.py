@@ -9,10 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-from semcorr.data.record import ImageRecord
-from semcorr.data.views import load_image
+from PIL import Image, ImageDraw, ImageFont
 
 Colour = tuple[int, int, int]
 Point = Sequence[float]  # x, y
@@ -165,13 +162,6 @@ def stack_grid(tiles: Sequence[Image.Image], columns: int, gap: int) -> Image.Im
             canvas.paste(tile, (gap + i * (width + gap), y))
         y += height + gap
     return canvas
-
-
-def read_pixels(image: ImageRecord) -> Image.Image:
-    """Read an image as it is matched: upright, corrupted and mirrored, where its record says so."""
-    pixels = load_image(image.path, image.upright)
-    pixels = pixels if image.corruption is None else image.corruption(pixels, image.name)
-    return ImageOps.mirror(pixels) if image.mirrored else pixels
 
 
 def _box(centre: Point, radius: float) -> tuple[float, float, float, float]:

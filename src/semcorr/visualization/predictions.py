@@ -10,6 +10,7 @@ from semcorr.core.files import replace_file
 from semcorr.core.terminal import escape_controls
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.record import PairRecord
+from semcorr.data.views import load_record
 from semcorr.metrics.pck import INCLUSIVE, Tolerance
 from semcorr.visualization.canvas import (
     PAPER,
@@ -23,7 +24,6 @@ from semcorr.visualization.canvas import (
     draw_disc,
     draw_ring,
     fit_size,
-    read_pixels,
     shorten_text,
     stack_grid,
     text_width,
@@ -88,7 +88,7 @@ def plot_pair(
         (side * (SIDE + GAP) + (SIDE - w) // 2, (height - h) // 2) for side, (w, h) in enumerate(sizes)
     ]  # upper left corners
     for image, size, (x, y) in zip((pair.source, pair.target), sizes, places, strict=True):
-        canvas.paste(read_pixels(image).resize((ZOOM * size[0], ZOOM * size[1])), (ZOOM * x, ZOOM * y))
+        canvas.paste(load_record(image).resize((ZOOM * size[0], ZOOM * size[1])), (ZOOM * x, ZOOM * y))
     draw = ImageDraw.Draw(canvas, "RGBA")
     scales = [size[0] / image.size[0] for size, image in zip(sizes, (pair.source, pair.target), strict=True)]
     ends = [

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.dataset import PairDataset
 from semcorr.data.record import PairRecord
-from semcorr.data.views import SquareFit, fit_to_square
+from semcorr.data.views import SquareFit, fit_to_square, load_record
 from semcorr.metrics.predictions import Predictions
 from semcorr.visualization.canvas import (
     PAPER,
@@ -26,7 +26,6 @@ from semcorr.visualization.canvas import (
     fit_size,
     hstack_images,
     overlay_map,
-    read_pixels,
     stack_grid,
 )
 
@@ -85,7 +84,7 @@ def plot_similarity(
     batch = default_collate([PairDataset([pair], data.size, data.resize)[0]])
     on_device = move_data_to_device(batch, module.device)
     similarity = module(on_device.source, on_device.target)[0, keypoint].float().cpu()
-    left, right = (read_pixels(image).resize(fit_size(image.size, SIDE, SIDE)) for image in (pair.source, pair.target))
+    left, right = (load_record(image).resize(fit_size(image.size, SIDE, SIDE)) for image in (pair.source, pair.target))
     values = crop_to_image(similarity, fit_to_square(pair.target.size, data.size, data.resize), data.size, right.size)
     right, bar = overlay_map(right, values, OPACITY)
     _mark(left, pair.source.keypoints[keypoint].tolist(), pair.source.size, QUERY)

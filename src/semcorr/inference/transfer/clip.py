@@ -28,7 +28,7 @@ from semcorr.inference.transfer.objects import (
     build_object,
     category_name,
 )
-from semcorr.inference.transfer.pipeline import limit_points, open_object_image
+from semcorr.inference.transfer.pipeline import limit_points, open_or_skip, require_sources
 from semcorr.inference.transfer.propagate import LabelledSource, check_rule, propagate
 from semcorr.visualization.clip_sheet import ClipSheet
 from semcorr.visualization.predictions import save_plot
@@ -47,7 +47,8 @@ class Track(NamedTuple):
 
     def target(self, photo: TransferImage) -> AnnotatedObject:
         """Return the object in a frame, of which nothing is annotated."""
-        return build_object(None, photo, self.category["id"], None, [None] * len(self.category["keypoints"]))
+        points = [None] * len(self.category["keypoints"])
+        return build_object(None, photo, self.category["id"], None, points, self.sources[0].individual)
 
 
 class AnnotatedClip(NamedTuple):
@@ -93,7 +94,7 @@ def read_clip(path: Path, folder: Path, video: Path, layout: str = "xywh", first
 def build_tracks(
     sources: Mapping[Id, Sequence[AnnotatedObject]], categories: Mapping[Id, JsonMapping], path: Path
 ) -> list[Track]:
-    """Return the objects to follow: one of each category, or all of one annotated frame.
+    """Return the objects to follow: each individual that has a name; else one of each category, or all of one frame.
 
     Raises:
         UserError: Several objects of a category are annotated in several frames: which is which, no file says.
@@ -102,7 +103,10 @@ def build_tracks(
     for category_id, objects in sources.items():
         category = categories[category_id]
         photos = {item.photo.path.resolve() for item in objects}
-        if len(photos) == len(objects):
+        names = dict.fromkeys(item.individual for item in objects)
+        if None not in names:
+            tracks += [Track(category, [item for item in objects if item.individual == name]) for name in names]
+        elif len(photos) == len(objects):
             tracks.append(Track(category, objects))
         elif len(photos) == 1:
             tracks += [Track(category, [item]) for item in objects]
@@ -148,7 +152,7 @@ def label_clip(
     count = None if content.clip.photos is None else len(content.clip.photos)
     text = "frames" if count is None else f"{count:,} frame{'s'[: count != 1]}"
     with Stage(f"Labelling {text} on {matcher.device}", count) as stage:
-        sources, labelled = encode_sources(matcher, content.tracks, unrotated_images), False
+        sources, labelled = encode_sources(matcher, content.tracks, skipped_images, unrotated_images), False
         for frame, target in encode_frames(matcher, content.clip.read(skipped_images, unrotated_images)):
             labels = [
                 label_frame(matcher, track, track_sources, frame, target, use, min_score)
@@ -166,19 +170,32 @@ def label_clip(
 
 
 def encode_sources(
-    matcher: Matcher, tracks: Sequence[Track], unrotated_images: list[str]
+    matcher: Matcher,
+    tracks: Sequence[Track],
+    skipped_images: list[dict[str, str]] | None,
+    unrotated_images: list[str],
 ) -> list[list[LabelledSource]]:
-    """Encode every annotated frame once and whole, as the others are; return the sources of each track."""
-    encoded: dict[Id, EncodedPicture] = {}
+    """Encode every annotated frame once and whole, as the others are; return the sources of each track.
+
+    Args:
+        matcher: Matcher that encodes the frames.
+        tracks: Objects that are followed.
+        skipped_images: List to which broken frames are added, while a track has others; None refuses them.
+        unrotated_images: List to which the names of frames are added whose annotations are as stored.
+    """
+    encoded: dict[Id, EncodedPicture | None] = {}  # None: broken
     sources: list[list[LabelledSource]] = []
     for track in tracks:
         sources.append([])
         for item in track.sources:
             if item.photo.id not in encoded:
-                encoded[item.photo.id] = matcher.encode(open_object_image(item, unrotated_images))
-            picture = encoded[item.photo.id]
+                opened = open_or_skip(item, skipped_images, unrotated_images)
+                encoded[item.photo.id] = None if opened is None else matcher.encode(opened)
+            if (picture := encoded[item.photo.id]) is None:
+                continue
             points = picture.placement.to_view(limit_points(item, picture.size)).to(matcher.device)
             sources[-1].append(LabelledSource(picture, points, item.keypoint_mask.to(matcher.device), item.id))
+        require_sources(sources[-1], track.category)
     return sources
 
 
@@ -240,7 +257,9 @@ def draw_clip(tracks: Sequence[Track], folder: Path | None) -> Iterator[ClipShee
     several = len(tracks) > 1
     sheet = ClipSheet(
         [
-            f"{category_name(track.category)} {number}: {name}" if several else str(name)
+            f"{track.sources[0].individual or f'{category_name(track.category)} {number}'}: {name}"
+            if several
+            else str(name)
             for number, track in enumerate(tracks, 1)
             for name in track.category["keypoints"]
         ]

@@ -1,5 +1,7 @@
 """The frames of a clip, a folder or a video file, under the names that annotation tools know them by."""
 
+import filecmp
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import count
@@ -14,6 +16,9 @@ from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture, read_annotated
 from semcorr.data.video import list_frames, read_frames, require_video
 from semcorr.inference.transfer.objects import TransferImage
+from semcorr.inference.transfer.pipeline import note_broken
+
+log = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(.*?)([0-9]{1,18})(\.[A-Za-z][A-Za-z0-9]*)?", re.DOTALL)  # prefix, number, ending
 THUMBNAIL = (32, 32)  # size at which two frames are compared
@@ -110,7 +115,8 @@ class Clip(NamedTuple):
 
     def _read_file(self, skipped_images: list[dict[str, str]] | None) -> Iterator[ClipFrame]:
         """Read the frames of a video file."""
-        frames, new_ids, previous = read_frames(self.path), count(self.next_id), None
+        frames, new_ids = read_frames(self.path), count(self.next_id)
+        previous: ClipFrame | None = None
         for index in count():
             photo = self._photo(index, new_ids)
             try:
@@ -122,41 +128,41 @@ class Clip(NamedTuple):
                 return
             if picture is None:
                 return
+            frame = ClipFrame(photo, picture)
             if photo.name in self.annotated:
-                require_same_frame(photo, picture, previous, self.names.first)
-            previous = picture
-            yield ClipFrame(photo, picture)
+                require_same_frame(frame, previous, "before", self.names.first)
+            if previous is not None and previous.photo.name in self.annotated:
+                require_same_frame(previous, frame, "after", self.names.first)
+            previous = frame
+            yield frame
 
 
-def note_broken(name: str, error: UserError, skipped_images: list[dict[str, str]] | None) -> None:
-    """Note a broken frame, or refuse it if there is no list for it."""
-    if skipped_images is None:
-        raise UserError(f"{error}. With --skip-broken it is left out") from None
-    skipped_images.append({"file_name": name, "reason": str(error)})
-
-
-def require_same_frame(photo: TransferImage, frame: Picture, previous: Picture | None, first: int) -> None:
+def require_same_frame(frame: ClipFrame, other: ClipFrame | None, place: str, first: int) -> None:
     """Refuse a frame that is not the annotated picture of its name, as where frames are counted from 1 and not from 0.
 
     Args:
-        photo: The annotated picture.
-        frame: The frame of its number.
-        previous: The frame before.
+        frame: The frame, and the annotated picture of its number.
+        other: The frame beside it, if there is one.
+        place: Where that is: `before` or `after` it.
         first: Number of the first frame.
     """
-    picture, _ = read_annotated(photo.path, photo.size)
-    if picture.size != frame.size:
+    path, picture = frame.photo.path, read_annotated(frame.photo.path, frame.photo.size)[0]
+    if picture.size != frame.picture.size:
         raise UserError(
-            f"{photo.path} is {picture.size[0]} x {picture.size[1]} pixels, and {frame.name} is {frame.size[0]} x "
-            f"{frame.size[1]}. Annotate frames at the size of the video"
+            f"{path} is {picture.size[0]} x {picture.size[1]} pixels, and {frame.picture.name} is "
+            f"{frame.picture.size[0]} x {frame.picture.size[1]}. Annotate frames at the size of the video"
         )
-    if previous is None or previous.size != frame.size:
+    if other is None or other.picture.size != picture.size:
         return
-    here, before = (_difference(picture.image, other.image) for other in (frame, previous))
-    if before < 0.5 * here:
+    here, beside = (_difference(picture.image, each.picture.image) for each in (frame, other))
+    if beside < 0.5 * here:
+        number = first + 1 if place == "before" else first - 1
+        remedy = (
+            f"Give --first {number} if the first frame is numbered so" if number >= 0 else "Give a folder of the frames"
+        )
         raise UserError(
-            f"{photo.path} is the frame before {frame.name}: names of frames are numbered from {first} here. Give "
-            f"--first {first + 1} if the first frame is numbered so"
+            f"{path} is the frame {place} {frame.picture.name}: names of frames are numbered from {first} here. "
+            f"{remedy}"
         )
 
 
@@ -189,16 +195,42 @@ def open_clip(
     frame_names = derive_names(names, first or 0)
     if not path.is_dir():
         require_video(path)
+        warn_other_names(names, frame_names, path)
         return Clip(path, None, frame_names, known, frozenset(names), folder, next_id)
     if first is not None:
         raise UserError(f"--first numbers the frames of a video file, and {path} is a folder. Leave it out")
     by_path = {image.path.resolve(): image for image in known.values()}
     new_ids = count(next_id)
-    photos = [
-        by_path.get(file.resolve()) or TransferImage(next(new_ids), _name_frame(file, folder), file, None)
-        for file in list_frames(path)
-    ]
+    photos = []
+    for file in list_frames(path):
+        name = _name_frame(file, folder)
+        photo = by_path.get(file.resolve()) or _find_copy(file, known.get(name))
+        photos.append(photo or TransferImage(next(new_ids), name, file, None))
     return Clip(path, photos, frame_names, known, frozenset(names), folder, next_id)
+
+
+def warn_other_names(names: Iterable[str], frame_names: FrameNames, path: Path) -> None:
+    """Warn of annotated pictures that are named by a number, and not as the frames of a file are."""
+    others = [name for name in names if NUMBERED.fullmatch(name) and frame_names.find_index(name) is None]
+    if others:
+        log.warning(
+            "%s: its frames are named %s, %s, ...; %d annotated pictures (%s%s) are named otherwise, and count as none "
+            "of them",
+            path,
+            frame_names.name(0),
+            frame_names.name(1),
+            len(others),
+            ", ".join(others[:3]),
+            ", ..." if len(others) > 3 else "",
+        )
+
+
+def _find_copy(file: Path, image: TransferImage | None) -> TransferImage | None:
+    """Return the image of a frame's name, if the frame is a copy of it, as of annotated frames that lie elsewhere."""
+    try:
+        return image if image is not None and filecmp.cmp(file, image.path, shallow=False) else None
+    except OSError:  # who reads the frame says what is wrong
+        return None
 
 
 def _name_frame(file: Path, folder: Path) -> str:

@@ -60,6 +60,7 @@ class AnnotatedObject(NamedTuple):
     box: Box | None
     points: Float[Tensor, "k 2"]  # original pixels; (0, 0) where not annotated
     keypoint_mask: Bool[Tensor, " k"]  # keypoints that are annotated
+    individual: str | None = None  # its name, where a file says which objects of several images are the same
 
 
 class AnnotationFile(NamedTuple):
@@ -82,7 +83,12 @@ class Annotations(NamedTuple):
 
 
 def build_object(
-    object_id: Id | None, photo: TransferImage, category: Id, box: Box | None, points: Iterable[Point]
+    object_id: Id | None,
+    photo: TransferImage,
+    category: Id,
+    box: Box | None,
+    points: Iterable[Point],
+    individual: str | None = None,
 ) -> AnnotatedObject:
     """Return an object of points, which are None where a keypoint is not annotated."""
     places = list(points)
@@ -93,6 +99,7 @@ def build_object(
         box,
         torch.tensor([point or (0.0, 0.0) for point in places]).reshape(-1, 2),
         torch.tensor([point is not None for point in places], dtype=torch.bool),
+        individual,
     )
 
 

@@ -90,12 +90,9 @@ def _encode_sources(
     """Encode all sources whose images can be read."""
     sources: list[LabelledSource] = []
     for item in objects:
-        if (picture := _open_or_skip(item, skipped_images, unrotated_images)) is not None:
+        if (picture := open_or_skip(item, skipped_images, unrotated_images)) is not None:
             sources += open_source(matcher, item, category, flip, picture)
-    if not sources:
-        raise UserError(
-            f"None of the annotated images of {category_name(category)} can be read. Restore one of them, at least"
-        )
+    require_sources(sources, category)
     return sources
 
 
@@ -153,7 +150,7 @@ def _label_chunk(
     items = [
         (item, name, picture)
         for item, name in targets
-        if (picture := _open_or_skip(item, skipped_images, unrotated_images)) is not None
+        if (picture := open_or_skip(item, skipped_images, unrotated_images)) is not None
     ]
     crops = [crop_picture(picture, item.box) for item, _, picture in items]
     for (item, name, picture), crop, target in zip(
@@ -183,16 +180,28 @@ def open_object_image(item: AnnotatedObject, unrotated_images: list[str] | None 
     return picture
 
 
-def _open_or_skip(
+def open_or_skip(
     item: AnnotatedObject, skipped_images: list[dict[str, str]] | None, unrotated_images: list[str]
 ) -> Picture | None:
     """Open the image of an object; note a broken one in `skipped_images` and return None."""
     try:
         return open_object_image(item, unrotated_images)
     except UserError as error:
-        if skipped_images is None:
-            raise UserError(f"{error}. With --skip-broken it is left out") from None
-        # Another object of the image may have added it already.
-        if (note := {"file_name": item.photo.name, "reason": str(error)}) not in skipped_images:
-            skipped_images.append(note)
+        note_broken(item.photo.name, error, skipped_images)
         return None
+
+
+def note_broken(name: str, error: UserError, skipped_images: list[dict[str, str]] | None) -> None:
+    """Note a broken image, once, or refuse it if there is no list for it."""
+    if skipped_images is None:
+        raise UserError(f"{error}. With --skip-broken it is left out") from None
+    if (note := {"file_name": name, "reason": str(error)}) not in skipped_images:  # another object may have added it
+        skipped_images.append(note)
+
+
+def require_sources(sources: Sequence[LabelledSource], category: JsonMapping) -> None:
+    """Refuse a category none of whose annotated images can be read."""
+    if not sources:
+        raise UserError(
+            f"None of the annotated images of {category_name(category)} can be read. Restore one of them, at least"
+        )

@@ -75,7 +75,8 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
             order = parts[groups[tuple(sorted(by_part))][0]]  # of the category
             points = [_read_point(row.cells, by_part[part], f"{where}, {quote_value(part)}") for part in order]
             if any(point is not None for point in points):
-                objects.append(build_object(len(objects) + 1, images[number], ids[individual], None, points))
+                key, category = len(objects) + 1, ids[individual]
+                objects.append(build_object(key, images[number], category, None, points, individual))
     if any(column.coord == "likelihood" for column in columns):
         log.warning("%s has likelihoods, as labels of a network: they are read as annotations, however likely", path)
     warn_notes(path, notes)

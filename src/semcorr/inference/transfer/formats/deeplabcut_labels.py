@@ -75,18 +75,25 @@ def _row_cells(
     individuals: Sequence[tuple[str | None, Id]],
     categories: Mapping[Id, JsonMapping],
 ) -> list[object]:
-    """Return x, y and likelihood of each body part of each individual; labels go to individuals of their category."""
-    waiting = list(labels)
+    """Return x, y and likelihood of each body part of each individual.
+
+    Labels go to the individual that they are of, and those of none to the next one of their category.
+    """
+    named: dict[str | None, KeypointLabel] = {
+        label.target.individual: label for label in labels if label.target.individual is not None
+    }
+    waiting = [label for label in labels if label.target.individual is None]
     cells: list[object] = []
-    for _, category in individuals:
-        label = next((label for label in waiting if label.target.category == category), None)
+    for name, category in individuals:
+        label = named.pop(name, None) or next((label for label in waiting if label.target.category == category), None)
         if label is None:
             cells += [None] * len(COORDS) * len(categories[category]["keypoints"])
             continue
-        waiting.remove(label)
+        waiting = [other for other in waiting if other is not label]
         rows = zip(label.points.tolist(), label.scores.tolist(), label.valid.tolist(), strict=True)
         for (x, y), score, valid in rows:
             cells += [*((round(x, 2), round(y, 2)) if valid else (None, None)), round(score, 4)]
+    assert not named
     assert not waiting
     return cells
 
