@@ -124,7 +124,7 @@ class WindowDecoder(nn.Module):
     @check_arguments("head")
     def __init__(self, channels: Count, fineness: Fineness = 4, dropout: Dropout = 0.3, window: Window = 5) -> None:
         super().__init__()
-        self.network, self.window = DecoderNetwork(channels, fineness, dropout), window
+        self.network, self.window, self.fineness = DecoderNetwork(channels, fineness, dropout), window, fineness
 
     def forward(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
