@@ -283,7 +283,7 @@ def mine_matches(
     """
     mapped, inside = affine_field(neighbours.join(keypoints), candidates)
     matches = PointPairs(candidates, mapped).select(inside)
-    if len(matches.source) >= max(rules.least, 2):
+    if len(matches.source) >= max(rules.least, 1):
         labels = cluster_displacements(matches.target - matches.source, rules.clusters, rules.least_clusters, rng)
         side = len(target_mask)
         keep = confirmed_matches(matches, labels, keypoints, rules.radius * side, rules.agreement)

@@ -101,8 +101,8 @@ class ContinuousQuery(nn.Module):
         precision = self.context.weight.dtype
         read = scale_descriptors(sample_descriptors(source.values, points, source.stride)).to(precision)
         around = sample_descriptors(self.context(scale_cells(source.values, precision)), points, source.stride)
-        place = encode_phase(to_grid(points.to(precision), source.stride))
-        refinement: Tensor = self.refine(torch.cat((around.to(precision), place), dim=-1))
+        place = encode_phase(to_grid(points.to(torch.promote_types(precision, torch.float32)), source.stride))
+        refinement: Tensor = self.refine(torch.cat((around, place), dim=-1).to(precision))
         return read + refinement
 
     def _decode(
@@ -137,12 +137,9 @@ class ContinuousQuery(nn.Module):
         """Compute the update of fine cells for the query that each window belongs to."""
         assert self.phase is not None, "with no blocks there is nothing to update"
         assert self.out is not None, "with no blocks there is nothing to update"
-        y, x = (
-            (torch.arange(length, device=cells.device, dtype=cells.dtype) + 0.5) / self.fineness - 0.5
-            for length in cells.shape[-2:]
-        )
+        y, x = ((torch.arange(length, device=cells.device) + 0.5) / self.fineness - 0.5 for length in cells.shape[-2:])
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        cells = cells + self.phase(encode_phase(places).permute(2, 0, 1)[None])
+        cells = cells + self.phase(encode_phase(places).permute(2, 0, 1)[None].to(cells.dtype))
         for block in self.blocks:
             cells = block(cells, queries)
         update: Tensor = self.out(cells)

@@ -191,7 +191,7 @@ class WindowDecoder(nn.Module):
 
 
 def build_decoder(
-    channels: int, fineness: int = 4, dropout: float = 0.3, window: int | None = None
+    channels: Count, fineness: Fineness = 4, dropout: Dropout = 0.3, window: Window | None = None
 ) -> Decoder | WindowDecoder:
     """Build the head that decodes whole maps, or with a `window` the one that decodes around candidates.
 
