@@ -231,7 +231,7 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
         ("data.batch_size=x", "`data.batch_size` must be a whole number, at least 1, or null, got 'x'"),
         ("data.global_batch_size=0", "`data.global_batch_size` must be at least 1 or null, got 0"),
         ("data.train_per_category=0", "`data.train_per_category` must be at least 1 or null, got 0"),
-        ("optimizer.lr_scaling=cubic", "`optimizer.lr_scaling` must be one of linear, sqrt or null, got 'cubic'"),
+        ("optimizer.lr_scaling=cubic", "`optimizer.lr_scaling` must be one of linear, sqrt, or null, got 'cubic'"),
         ("optimizer.lr_batch_size=0", "`optimizer.lr_batch_size` must be at least 1 or null, got 0"),
         ("data.cache_gb=nan", "`data.cache_gb` must be 0, which is off, or more, got nan"),
         ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),

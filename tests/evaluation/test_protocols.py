@@ -312,7 +312,7 @@ def test_an_extent_that_is_of_neither_box_nor_image_cannot_be_scaled(tmp_path):
 )
 @pytest.mark.parametrize("resize", AXES["resize"])
 def test_a_head_on_a_finer_grid_matches_an_image_with_itself(tmp_path, resize, head):
-    """Untrained, by most points to a fine cell, half a pixel, under every protocol; in cells of the features, to two."""
+    """Untrained, most points to a fine cell, half a pixel, under every protocol; in cells of the features, to two."""
     protocols = [protocol for protocol in PRESETS if protocol.resize == resize and protocol.decode != "native"]
 
     module, _ = run(tmp_path, protocols, ReadoutList(["argmax"]), head=head.eval(), grid=8, with_itself=True)

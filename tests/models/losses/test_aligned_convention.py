@@ -85,7 +85,7 @@ def test_true_cells_are_those_of_a_finer_grid_where_the_head_makes_one(batch_and
 
 
 def test_points_are_read_in_the_finer_cells_that_they_are_to_be_found_in(batch_and_originals):
-    """An image is most like itself next to the true place, though a cell of its features is elsewhere than those in it."""
+    """An image is most like itself at the true place, though a cell of its features is elsewhere than those in it."""
     (views, _), _ = batch_and_originals
     batch = default_collate([made_pair(view, view, PLAIN) for view in views])
     maps = FeatureMap(torch.randn(3, 7, GRID, GRID).repeat(2, 1, 1, 1), SIDE / GRID)
