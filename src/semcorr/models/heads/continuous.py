@@ -88,9 +88,11 @@ class ContinuousQuery(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every fine cell of the target."""
-        h, w = (self.fineness * length for length in target.values.shape[-2:])
-        if not points.numel():
+        if not len(points):
+            h, w = (self.fineness * length for length in target.values.shape[-2:])
             return points.new_zeros((*points.shape[:2], h, w), dtype=torch.float32)
+        if not points.shape[1]:  # which layers do not take; and processes that train together wait for every gradient
+            return self(source, target, points.new_zeros(len(points), 1, 2))[:, :0]
         with torch.autocast(source.values.device.type, enabled=False):
             queries = self.describe(source, points)
             similarity = interpolated_cosine(queries, target.values, self.fineness)
