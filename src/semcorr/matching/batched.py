@@ -175,9 +175,10 @@ def match_bilinear(
     options: QueryOptions = DEFAULT_QUERY,
 ) -> list[Float[Tensor, "q 2"]]:
     """Match the four source cells around each point, and blend the four matches by bilinear weights."""
-    grid, stride = sources[0].values.shape[-1], sources[0].stride
+    (h, w), stride = sources[0].values.shape[-2:], sources[0].stride
+    cells = (to_grid(image_points, stride).unbind(-1) for image_points in points)
     neighbours = [
-        bilinear_neighbours(to_grid(image_points, stride).clamp(0, grid - 1)[None], grid) for image_points in points
+        bilinear_neighbours(torch.stack((x.clamp(0, w - 1), y.clamp(0, h - 1)), dim=-1)[None], (w, h)) for x, y in cells
     ]
     query_points = [to_image(corners[0].flatten(0, 1), stride) for corners, _ in neighbours]
     matches: list[list[Tensor]] = [[] for _ in rules]
