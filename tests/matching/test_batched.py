@@ -102,7 +102,7 @@ def test_every_ordered_pair_of_a_batch_gets_what_it_gets_alone(head):
 
 @pytest.mark.parametrize("size", [(7, 3), (3, 7), (1, 5)], ids=str)
 def test_four_matches_are_blended_on_maps_of_any_shape(size):
-    """Of an image of distinct cells each of the four around a point is matched with itself, and the point is returned."""
+    """Of an image of distinct cells each of the four around a point matches itself, and the point is returned."""
     source = FeatureMap(torch.eye(size[0] * size[1]).view(1, -1, *size), 8)
     places = torch.rand(30, 2) * (torch.tensor([size[1], size[0]]) - 1) * 8 + 3.5  # between the centres of all cells
 
