@@ -1,6 +1,7 @@
 """Every numeric option of every file in conf: a sentence that names it, or something that works with finite numbers."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -230,13 +231,15 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
         ("data.batch_size=x", "`data.batch_size` must be a whole number, at least 1, or null, got 'x'"),
         ("data.global_batch_size=0", "`data.global_batch_size` must be at least 1 or null, got 0"),
         ("data.train_per_category=0", "`data.train_per_category` must be at least 1 or null, got 0"),
-        ("optimizer.lr_scaling=cubic", "`optimizer.lr_scaling` must be one of linear, sqrt or null, got 'cubic'"),
+        ("optimizer.lr_scaling=cubic", "`optimizer.lr_scaling` must be one of linear, sqrt, or null, got 'cubic'"),
         ("optimizer.lr_batch_size=0", "`optimizer.lr_batch_size` must be at least 1 or null, got 0"),
         ("data.cache_gb=nan", "`data.cache_gb` must be 0, which is off, or more, got nan"),
         ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),
         ("backbone.layers=3", "`backbone.layers` must be a list, got 3"),
         ("finetune.blocks=two", "`finetune.blocks` must be a whole number, got 'two'"),
         ("compile=3", "`compile` must be text or null, got 3"),
+        ("backbone.size=-32", "`backbone.size` must be at least 1 or null, got -32"),
+        ("backbone.grid=0", "`backbone.grid` must be at least 1 or null, got 0"),
     ],
 )
 def test_it_is_refused_before_any_data_or_weights_are_read(config, line, message):
@@ -287,6 +290,24 @@ def test_python_is_told_the_same(attempt, message):
         attempt()
 
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line", ["backbone=vjepa2", "backbone=transformers backbone.name=x +backbone.model_type=dinov2"]
+)
+def test_options_of_a_librarys_config_are_the_librarys_to_refuse(config, line):
+    check_config(config("evaluate", *line.split(), "+backbone.hidden_size=48", "data=spair", "data.root=nowhere"))
+
+
+def test_options_of_a_head_that_a_function_builds_are_told_their_range_and_kind(config):
+    for line, message in (
+        ("head=decoder head.fineness=x", "`head.fineness` must be a whole number, between 2 and 16, got 'x'"),
+        ("head=decoder head.window=4", "`head.window` must be odd and positive or null, got 4"),
+        ("head=decoder head.dropout=nan", "`head.dropout` must be at least 0 and below 1, got nan"),
+        ("head=upsample head.stages=40", "`head.stages` must be between 1 and 4, got 40"),
+    ):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            check_config(config("evaluate", *line.split(), "backbone=tiny"))
 
 
 def test_a_learned_temperature_is_a_tensor_and_is_let_through():

@@ -43,7 +43,7 @@ def test_the_same_cell_lies_up_to_seven_pixels_apart():
 
 
 def test_the_weights_of_four_cells_add_up_to_one():
-    _, weights = bilinear_neighbours(torch.rand(2, 50, 2).double() * 7, 8)
+    _, weights = bilinear_neighbours(torch.rand(2, 50, 2).double() * 7, (8, 8))
 
     assert_close(weights.sum(-1), torch.ones(2, 50).double())
     assert (weights >= 0).all()

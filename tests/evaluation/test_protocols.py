@@ -1,6 +1,7 @@
 """Every protocol equals a slow version of what its authors do; and protocols side by side are each as alone."""
 
 import math
+import statistics
 from functools import partial
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 import slow_protocols
 import torch
-from painted_pairs import SIDE, Blots, Painted, run
+from painted_pairs import SIDE, SIZES, Blots, Painted, run
 from torch import nn
 from torch.nn.functional import normalize
 from torch.testing import assert_close
@@ -19,7 +20,9 @@ from semcorr.engine.run_config import resolve_protocol_resize
 from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
 from semcorr.matching.readouts import ReadoutList, kernel_soft_argmax, parse_readout
 from semcorr.metrics.pck import ALPHAS, INCLUSIVE, PCK, Tolerance
+from semcorr.models.heads.continuous import ContinuousQuery
 from semcorr.models.heads.cosine import Cosine
+from semcorr.models.heads.decoder import WindowDecoder
 
 pytestmark = pytest.mark.integration
 
@@ -300,3 +303,24 @@ def test_an_extent_that_is_of_neither_box_nor_image_cannot_be_scaled(tmp_path):
     pair = Blots(root=str(tmp_path), size=SIDE, workers=0).records("test")[0]
     with pytest.raises(UserError, match="Use protocol=semcorr"):
         extent_is_of_image(pair._replace(extent=17.0))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [ContinuousQuery(6, fineness=16, depth=0), WindowDecoder(6, fineness=16, window=5)],
+    ids=lambda head: type(head).__name__,
+)
+@pytest.mark.parametrize("resize", AXES["resize"])
+def test_a_head_on_a_finer_grid_matches_an_image_with_itself(tmp_path, resize, head):
+    """Untrained, most points to a fine cell, half a pixel, under every protocol; in cells of the features, to two."""
+    protocols = [protocol for protocol in PRESETS if protocol.resize == resize and protocol.decode != "native"]
+
+    module, _ = run(tmp_path, protocols, ReadoutList(["argmax"]), head=head.eval(), grid=8, with_itself=True)
+
+    errors: dict[str, list[float]] = {}
+    for row in module.result.tables["predictions"].to_pylist():
+        places = [(row[f"target_{x}"], side) for x, side in zip("xy", SIZES[int(row["pair"][0])], strict=True)]
+        if all(0.1 * side < place < 0.9 * side for place, side in places):  # those beyond the cells' centres are moved
+            errors.setdefault(row["protocol"], []).extend(abs(row[f"predicted_{x}"] - row[f"target_{x}"]) for x in "xy")
+    assert len(errors) == len(protocols)
+    assert max(statistics.median(each) for each in errors.values()) < 0.7

@@ -55,6 +55,7 @@ class Blots(PairDataModule):
 
     extent = "box"
     fraction = 0.0  # of a pixel that is added to points and boxes
+    with_itself = False  # each image, and with no other
 
     def records(self, split):
         chance = np.random.default_rng(0)
@@ -68,7 +69,7 @@ class Blots(PairDataModule):
             points[2 + i] = None
             box = tuple(side + self.fraction for side in (3, 5, width - 4 - i, height - 7))
             images.append(build_image_record(str(i), path, (width, height), points, box, path))
-        pairs = [(a, b) for a in images for b in images if a is not b]
+        pairs = [(a, b) for a in images for b in images if (a is b) == self.with_itself]
         return [
             PairRecord(
                 f"{a.name}-{b.name}", "even" if int(b.name) % 2 == 0 else "odd", a, b,
@@ -78,7 +79,8 @@ class Blots(PairDataModule):
         ]  # fmt: skip
 
 
-def run(root, protocols, localise=None, extent="box", tabled=True, head=None, grid=GRID, fraction=0.0):
+def run(root, protocols, localise=None, extent="box", tabled=True, head=None, grid=GRID, fraction=0.0,
+        with_itself=False):  # fmt: skip
     module = CorrespondenceModule(
         Painted(grid),
         head or Cosine(),
@@ -88,7 +90,7 @@ def run(root, protocols, localise=None, extent="box", tabled=True, head=None, gr
     )
     module.keeps_rows = tabled
     data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)
-    data.extent, data.fraction = extent, fraction
+    data.extent, data.fraction, data.with_itself = extent, fraction, with_itself
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
                       enable_model_summary=False)  # fmt: skip
     trainer.test(module, datamodule=data, verbose=False)

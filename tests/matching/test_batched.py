@@ -13,7 +13,7 @@ from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.data.all_pairs import find_queries
 from semcorr.matching.batched import QueryOptions, all_pairs_similarity, match_to_target, query_similarities
-from semcorr.matching.readouts import argmax, soft_argmax, window_soft_argmax
+from semcorr.matching.readouts import argmax, bilinear_nn, soft_argmax, window_soft_argmax
 from semcorr.matching.similarity import sample_descriptors
 from semcorr.models.heads.cosine import Cosine
 
@@ -98,3 +98,14 @@ def test_every_ordered_pair_of_a_batch_gets_what_it_gets_alone(head):
     assert len(asked) == 3 * 3 * 2  # each keypoint is visible in three
     for row, (source, keypoint, target) in zip(similarity, asked.tolist(), strict=True):
         assert_close(row, alone[source, target][keypoint], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 3), (3, 7), (1, 5)], ids=str)
+def test_four_matches_are_blended_on_maps_of_any_shape(size):
+    """Of an image of distinct cells each of the four around a point matches itself, and the point is returned."""
+    source = FeatureMap(torch.eye(size[0] * size[1]).view(1, -1, *size), 8)
+    places = torch.rand(30, 2) * (torch.tensor([size[1], size[0]]) - 1) * 8 + 3.5  # between the centres of all cells
+
+    matches = match_to_target(Cosine(), source, [source], [places], [bilinear_nn])
+
+    assert_close(matches.points[0], places, atol=1e-4, rtol=0)

@@ -1,6 +1,7 @@
 """Dense matches of a pair: against loops, of affine maps that are known, and without what is wrong in them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,3 +258,13 @@ def test_without_a_keypoint_nothing_is_mined(rng):
     mined = mine_matches(warped(lattice(8)), nothing, lattice(2), np.ones((SIDE, SIDE), dtype=bool), RULES, rng)
 
     assert mined.source.shape == (0, 2)
+
+
+@pytest.mark.parametrize(("keypoint", "count"), [((31.0, 30.0), 1), ((50.0, 50.0), 0)], ids=["near", "far"])
+def test_a_single_match_needs_a_keypoint_and_the_object_as_any_other(rng, keypoint, count):
+    mask, rules = np.ones((SIDE, SIDE), dtype=bool), replace(RULES, least=1, radius=0.05)
+
+    mined = mine_matches(warped(lattice(8)), warped(np.array([keypoint])), np.array([[30.0, 30.0]]), mask, rules, rng)
+    off = mine_matches(warped(lattice(8)), warped(np.array([keypoint])), np.array([[30.0, 30.0]]), ~mask, rules, rng)
+
+    assert (len(mined.source), len(off.source)) == (count, 0)

@@ -6,16 +6,19 @@ from torch import Tensor
 
 
 def bilinear_neighbours(
-    cells: Float[Tensor, "b n 2"], grid: int
+    cells: Float[Tensor, "b n 2"], size: tuple[int, int]
 ) -> tuple[Float[Tensor, "b n 4 2"], Float[Tensor, "b n 4"]]:
     """Return the four cells around a point between them, and their bilinear weights.
 
-    >>> bilinear_neighbours(torch.tensor([[[0.25, 1.0]]]), grid=3)[1]
+    `size` is (width, height).
+
+    >>> bilinear_neighbours(torch.tensor([[[0.25, 1.0]]]), size=(3, 3))[1]
     tensor([[[0.7500, 0.0000, 0.2500, 0.0000]]])
     """
-    low = cells.floor().clamp(max=max(grid - 2, 0))
+    last = torch.tensor(size, device=cells.device, dtype=cells.dtype) - 1
+    low = cells.floor().minimum((last - 1).clamp(min=0))
     share = cells - low
     bits = torch.arange(2, device=cells.device)
     corners = torch.cartesian_prod(bits, bits).to(cells.dtype)  # (0 0), (0 1), (1 0), (1 1)
     weights = torch.where(corners.bool(), share[..., None, :], 1 - share[..., None, :]).prod(-1)
-    return (low[..., None, :] + corners).clamp(max=grid - 1), weights
+    return (low[..., None, :] + corners).minimum(last), weights

@@ -59,6 +59,17 @@ class BatchedHead(SiameseHead, Protocol):
         """Compute what `compare` gives for the next `counts` descriptors and each target, of one image and one size."""
 
 
+@runtime_checkable
+class FineHead(Protocol):
+    """A head of both images at once whose similarities are on a finer grid than the features.
+
+    Attributes:
+        fineness: Cells of a similarity along a side of a cell of the features.
+    """
+
+    fineness: int
+
+
 class Backbone(nn.Module):
     """A dense feature extractor: images to a feature map, with its weights in blocks.
 

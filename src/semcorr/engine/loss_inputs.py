@@ -14,7 +14,12 @@ from semcorr.core.interfaces import Backbone, SiameseHead
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.pose_variants import LossTerm, PoseVariant, image_weights, point_weights
 from semcorr.evaluation.conventions import EPSILON
-from semcorr.matching.batched import all_pairs_similarity, all_pairs_similarity_from_descriptors, describe_unit_cells
+from semcorr.matching.batched import (
+    all_pairs_similarity,
+    all_pairs_similarity_from_descriptors,
+    describe_unit_cells,
+    query_grid,
+)
 from semcorr.models.losses import (
     Descriptors,
     Loss,
@@ -127,7 +132,7 @@ def _pair_inputs(
     """Compute the inputs of the pairs, one per row, and then of their variants, in the order of `PoseVariant.terms`."""
     views, terms = [batch.source, batch.target, *batch.mirrored], variants.terms
     sources, targets = [views[term.source] for term in terms], [views[term.target] for term in terms]
-    points = [_feature_points(view, maps[0], loss) for view in views]
+    points = [_feature_points(view, query_grid(head, maps[0]), loss) for view in views]
     similarity, descriptors = _compare_terms(head, maps, points, terms, loss)
     masks = torch.stack([a.visible & b.visible for a, b in zip(sources, targets, strict=True)])
     weights = point_weights(masks, [term.weight for term in terms]) if variants else masks
@@ -180,7 +185,8 @@ def _image_inputs(
     """
     views = [batch.view, *batch.mirrored]
     source, keypoint, target = batch.queries.unbind(-1)
-    feature_points, describe = torch.cat([_feature_points(view, maps, loss) for view in views]), reads_descriptors(loss)
+    grid, describe = query_grid(head, maps), reads_descriptors(loss)
+    feature_points = torch.cat([_feature_points(view, grid, loss) for view in views])
     if isinstance(head, SiameseHead):
         descriptors = _describe(head, maps, feature_points, loss)
         similarity = all_pairs_similarity_from_descriptors(head, descriptors, maps, batch.queries).float()
@@ -201,14 +207,17 @@ def _image_inputs(
     )
 
 
-def _feature_points(view: View, maps: FeatureMap, loss: Loss | None) -> Float[Tensor, "b n 2"]:
-    """Return the pixels, in our own convention, at which features are read for the keypoints of a view."""
-    lookup = point_lookup(loss)
+def _feature_points(view: View, grid: int, loss: Loss | None) -> Float[Tensor, "b n 2"]:
+    """Return the pixels, in our own convention, at which features are read for the keypoints of a view.
+
+    `grid` is the number of cells along a side that the loss counts in.
+    """
+    lookup, stride = point_lookup(loss), view.image.shape[-1] / grid
     if lookup == "centre":
         return view.keypoints
     if lookup == "aligned":
-        return to_image(aligned_cells(view, maps.values.shape[-1]), maps.stride)
-    return to_image(to_grid(view.keypoints, maps.stride).add(0.5).floor(), maps.stride)
+        return to_image(aligned_cells(view, grid), stride)
+    return to_image(to_grid(view.keypoints, stride).add(0.5).floor(), stride)
 
 
 def _describe(

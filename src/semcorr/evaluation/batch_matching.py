@@ -21,6 +21,7 @@ from semcorr.matching.batched import (
     TargetQueries,
     match_at_full_resolution,
     match_to_targets,
+    query_grid,
 )
 from semcorr.matching.readouts import Readout
 
@@ -81,7 +82,7 @@ class BatchMatcher:
             for indices in passes.values():
                 protocol = self.specs[indices[0]].protocol
                 if protocol.query not in points_by_query:
-                    grid = groups[0].sources[0].values.shape[-1]
+                    grid = query_grid(self.features.module.head, groups[0].sources[0])
                     batch_points = self._query_points(batch, annotations, protocol, grid)
                     queries = batch_points[shared].to(self.features.group.device, non_blocking=True)
                     points_by_query[protocol.query] = queries.split(counts)

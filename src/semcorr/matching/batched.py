@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
-from semcorr.core.interfaces import BatchedHead, SiameseHead
+from semcorr.core.interfaces import BatchedHead, FineHead, SiameseHead
 from semcorr.core.types import FeatureMap
 from semcorr.matching.readouts import Readout, apply_readouts, argmax, needs_four_queries
 from semcorr.matching.similarity import (
@@ -175,9 +175,10 @@ def match_bilinear(
     options: QueryOptions = DEFAULT_QUERY,
 ) -> list[Float[Tensor, "q 2"]]:
     """Match the four source cells around each point, and blend the four matches by bilinear weights."""
-    grid, stride = sources[0].values.shape[-1], sources[0].stride
+    (h, w), stride = sources[0].values.shape[-2:], sources[0].stride
+    cells = (to_grid(image_points, stride).unbind(-1) for image_points in points)
     neighbours = [
-        bilinear_neighbours(to_grid(image_points, stride).clamp(0, grid - 1)[None], grid) for image_points in points
+        bilinear_neighbours(torch.stack((x.clamp(0, w - 1), y.clamp(0, h - 1)), dim=-1)[None], (w, h)) for x, y in cells
     ]
     query_points = [to_image(corners[0].flatten(0, 1), stride) for corners, _ in neighbours]
     matches: list[list[Tensor]] = [[] for _ in rules]
@@ -302,6 +303,19 @@ def describe_unit_cells(
 def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
     """Return the image pixels per cell of a similarity, whose grid a head may have made finer than its features'."""
     return maps.stride * maps.values.shape[-1] / similarity.shape[-1]
+
+
+def query_grid(head: nn.Module, source: FeatureMap) -> int:
+    """Return the cells along a side in which conventions other than ours say where a source is read.
+
+    They are those of the similarity, where a head makes its grid finer. By corner cells on corner pixels, a cell of the
+    features is elsewhere than the fine cells in its middle: an image would not match itself.
+
+    Args:
+        head: The head.
+        source: Features of the source; adapted, if the head is a `SiameseHead`.
+    """
+    return source.values.shape[-1] * (head.fineness if isinstance(head, FineHead) else 1)
 
 
 def all_pairs_similarity(

@@ -6,6 +6,7 @@ the colours that they are drawn in. Everything but the neighbours is computed on
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,32 +15,35 @@ from jaxtyping import Bool, Float, Int
 from numpy.random import Generator
 from torch import Tensor
 
+from semcorr.core.ranges import Count, Positive, Share
+
 FURTHEST = 0.95  # quantile of the displacements' lengths: longer ones are clustered as if they were as long
 ROUNDS = 100  # of k-means
 NARROWEST = 1e-6  # variance of a cluster, of displacements of length 1 at most
 
 
-class MiningRules(NamedTuple):
+@dataclass(frozen=True)
+class MiningRules:
     """How matches are mined; the values are MARCO's, whose images have 630 pixels a side.
 
-    Attributes:
+    Args:
         points: Most matches of a pair, drawn from all that are kept.
         least: A pair with fewer matches than this has none.
-        ratio: A neighbour counts if its similarity is at least this many times that of the second best.
-        clusters: Regions of the field before any are merged.
+        ratio: Least similarity of a neighbour over that of the second best; up to 1 every one passes.
+        clusters: Regions that the matches of a pair are divided into, by their displacement, before any are merged.
         least_clusters: Regions below which none are merged.
         agreement: Share of the keypoints that a region holds in the source which it must hold in the target, too.
         radius: Distance from the points of a region, along x and y, up to which a keypoint lies in it: a share of the
-            image's side.
+            image's side, MARCO's 10 pixels of 630.
     """
 
-    points: int = 300
-    least: int = 100
-    ratio: float = 0.9
-    clusters: int = 7
-    least_clusters: int = 3
-    agreement: float = 0.5
-    radius: float = 0.016
+    points: Count = 300
+    least: Count = 100
+    ratio: Positive = 0.9
+    clusters: Count = 7
+    least_clusters: Count = 3
+    agreement: Share = 0.5
+    radius: Share = 0.016
 
 
 class PointPairs(NamedTuple):
@@ -283,7 +287,7 @@ def mine_matches(
     """
     mapped, inside = affine_field(neighbours.join(keypoints), candidates)
     matches = PointPairs(candidates, mapped).select(inside)
-    if len(matches.source) >= max(rules.least, 2):
+    if len(matches.source) >= max(rules.least, 1):
         labels = cluster_displacements(matches.target - matches.source, rules.clusters, rules.least_clusters, rng)
         side = len(target_mask)
         keep = confirmed_matches(matches, labels, keypoints, rules.radius * side, rules.agreement)

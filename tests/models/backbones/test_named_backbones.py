@@ -147,6 +147,8 @@ def test_franca_reads_the_teacher_of_a_release_file(tmp_path):
     assert ours.sha256 == theirs.sha256
     with pytest.raises(UserError, match=r"Franca's weights are on no hub\. Download franca_vitb14_\*\.pth"):
         Franca("vitb14", size=56)
+    with pytest.raises(UserError, match=r"`backbone\.img_size` must be at least 1 or a list, got 0"):
+        Franca("vitb14", size=56, pretrained=False, img_size=0)
 
 
 def test_cleandift_reads_a_clean_latent_by_its_own_unet(tmp_path):

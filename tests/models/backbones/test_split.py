@@ -140,6 +140,7 @@ def test_a_side_is_given_in_pixels_or_in_cells(given, side):
         ((14, 14, None, None), "got 0. Set `backbone.size` to 14"),
         ((8, 32, 64, 5), "must be a multiple of 32 pixels, got 40. Set `backbone.grid` to 4 or 8"),
         ((14, 14, 840, 0), "got 0. Set `backbone.grid` to 1"),
+        ((14, 14, 840, -3), "got -42. Set `backbone.grid` to 1, for instance"),
     ],
 )
 def test_a_side_that_does_not_fit_is_told_which_do(given, told):

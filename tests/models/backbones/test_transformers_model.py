@@ -161,6 +161,20 @@ def test_statistics_that_nobody_states_are_asked_for(tmp_path):
     assert_close(stated.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mean": [0.1, 0.2, 0.3]}, r"`backbone\.mean` needs backbone\.std as well"),
+        ({"std": [1, 1, 1]}, r"`backbone\.std` needs backbone\.mean as well"),
+        ({"mean": [0.1, 0.2], "std": [1, 1, 1]}, r"`backbone\.mean` must have three numbers, .* got \[0\.1, 0\.2\]"),
+        ({"mean": [0.1, 0.2, 0.3], "std": [1]}, r"`backbone\.std` must have three numbers"),
+    ],
+)
+def test_half_of_the_statistics_is_not_passed_over(tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        TransformersModel("any", size=64, weights=dinov2(tmp_path), **given)
+
+
 def test_weights_that_lack_a_block_are_not_filled_up_with_random_ones(tmp_path):
     short = HUGGING_FACE | {"num_hidden_layers": 2}
     file = Path(saved(Dinov2Model(Dinov2Config(**short)), tmp_path)) / "model.safetensors"
@@ -196,6 +210,10 @@ def test_weights_of_another_width_are_refused(tmp_path):
         ({"model_type": "dinov2", **HUGGING_FACE, "layers": [0], "facet": "key"}, "choose from 1 to"),
         ({"model_type": "dinov2", **HUGGING_FACE, "size": 63}, "must be a multiple of 8 pixels, got 63"),
         ({"model_type": "swin"}, "does not take images of any size"),
+        (
+            {"model_type": "dinov2", **HUGGING_FACE, "num_attention_heads": 0},
+            "cannot build any (integer modulo by zero",
+        ),
     ],
 )
 def test_an_option_out_of_range_is_told_its_range(options, message):

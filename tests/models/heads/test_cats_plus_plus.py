@@ -5,12 +5,18 @@ from itertools import product
 import pytest
 import torch
 from tiny_cost_heads import CHANNELS, STRIDE, built, centres, maps, points
-from torch.nn.functional import conv2d, interpolate, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate, max_pool2d
 from torch.testing import assert_close
 
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
-from semcorr.models.heads.cats_plus_plus import Aggregated, CATsPlusPlus, CrossAggregation, EfficientBlock
+from semcorr.models.heads.cats_plus_plus import (
+    Aggregated,
+    CATsPlusPlus,
+    CrossAggregation,
+    EfficientBlock,
+    average_to,
+)
 from semcorr.models.heads.conv4d import PivotConv4d, conv4d
 from semcorr.models.heads.correlation import correlation
 
@@ -187,3 +193,19 @@ def test_one_cell_is_enough(integrate):
 def test_channels_that_heads_cannot_share_are_refused(option):
     with pytest.raises(UserError, match=rf"`head.{option}` must be a multiple of `head.width`, 3, got 4"):
         CATsPlusPlus(8, 3, **({"features": 3, "projected": 3} | {option: 4}))
+
+
+@pytest.mark.parametrize("size", [(8, 16), (15, 30), (7, 9), (4, 1)], ids=str)
+def test_averages_with_a_deterministic_gradient_are_those_of_adaptive_pooling(monkeypatch, size):
+    maps = torch.randn(3, 2, *size, requires_grad=True)
+    weights = torch.randn(3, 2, 8, 8)
+    expected = adaptive_avg_pool2d(maps, 8)
+    gradient = torch.autograd.grad((expected * weights).sum(), maps)
+    assert torch.equal(average_to(maps, 8), expected)
+
+    monkeypatch.setattr("torch.are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr("semcorr.models.heads.cats_plus_plus.adaptive_avg_pool2d", None)
+    found = average_to(maps, 8)
+
+    assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert_close(torch.autograd.grad((found * weights).sum(), maps), gradient, atol=1e-6, rtol=1e-6)

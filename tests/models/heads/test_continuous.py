@@ -208,6 +208,18 @@ def test_features_of_any_scale_give_the_same():
     assert_close(scaled, head(source, target, some), atol=1e-5, rtol=0)
 
 
+def test_places_between_cells_are_in_single_precision_whatever_the_weights_are():
+    """bfloat16 cannot tell 801.3 pixels from 804: the query would be told another place."""
+    head, features, some = built("continuous"), maps(1, 60, 60, torch.bfloat16), points(1, 7) + 400
+
+    with torch.no_grad():
+        head.refine[2].weight.mul_(20)
+        single = head.describe(features, some)
+        half = head.bfloat16().describe(features, some).float()
+
+    assert (half - single).norm() < 0.02 * single.norm()
+
+
 # -- shifts by fractions of a cell --
 
 

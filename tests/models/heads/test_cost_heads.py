@@ -90,6 +90,16 @@ def test_no_points_have_no_similarity(name):
     assert built(name)(maps(1), maps(1), points(1, 0)).shape == (1, 0, side, side)
 
 
+@pytest.mark.parametrize("name", LEARNED)
+def test_no_points_leave_no_weight_without_a_gradient(name):
+    """Of processes that train together, each waits for the gradients of all."""
+    head = built(name)
+
+    head(maps(1), maps(1), points(1, 0)).sum().backward()
+
+    assert not any(weight.grad is None or weight.grad.any() for weight in head.parameters())
+
+
 @heads
 def test_both_maps_are_needed_at_once(name):
     assert not isinstance(built(name), SiameseHead)

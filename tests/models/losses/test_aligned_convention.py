@@ -13,6 +13,8 @@ from semcorr.data.all_pairs import find_queries
 from semcorr.data.augment import mirror_annotations
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.engine.loss_inputs import build_loss_inputs
+from semcorr.matching.readouts import argmax
+from semcorr.models.heads.continuous import ContinuousQuery
 from semcorr.models.heads.cosine import Cosine
 from semcorr.models.losses import GaussianCrossEntropy, SoftArgmaxDistance, WeightedSum, gaussian_cross_entropy
 from semcorr.train import train
@@ -80,6 +82,21 @@ def test_true_cells_are_those_of_a_finer_grid_where_the_head_makes_one(batch_and
     step = build_loss_inputs(Finer(), FeatureMap(torch.randn(6, 7, GRID, GRID), SIDE / GRID), batch, PLAIN, 0, ALIGNED)
 
     torch.testing.assert_close(step.cells, slow_cells(originals[1], FINE), atol=1e-4, rtol=0)
+
+
+def test_points_are_read_in_the_finer_cells_that_they_are_to_be_found_in(batch_and_originals):
+    """An image is most like itself at the true place, though a cell of its features is elsewhere than those in it."""
+    (views, _), _ = batch_and_originals
+    batch = default_collate([made_pair(view, view, PLAIN) for view in views])
+    maps = FeatureMap(torch.randn(3, 7, GRID, GRID).repeat(2, 1, 1, 1), SIDE / GRID)
+    head = ContinuousQuery(7, fineness=8, depth=0)
+
+    step = build_loss_inputs(head, maps, batch, PLAIN, 0, ALIGNED)
+
+    off = (argmax(step.similarity) - step.cells).abs()
+    inside = (step.cells > 4).all(-1) & (step.cells < 8 * GRID - 5).all(-1)  # no farther out than the cells' centres
+    assert int(inside.sum()) > 5
+    assert off[inside].max() < 1
 
 
 def test_all_ordered_pairs_of_images_are_the_pairs_one_by_one(batch_and_originals):

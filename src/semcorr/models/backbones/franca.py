@@ -5,6 +5,7 @@ from typing import Any
 from timm.layers.mlp import SwiGLUPacked
 
 from semcorr.core.errors import UserError
+from semcorr.core.ranges import Count
 from semcorr.models.backbones.timm_model import TimmModel
 
 ADDRESS = "https://github.com/valeoai/Franca/releases"
@@ -36,10 +37,10 @@ class Franca(TimmModel):
     def __init__(
         self,
         name: str,
-        size: int | None,
+        size: Count | None,
         pretrained: bool = True,
         weights: str | None = None,
-        img_size: int | None = None,
+        img_size: Count | None = None,
         **options: Any,
     ) -> None:
         if name not in NETWORKS:
@@ -54,7 +55,7 @@ class Franca(TimmModel):
             "mlp_ratio": mlp_ratio,
             "mlp_layer": SwiGLUPacked,
             "act_layer": "silu",
-            "img_size": img_size or side,
+            "img_size": side if img_size is None else img_size,
         }
         super().__init__(network, size, pretrained=False, weights=weights, **(gated | options))
         self.name = f"franca_{name}"

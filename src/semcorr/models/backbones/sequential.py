@@ -42,7 +42,7 @@ class CellGrid(NamedTuple):
         if pixels > 0 and pixels % self.multiple == 0:
             return pixels
         below = pixels // self.multiple * self.multiple
-        nearest = [side for side in (below, below + self.multiple) if side > 0]
+        nearest = [side for side in (below, below + self.multiple) if side > 0] or [self.multiple]
         suggestions = [side if cells is None else side / self.stride for side in nearest]
         raise UserError(
             f"`backbone.{key}`: the image side of {name} must be a multiple of {self.multiple} pixels, got {pixels}. "

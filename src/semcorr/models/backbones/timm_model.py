@@ -96,8 +96,8 @@ class TimmModel(SequentialBackbone):
     def __init__(
         self,
         name: str,
-        size: int | None,
-        grid: int | None = None,
+        size: Count | None,
+        grid: Count | None = None,
         pretrained: bool = True,
         weights: str | None = None,
         layers: Sequence[int] = (-1,),

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from operator import attrgetter
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -10,11 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from semcorr.core.errors import UserError
-from semcorr.core.ranges import Positive, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Positive, check_arguments
 from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.features import check_facet, normalise_layer_indices, tokens_to_maps
 from semcorr.models.backbones.sequential import REFUSALS, CellGrid, SequentialBackbone, intercept_blocks
-from semcorr.models.backbones.transformers_weights import load_image_encoder, pixel_statistics, require_complete
+from semcorr.models.backbones.transformers_weights import (
+    list_config_targets,
+    load_image_encoder,
+    pixel_statistics,
+    require_complete,
+)
 from semcorr.models.weights.loading import weights_sha256
 
 NORMS = ("layernorm", "norm", "post_layernorm", "layer_norm")  # names of the final LayerNorm in the families
@@ -46,8 +52,8 @@ class TransformersModel(SequentialBackbone):
     def __init__(
         self,
         name: str,
-        size: int | None,
-        grid: int | None = None,
+        size: Count | None,
+        grid: Count | None = None,
         pretrained: bool = True,
         weights: str | None = None,
         layers: Sequence[int] = (-1,),
@@ -56,7 +62,7 @@ class TransformersModel(SequentialBackbone):
         mean: Sequence[float] | None = None,
         std: Sequence[Positive] | None = None,
         model_type: str | None = None,
-        **options: object,
+        **options: Annotated[object, OptionsOf(list_config_targets, by="name")],
     ) -> None:
         check_facet(facet)
         model, missing, diagnosis = load_image_encoder(name, pretrained, weights, model_type, options)

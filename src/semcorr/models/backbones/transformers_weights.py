@@ -30,6 +30,11 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weights that dense features do not use
 
 
+def list_config_targets(_: object) -> list[object]:
+    """List what could be asked about options of a config beforehand: nothing; `load_image_encoder` asks the library."""
+    return []
+
+
 def load_image_encoder(
     name: str,
     pretrained: bool,
@@ -81,7 +86,7 @@ def _build_random(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """Build a network with random weights."""
     try:
         return AutoModel.from_config(config, trust_remote_code=False)
-    except (ImportError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (ImportError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"The transformers library cannot build {name} ({_first_line(error)}). Change its options, or choose "
             "another backbone."
@@ -110,8 +115,14 @@ def pixel_statistics(
     name: str, pretrained: bool, weights: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and standard deviation: as given, as published with the weights, or ImageNet's for random ones."""
+    for option, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != 3:
+            raise UserError(f"`backbone.{option}` must have three numbers, for red, green and blue, got {list(values)}")
     if mean is not None and std is not None:
         return tuple(mean), tuple(std)
+    if mean is not None or std is not None:
+        given, missing = ("mean", "std") if std is None else ("std", "mean")
+        raise UserError(f"`backbone.{given}` needs backbone.{missing} as well. Give both, or none.")
     if weights is None and not pretrained:
         return IMAGENET
     source = name if weights is None else str(_weights_folder(weights))

@@ -1,15 +1,21 @@
 """V-JEPA 2 (Assran et al. 2025) as a backbone: its video encoder on a video of one frame."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from semcorr.core.ranges import Positive, check_arguments
+from semcorr.core.ranges import Count, OptionsOf, Positive, check_arguments
 from semcorr.models.backbones.features import normalise_layer_indices
 from semcorr.models.backbones.sequential import CellGrid, SequentialBackbone
-from semcorr.models.backbones.transformers_weights import load_image_encoder, pixel_statistics, require_complete
+from semcorr.models.backbones.transformers_weights import (
+    list_config_targets,
+    load_image_encoder,
+    pixel_statistics,
+    require_complete,
+)
 from semcorr.models.weights.loading import weights_sha256
 
 SIDE = 2**10  # cells along a side of the grid that positions are numbered on: more than any image has
@@ -38,16 +44,10 @@ class VJEPA2(SequentialBackbone):
 
     An image is a video of one frame, which the network repeats to fill its tubelets of two; a cell is a patch of them.
 
+    The other arguments are those of `TransformersModel`.
+
     Args:
         name: Name on the Hugging Face hub, such as `facebook/vjepa2-vitl-fpc64-256`.
-        size: Side of the square images are resized to, in pixels.
-        grid: Cells along the side of an image, given instead of `size`.
-        pretrained: Download the weights by name. If false, and without `weights`, they are random.
-        weights: Local folder, or file beside its config.json, to read instead, in the library's own layout.
-        layers: Blocks whose outputs are read; negative numbers count from the end.
-        norm: Apply the encoder's final LayerNorm to the outputs read.
-        mean: Mean of RGB in [0, 1], if no preprocessor_config.json gives it.
-        std: Standard deviation of RGB in [0, 1], if no preprocessor_config.json gives it.
         options: Options of the library's VJEPA2Config, to build without a config file: `hidden_size`, ...
     """
 
@@ -55,15 +55,15 @@ class VJEPA2(SequentialBackbone):
     def __init__(
         self,
         name: str,
-        size: int | None,
-        grid: int | None = None,
+        size: Count | None,
+        grid: Count | None = None,
         pretrained: bool = True,
         weights: str | None = None,
         layers: Sequence[int] = (-1,),
         norm: bool = True,
         mean: Sequence[float] | None = None,
         std: Sequence[Positive] | None = None,
-        **options: object,
+        **options: Annotated[object, OptionsOf(list_config_targets, by="name")],
     ) -> None:
         is_random = weights is None and not pretrained
         family = "vjepa2" if options or is_random else None

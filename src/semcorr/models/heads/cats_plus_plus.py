@@ -69,7 +69,7 @@ class EfficientBlock(nn.Module):
     ) -> tuple[Float[Tensor, "b heads cells d"], Float[Tensor, "b heads cells d"]]:
         """Compute the queries and keys of all cells, with their positions."""
         cells = self.norm_qk(self.convolve(volume)).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # (b cells c k l)
-        pooled = adaptive_avg_pool2d(cells.flatten(0, 1), POOLED).unflatten(0, cells.shape[:2]).flatten(2)
+        pooled = average_to(cells.flatten(0, 1), POOLED).unflatten(0, cells.shape[:2]).flatten(2)
         tokens = torch.cat((pooled, features.flatten(2).mT), dim=-1)
         place = interpolate(self.position[None], features.shape[-2:], mode="bilinear", align_corners=False)
         query, key = self.qk(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4) + place.flatten(2).mT
@@ -186,6 +186,26 @@ class CrossAggregation(nn.Module):
         )
         attended = scaled_dot_product_attention(query, key, value, volume.flatten(4).flatten(2, 3))
         return features + self.merge(attended.mT.flatten(1, 2).unflatten(2, features.shape[-2:]))
+
+
+def average_to(maps: Float[Tensor, "b c h w"], cells: int) -> Float[Tensor, "b c g g"]:
+    """Average maps to `cells` x `cells`, as adaptive pooling does: of n positions, cell i has i n / g to (i + 1) n / g.
+
+    PyTorch's has no deterministic gradient on a GPU, and raises where one is asked for. Then positions are gathered and
+    added up: the same but for the last bit.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return adaptive_avg_pool2d(maps, cells)
+    return _average_last(_average_last(maps, cells).mT, cells).mT
+
+
+def _average_last(values: Float[Tensor, "*b n"], cells: int) -> Float[Tensor, "*b g"]:
+    """Average the last axis to `cells` positions; both ends of a span are rounded outwards."""
+    length, cell = values.shape[-1], torch.arange(cells, device=values.device)
+    first, end = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+    place = first[:, None] + torch.arange(-(-length // cells) + 1, device=values.device)  # the longest span, at least
+    spans = values.index_select(-1, place.clamp(max=length - 1).flatten()).unflatten(-1, place.shape)
+    return (spans * (place < end[:, None])).sum(-1) / (end - first)
 
 
 def transpose_volume(volume: Float[Tensor, "b c h w k l"]) -> Float[Tensor, "b c k l h w"]:

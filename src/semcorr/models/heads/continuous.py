@@ -88,9 +88,11 @@ class ContinuousQuery(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every fine cell of the target."""
-        h, w = (self.fineness * length for length in target.values.shape[-2:])
-        if not points.numel():
+        if not len(points):
+            h, w = (self.fineness * length for length in target.values.shape[-2:])
             return points.new_zeros((*points.shape[:2], h, w), dtype=torch.float32)
+        if not points.shape[1]:  # which layers do not take; and processes that train together wait for every gradient
+            return self(source, target, points.new_zeros(len(points), 1, 2))[:, :0]
         with torch.autocast(source.values.device.type, enabled=False):
             queries = self.describe(source, points)
             similarity = interpolated_cosine(queries, target.values, self.fineness)
@@ -101,8 +103,8 @@ class ContinuousQuery(nn.Module):
         precision = self.context.weight.dtype
         read = scale_descriptors(sample_descriptors(source.values, points, source.stride)).to(precision)
         around = sample_descriptors(self.context(scale_cells(source.values, precision)), points, source.stride)
-        place = encode_phase(to_grid(points.to(precision), source.stride))
-        refinement: Tensor = self.refine(torch.cat((around.to(precision), place), dim=-1))
+        place = encode_phase(to_grid(points.to(torch.promote_types(precision, torch.float32)), source.stride))
+        refinement: Tensor = self.refine(torch.cat((around, place), dim=-1).to(precision))
         return read + refinement
 
     def _decode(
@@ -137,12 +139,9 @@ class ContinuousQuery(nn.Module):
         """Compute the update of fine cells for the query that each window belongs to."""
         assert self.phase is not None, "with no blocks there is nothing to update"
         assert self.out is not None, "with no blocks there is nothing to update"
-        y, x = (
-            (torch.arange(length, device=cells.device, dtype=cells.dtype) + 0.5) / self.fineness - 0.5
-            for length in cells.shape[-2:]
-        )
+        y, x = ((torch.arange(length, device=cells.device) + 0.5) / self.fineness - 0.5 for length in cells.shape[-2:])
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        cells = cells + self.phase(encode_phase(places).permute(2, 0, 1)[None])
+        cells = cells + self.phase(encode_phase(places).permute(2, 0, 1)[None].to(cells.dtype))
         for block in self.blocks:
             cells = block(cells, queries)
         update: Tensor = self.out(cells)

@@ -124,7 +124,7 @@ class WindowDecoder(nn.Module):
     @check_arguments("head")
     def __init__(self, channels: Count, fineness: Fineness = 4, dropout: Dropout = 0.3, window: Window = 5) -> None:
         super().__init__()
-        self.network, self.window = DecoderNetwork(channels, fineness, dropout), window
+        self.network, self.window, self.fineness = DecoderNetwork(channels, fineness, dropout), window, fineness
 
     def forward(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
@@ -191,7 +191,7 @@ class WindowDecoder(nn.Module):
 
 
 def build_decoder(
-    channels: int, fineness: int = 4, dropout: float = 0.3, window: int | None = None
+    channels: Count, fineness: Fineness = 4, dropout: Dropout = 0.3, window: Window | None = None
 ) -> Decoder | WindowDecoder:
     """Build the head that decodes whole maps, or with a `window` the one that decodes around candidates.
 

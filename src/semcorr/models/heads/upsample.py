@@ -1,12 +1,16 @@
 """Head of learned upsampling, then cosines or products: MARCO's upsampling head."""
 
+from typing import Annotated
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semcorr.core.ranges import Count, check_arguments
+from semcorr.core.ranges import Count, Range, check_arguments
 from semcorr.core.types import FeatureMap
 from semcorr.matching.similarity import product_similarity
 from semcorr.models.heads.cosine import Cosine
+
+Stages = Annotated[int, Range(least=1, most=4)]  # of which each has four times as many cells: 16 of them along a side
 
 
 class Upsample(Cosine):
@@ -25,7 +29,7 @@ class Upsample(Cosine):
     """
 
     @check_arguments("head")
-    def __init__(self, channels: Count, stages: Count = 2, products: bool = False) -> None:
+    def __init__(self, channels: Count, stages: Stages = 2, products: bool = False) -> None:
         super().__init__()
         self.products = products
         self.stages = nn.Sequential(*(_build_stage(channels) for _ in range(stages)))

@@ -1,6 +1,6 @@
 """The loss by dense matches that are mined from a teacher's features, between the keypoints and around them (MARCO)."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
 from semcorr.core.coords import to_grid, to_image
-from semcorr.core.ranges import Count, Positive, Range, Share, Temperature, check_arguments
+from semcorr.core.ranges import OptionsOf, Temperature, check_arguments, require_fields
 from semcorr.matching.mining import MiningRules, PointPairs, mine_matches, mutual_neighbours
 from semcorr.matching.readouts import soft_argmax
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
@@ -28,14 +28,8 @@ class MinedMatches(nn.Module):
     halves of the image's side, whatever the grid, as there. Mining is done on the CPU: a training step waits for a GPU.
 
     Args:
-        points: Most matches of a pair.
-        least: A pair with fewer matches has none.
-        ratio: Least similarity of a neighbour over that of the second best; up to 1 every one passes.
-        clusters: Regions that the matches of a pair are divided into, by their displacement.
-        least_clusters: Regions below which none are merged.
-        agreement: Share of the keypoints that a region holds in the source which it must hold in the target, too.
-        radius: Share of the image's side within which a keypoint belongs to a region; MARCO's 10 pixels of 630.
         temperature: Temperature of the student's softmax over all target cells.
+        rules: Options of `MiningRules`.
     """
 
     reads_descriptors = False
@@ -43,20 +37,10 @@ class MinedMatches(nn.Module):
     reads = ("pairs", "teacher", "masks")
 
     @check_arguments("loss")
-    def __init__(
-        self,
-        points: Count = 300,
-        least: Count = 100,
-        ratio: Positive = 0.9,
-        clusters: Count = 7,
-        least_clusters: Count = 3,
-        agreement: Share = 0.5,
-        radius: Annotated[float, Range(least=0, most=1)] = 0.016,
-        temperature: Temperature = 0.02,
-    ) -> None:
+    def __init__(self, temperature: Temperature = 0.02, **rules: Annotated[Any, OptionsOf(MiningRules)]) -> None:
         super().__init__()
-        self.rules = MiningRules(points, least, ratio, clusters, least_clusters, agreement, radius)
-        self.temperature = temperature
+        self.temperature, self.rules = temperature, MiningRules(**rules)
+        require_fields(self.rules, "loss")
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of a step: a mean over the matches of each pair, then over the pairs that have any."""
