@@ -136,6 +136,8 @@ APART = (
     "objective",
     "protocol",
     "checkpoint",
+    "start_from",  # see `_start_settings`
+    "corrupt",  # of the scored images alone, see `_corruption_settings`
     "backbone.weights",
     "backbone.pretrained",
     "sweep",
@@ -178,11 +180,10 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
     provenance = cfg.provenance
     is_random = cfg.backbone.get("pretrained") is False and not cfg.backbone.get("weights")  # drawn for every seed
     checksum = provenance.get("weights_sha256")
-    if run_values.get("corrupt._target_") == UNCORRUPTED["_target_"]:  # older runs do not have it
-        run_values.pop("corrupt._target_")
     return {
         **trained,
         **run_values,
+        **_corruption_settings(flat),
         **{key: value for key, value in differing.items() if key.removeprefix("test.") not in OF_STEPS},
         "resize": resize,
         "precision": flat.get("trainer.precision"),
@@ -196,7 +197,24 @@ def training_settings(cfg: DictConfig) -> dict[str, Setting]:
     flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
     source = "trained_on" if "trained_on" in cfg else "data"
     data = {f"data.{key}": value for key, value in _benchmark_settings(flat, source).items()}
-    return {**_relevant_settings(flat), **data, "data.resize": flat.get(f"{source}.resize")}
+    settings = {**_relevant_settings(flat), **data, "data.resize": flat.get(f"{source}.resize")}
+    return {**settings, **_start_settings(cfg.get("start_from"), settings)}
+
+
+def _start_settings(run: str | None, settings: dict[str, Setting]) -> dict[str, Setting]:
+    """Collect what differs in the training that the weights began with; only its name, where its run is gone.
+
+    Args:
+        run: The run that `start_from` names; None for a training from the backbone's own weights, as older runs are.
+        settings: The settings of the training that began with its weights.
+    """
+    if run is None:
+        return {}
+    if not is_run(Path(run)):
+        return {"start_from": Path(run).name}
+    first = training_settings(read_run_config(Path(run)))
+    differing = {f"start_from.{key}": value for key, value in first.items() if settings.get(key, ...) != value}
+    return {"start_from": True, **differing}
 
 
 def _checkpoint_settings(run: Path) -> dict[str, Setting]:
@@ -213,6 +231,13 @@ def _relevant_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
         for key, value in flat.items()
         if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in APART)
     }
+
+
+def _corruption_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
+    """Collect how scored images were corrupted; nothing for images as they are, of which older runs say nothing."""
+    if flat.get("corrupt._target_") == UNCORRUPTED["_target_"]:
+        return {}
+    return {key: value for key, value in flat.items() if key.startswith("corrupt.")}
 
 
 def _benchmark_settings(flat: dict[str, Setting], key: str) -> dict[str, Setting]:
