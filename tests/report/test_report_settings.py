@@ -125,3 +125,13 @@ def test_runs_are_told_apart_by_the_training_that_their_weights_began_with(tmp_p
 def test_a_run_whose_start_is_gone_has_its_name(tmp_path):
     runs = [trained(tmp_path / str(i), i, SPAIR, start_from=f"gone/{name}") for i, name in ((1, "a"), (2, "b"))]
     assert {entry.label for entry in made(*runs)} == {"tiny, start_from a", "tiny, start_from b"}
+
+
+def test_configurations_that_differ_by_what_only_one_of_them_sets_have_labels_of_their_own(tmp_path):
+    """As `backbone.debias=1`, which a run without it does not name."""
+    runs = [run_dir(tmp_path / "plain"), run_dir(tmp_path / "set", config={"backbone": {"debias": 1}})]
+    runs += [run_dir(tmp_path / f"set{x}", config={"backbone": {"debias": 2, "upsample": x}}) for x in ("a", "b")]
+    labels = {run.folder.name: entry.label for entry in made(*runs) for run in entry.runs}
+    assert labels["plain"] == "tiny"
+    assert len(set(labels.values())) == 4
+    assert made(*runs[:2])[1].label == "tiny, debias 1"
