@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from semcorr.cli.errors import report_user_errors
@@ -41,7 +42,9 @@ def build_table() -> Table:
     published = read_network_facts()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in HEADERS:
-        table.add_column(header, justify="right" if header in ("patch", "widths", "parameters") else "left")
+        justify: JustifyMethod = "right" if header in ("patch", "widths", "parameters") else "left"
+        # In a narrow terminal names are typed from here: the first stays in one line, no text is cut.
+        table.add_column(header, justify=justify, overflow="fold", no_wrap=header == HEADERS[0])
     for name in list_choices("backbone"):
         if name not in (*BY_NAME, *TESTS):
             table.add_row(name, *format_network(published.get(name, NetworkFacts())))
