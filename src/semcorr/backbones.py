@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # its package imports torch, which --help does not need
 HEADERS = ("backbone", "network", "patch", "widths", "parameters", "licence of the weights", "gated")
 BY_NAME = ("timm", "transformers")  # they take the name of any network, and have no facts of their own
 TESTS = ("tiny",)
+NAME = 24  # characters of the longest name
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,8 +44,8 @@ def build_table() -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in HEADERS:
         justify: JustifyMethod = "right" if header in ("patch", "widths", "parameters") else "left"
-        # In a narrow terminal names are typed from here: the first stays in one line, no text is cut.
-        table.add_column(header, justify=justify, overflow="fold", no_wrap=header == HEADERS[0])
+        least = NAME if header == HEADERS[0] else None  # names are typed from here: of a narrow line, others are cut
+        table.add_column(header, justify=justify, no_wrap=least is not None, min_width=least)
     for name in list_choices("backbone"):
         if name not in (*BY_NAME, *TESTS):
             table.add_row(name, *format_network(published.get(name, NetworkFacts())))
