@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from semcorr.cli.errors import report_user_errors
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # its package imports torch, which --help does not need
 HEADERS = ("backbone", "network", "patch", "widths", "parameters", "licence of the weights", "gated")
 BY_NAME = ("timm", "transformers")  # they take the name of any network, and have no facts of their own
 TESTS = ("tiny",)
+NAME = 24  # characters of the longest name
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,7 +43,9 @@ def build_table() -> Table:
     published = read_network_facts()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in HEADERS:
-        table.add_column(header, justify="right" if header in ("patch", "widths", "parameters") else "left")
+        justify: JustifyMethod = "right" if header in ("patch", "widths", "parameters") else "left"
+        least = NAME if header == HEADERS[0] else None  # names are typed from here: of a narrow line, others are cut
+        table.add_column(header, justify=justify, no_wrap=least is not None, min_width=least)
     for name in list_choices("backbone"):
         if name not in (*BY_NAME, *TESTS):
             table.add_row(name, *format_network(published.get(name, NetworkFacts())))

@@ -102,9 +102,10 @@ def match_pictures(
         with atomic_output_dir(out) as folder, warn_about_frames(b):
             summaries = [*draw_targets(matcher, source, output_stems, options, folder)]
             write_matches(folder / "matches.json", source, config_line, summaries)
+            written = list_outputs(folder)  # `out` may hold other files, the pictures that were read among them
     for summary in summaries if len(summaries) == 1 else ():
         print_matches(summary)
-    print_line(f"Wrote {out}: {', '.join(list_outputs(out))}")
+    print_line(f"Wrote {out}: {', '.join(written)}")
 
 
 def draw_targets(

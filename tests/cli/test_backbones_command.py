@@ -1,6 +1,7 @@
 """The command semcorr backbones, and the facts that it prints, against the libraries that build the networks."""
 
 import sys
+from io import StringIO
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from repository import ROOT
+from rich.console import Console
 
 from semcorr import backbones
 from semcorr.engine.packages import list_choices
@@ -80,3 +82,10 @@ def test_sizes_are_those_of_the_network_that_is_built(monkeypatch, name):
     assert config.get("name", name) == facts.network
     assert (backbone.stride, list(backbone.widths)) == (facts.patch, facts.widths)
     assert sum(parameter.numel() for parameter in backbone.parameters()) == facts.parameters
+
+
+def test_names_are_whole_in_a_narrow_terminal():
+    console = Console(width=60, file=StringIO())
+    console.print(backbones.build_table())
+    printed = {line.split()[0] for line in console.file.getvalue().splitlines() if line.strip()}
+    assert set(PUBLISHED) <= printed

@@ -1,5 +1,6 @@
 """What Matcher is asked wrongly is a sentence, and loading it leaves no trace."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from matched_pictures import drawn_cats, size_of
+from PIL import Image
 from saved_runs import save_run
 
 from semcorr import Matcher
 from semcorr.core.errors import UserError
+from semcorr.inference.dense import parse_size
 
 pytestmark = pytest.mark.integration
 
@@ -34,10 +37,31 @@ def test_a_point_outside_is_told_the_size_of_the_picture(random, cats, points):
         random.match(cats[0], cats[1], points)
 
 
-@pytest.mark.parametrize("points", [[1, 2, 3], "here", [[1, 2, 3]], [["a", "b"]]])
+@pytest.mark.parametrize("points", [[1, 2, 3], "here", [[1, 2, 3]], [["a", "b"]], [[1j, 2]], [[True, False]]])
 def test_what_are_no_points_is_a_sentence(random, cats, points):
     with pytest.raises(UserError, match="must be rows of x and y"):
         random.match(cats[0], cats[1], points)
+
+
+@pytest.mark.parametrize("size", [8, (8,), (0, 4), (8.5, 6), "ab", (2**13, 2**13)])
+def test_a_raster_is_of_two_whole_numbers(size):
+    with pytest.raises(UserError, match="`size` must be a width and a height"):
+        parse_size(size)
+
+
+def test_the_most_matches_are_a_number_of_matches(random, cats):
+    with pytest.raises(UserError, match="`most` must be a whole number of at least 0"):
+        random.mutual(cats[0], cats[1], most=-1)
+
+
+def test_an_opened_image_that_cannot_be_decoded_is_a_sentence(random, cats):
+    closed, cut = Image.open(cats[0]), Image.open(io.BytesIO(cats[0].read_bytes()[:2000]))
+    closed.close()
+    for image in (closed, cut):
+        with pytest.raises(UserError, match=r"is a PIL image that cannot be decoded \(.*\)\. Open"):
+            random.match(image, cats[1], [[3, 3]])
+    with pytest.raises(UserError, match="a is 0 x 5 pixels"):
+        random.match(Image.new("RGB", (0, 5)), cats[1], [])
 
 
 def test_no_points_have_no_matches(random, cats):

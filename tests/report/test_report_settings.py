@@ -115,3 +115,45 @@ def test_an_audit_reads_what_was_scored(tmp_path):
 
     assert (run.cfg.data._target_, run.cfg.trained_on._target_) == (SPAIR["_target_"], CATS["_target_"])
     assert "test" not in OmegaConf.to_container(run.cfg)
+
+
+UNCORRUPTED = {"_target_": "semcorr.data.corruptions.corruption.Uncorrupted"}
+FOG = {"_target_": "semcorr.data.corruptions.weather.Fog", "severity": 3, "images": "both", "seed": 0}
+
+
+def test_corruption_is_that_of_the_scored_images_whatever_the_training_run_was_scored_on(tmp_path):
+    """A training run that says that its images are as they are is an older one that does not say so."""
+    older, run = trained(tmp_path / "1", 1, CATS), trained(tmp_path / "2", 2, CATS, corrupt=UNCORRUPTED)
+    foggy = trained(tmp_path / "foggy", 3, CATS, corrupt=FOG)
+    clean = evaluated(tmp_path / "clean", foggy, 3, corrupt=UNCORRUPTED)
+    scored = evaluated(tmp_path / "scored", run, 2, corrupt=FOG)
+
+    assert groups(older, run, clean, foggy, scored) == {frozenset({"1", "2", "clean"}), frozenset({"foggy", "scored"})}
+    (section,) = plot_robustness(made(older, foggy)).parts
+    assert [row[1] for row in section.table.rows] == ["fog"]
+    assert plot_robustness(made(older, run, clean)) is None
+
+
+def test_runs_are_told_apart_by_the_training_that_their_weights_began_with(tmp_path):
+    """Not by the name of its folder, which is another for every seed; a run from no other one may not say so."""
+    first = [trained(tmp_path / f"first{i}", i, CATS | ({"steps": 5} if i == 3 else {})) for i in (1, 2, 3)]
+    runs = [trained(tmp_path / str(i), i, SPAIR, start_from=str(run)) for i, run in enumerate(first, 1)]
+    older, newer = trained(tmp_path / "4", 4, SPAIR), trained(tmp_path / "5", 5, SPAIR, start_from=None)
+
+    assert groups(*runs, older, newer) == {frozenset("12"), frozenset("3"), frozenset("45")}
+    assert "steps 9" in " ".join(entry.label for entry in made(*runs))
+
+
+def test_a_run_whose_start_is_gone_has_its_name(tmp_path):
+    runs = [trained(tmp_path / str(i), i, SPAIR, start_from=f"gone/{name}") for i, name in ((1, "a"), (2, "b"))]
+    assert {entry.label for entry in made(*runs)} == {"tiny, start_from a", "tiny, start_from b"}
+
+
+def test_configurations_that_differ_by_what_only_one_of_them_sets_have_labels_of_their_own(tmp_path):
+    """As `backbone.debias=1`, which a run without it does not name."""
+    runs = [run_dir(tmp_path / "plain"), run_dir(tmp_path / "set", config={"backbone": {"debias": 1}})]
+    runs += [run_dir(tmp_path / f"set{x}", config={"backbone": {"debias": 2, "upsample": x}}) for x in ("a", "b")]
+    labels = {run.folder.name: entry.label for entry in made(*runs) for run in entry.runs}
+    assert labels["plain"] == "tiny"
+    assert len(set(labels.values())) == 4
+    assert made(*runs[:2])[1].label == "tiny, debias 1"

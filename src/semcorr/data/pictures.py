@@ -96,7 +96,7 @@ def load_picture(source: Source, name: str = "image") -> Picture:
     if isinstance(source, str | Path):
         return read_picture(Path(source))
     if isinstance(source, Image.Image):
-        return _decode(source, str(getattr(source, "filename", "") or name))
+        return _decode_given(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
         source = to_channels_last(source.detach().cpu(), name)
     if not isinstance(source, np.ndarray):
@@ -106,6 +106,19 @@ def load_picture(source: Source, name: str = "image") -> Picture:
         )
     image = to_rgb(image_from_array(source, name), name)
     return Picture(image, image.size, name)
+
+
+def _decode_given(image: Image.Image, name: str) -> Picture:
+    """Decode a PIL image, which its caller may have opened from a damaged file, or closed."""
+    if 0 in image.size:
+        raise UserError(f"{name} is {image.width} x {image.height} pixels: there is nothing to see. Give another image")
+    try:
+        return _decode(image, name)
+    except UserError:
+        raise
+    except DAMAGE_ERRORS as error:
+        reason = f"{error}".rstrip(".") or type(error).__name__
+        raise UserError(f"{name} is a PIL image that cannot be decoded ({reason}). Open a whole file again") from error
 
 
 def read_picture(path: Path) -> Picture:

@@ -1,6 +1,8 @@
 """Points transferred between two pictures, and flows that are smoothed for the eye."""
 
 import math
+from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
@@ -24,13 +26,25 @@ def pixel_grid(size: tuple[int, int], original: tuple[int, int]) -> tuple[Float[
     >>> pixel_grid((2, 1), original=(4, 3))  # two pixels wide in place of four, one high in place of three
     (tensor([0.5000, 2.5000]), tensor([1.]))
     """
-    if min(size) < 1 or size[0] * size[1] > MOST:
-        raise UserError(
-            f"`size` must be a width and a height of at least 1 with at most {MOST / 1e6:.0f} million pixels, got "
-            f"{size[0]} x {size[1]}. Give a smaller one, as size=(1024, 768): it is laid over the whole picture"
-        )
+    size = parse_size(size)
     x, y = ((torch.arange(n) + 0.5) * (pixels / n) - 0.5 for n, pixels in zip(size, original, strict=True))
     return x, y
+
+
+def parse_size(size: object) -> tuple[int, int]:
+    """Return width and height of a raster.
+
+    Raises:
+        UserError: They are no two positive whole numbers, or the raster would be too large.
+    """
+    sides = tuple(size) if isinstance(size, Sequence) else (size,)
+    numbers = [int(side) for side in sides if isinstance(side, Integral)]
+    if len(sides) != 2 or len(numbers) != 2 or min(numbers) < 1 or math.prod(numbers) > MOST:
+        raise UserError(
+            f"`size` must be a width and a height of at least 1 with at most {MOST / 1e6:.0f} million pixels, got "
+            f"{' x '.join(map(str, sides))}. Give another, as size=(1024, 768): it is laid over the whole picture"
+        )
+    return numbers[0], numbers[1]
 
 
 def transfer_points(

@@ -148,9 +148,12 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
         UserError: They are no points, or lie outside the picture.
     """
     try:
-        values = torch.as_tensor(np.asarray(points.detach().cpu() if isinstance(points, Tensor) else points)).float()
+        values = points.detach().cpu() if isinstance(points, Tensor) else torch.as_tensor(np.asarray(points))
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
+    if values.is_complex() or values.dtype == torch.bool:
+        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got numbers of type {values.dtype}")
+    values = values.float()
     if values.numel() == 0:
         return values.reshape(0, 2)
     if values.ndim != 2 or values.shape[-1] != 2:

@@ -7,6 +7,7 @@ integers, so that a picture of width w spans [-0.5, w - 0.5].
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import TypedDict, Unpack, overload
 
@@ -191,6 +192,8 @@ class Matcher:
             b: The target picture. The read-out finds its points around the preferred cells; those need not match back.
             most: Largest number of matches.
         """
+        if most is not None and not (isinstance(most, Integral) and most >= 0):
+            raise UserError(f"`most` must be a whole number of at least 0, or None for all, got {most!r}")
         source, target = self.encode(a, "a"), self.encode(b, "b")
         source_map, target_map = self.features(source, target)
         query_points = centres_of(source_map)

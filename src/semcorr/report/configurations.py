@@ -108,11 +108,24 @@ def label_configurations(settings_list: Sequence[Mapping[str, Setting]]) -> list
         keys = differing_keys(
             settings_list, lambda key: key not in ("weights", *FOLLOWS) and not key.startswith("backbone")
         ) | differing_keys(same_backbone, lambda key: True)
-        parts = [
-            f"{short_key(key, keys)} {format_value(key, settings[key])}" for key in sorted(keys) if key in settings
-        ]
-        labels.append(", ".join([str(settings["backbone"]), *parts]))
-    return labels
+        labels.append(_format_label(settings, keys))
+    return [
+        _distinguish(
+            label, settings, [other for other, same in zip(settings_list, labels, strict=True) if same == label]
+        )
+        for label, settings in zip(labels, settings_list, strict=True)
+    ]
+
+
+def _format_label(settings: Mapping[str, Setting], keys: set[str]) -> str:
+    parts = [f"{short_key(key, keys)} {format_value(key, settings[key])}" for key in sorted(keys) if key in settings]
+    return ", ".join([str(settings["backbone"]), *parts])
+
+
+def _distinguish(label: str, settings: Mapping[str, Setting], same: Sequence[Mapping[str, Setting]]) -> str:
+    """Add to a label what these settings have and not all of the others with the same label."""
+    added = {key for key in settings if any(key not in other for other in same)}
+    return ", ".join([label, *_format_label(settings, added).split(", ")[1:]])
 
 
 def differing_keys(settings_list: Sequence[Mapping[str, Setting]], wanted: Callable[[str], bool]) -> set[str]:

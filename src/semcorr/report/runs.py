@@ -136,6 +136,8 @@ APART = (
     "objective",
     "protocol",
     "checkpoint",
+    "start_from",  # see `_start_settings`
+    "corrupt",  # of the scored images alone, see `_corruption_settings`
     "backbone.weights",
     "backbone.pretrained",
     "sweep",
@@ -178,13 +180,10 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
     provenance = cfg.provenance
     is_random = cfg.backbone.get("pretrained") is False and not cfg.backbone.get("weights")  # drawn for every seed
     checksum = provenance.get("weights_sha256")
-    if run_values.get("corrupt._target_") == UNCORRUPTED["_target_"]:  # older runs do not have it
-        run_values.pop("corrupt._target_")
-    if run_values.get("start_from") is None:
-        run_values.pop("start_from", None)
     return {
         **trained,
         **run_values,
+        **_corruption_settings(flat),
         **{key: value for key, value in differing.items() if key.removeprefix("test.") not in OF_STEPS},
         "resize": resize,
         "precision": flat.get("trainer.precision"),
@@ -194,14 +193,34 @@ def run_settings(cfg: DictConfig) -> dict[str, Setting]:
 
 
 def training_settings(cfg: DictConfig) -> dict[str, Setting]:
-    """Collect the settings of a training run before anything was scored: what is corrupted is scored."""
+    """Collect the settings of a training run before anything was scored."""
+    settings = _own_settings(cfg)
+    return {**settings, **_start_settings(cfg.get("start_from"), settings)}
+
+
+def _own_settings(cfg: DictConfig) -> dict[str, Setting]:
+    """Collect the settings of a training run, without those of the run that its weights began with."""
     flat = _flatten(OmegaConf.to_container(cfg, resolve=True))
-    flat = {key: value for key, value in flat.items() if not key.startswith("corrupt.")}
-    if flat.get("start_from") is None:  # older runs do not have it
-        flat.pop("start_from", None)
     source = "trained_on" if "trained_on" in cfg else "data"
     data = {f"data.{key}": value for key, value in _benchmark_settings(flat, source).items()}
     return {**_relevant_settings(flat), **data, "data.resize": flat.get(f"{source}.resize")}
+
+
+def _start_settings(run: str | None, settings: dict[str, Setting]) -> dict[str, Setting]:
+    """Collect what differs in the training that the weights began with; only its name, where its run is gone.
+
+    Args:
+        run: The run that `start_from` names; None for a training from the backbone's own weights, as older runs are.
+        settings: The settings of the training that began with its weights.
+    """
+    if run is None:
+        return {}
+    if not is_run(Path(run)):
+        return {"start_from": Path(run).name}
+    cfg = read_run_config(Path(run))
+    first = {f"start_from.{key}": value for key, value in _own_settings(cfg).items() if settings.get(key, ...) != value}
+    earlier = {"start_from.start_from": Path(cfg.start_from).name} if cfg.get("start_from") else {}
+    return {"start_from": True, **first, **earlier}
 
 
 def _checkpoint_settings(run: Path) -> dict[str, Setting]:
@@ -218,6 +237,13 @@ def _relevant_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
         for key, value in flat.items()
         if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in APART)
     }
+
+
+def _corruption_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
+    """Collect how scored images were corrupted; nothing for images as they are, of which older runs say nothing."""
+    if flat.get("corrupt._target_") == UNCORRUPTED["_target_"]:
+        return {}
+    return {key: value for key, value in flat.items() if key.startswith("corrupt.")}
 
 
 def _benchmark_settings(flat: dict[str, Setting], key: str) -> dict[str, Setting]:
