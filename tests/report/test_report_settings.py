@@ -10,8 +10,8 @@ from semcorr.report.robustness import plot_robustness
 
 pytestmark = pytest.mark.integration
 
-UNCORRUPTED = "semcorr.data.corruptions.corruption.Uncorrupted"
-FOG = "semcorr.data.corruptions.weather.Fog"
+UNCORRUPTED = {"_target_": "semcorr.data.corruptions.corruption.Uncorrupted"}
+FOG = {"_target_": "semcorr.data.corruptions.weather.Fog", "severity": 3, "images": "both", "seed": 0}
 CATS = {
     "_target_": "semcorr.data.coco_keypoints.COCOKeypoints", "root": "cats", "seed": 1, "resize": "squash", "steps": 9,
 }  # fmt: skip
@@ -39,7 +39,7 @@ def groups(*folders: Path) -> set[frozenset[str]]:
 
 def test_clean_trainings_and_their_checkpoints_are_not_corrupted(tmp_path):
     """Their config.yaml says so; that of a run of before says nothing, and is the same but for its seed."""
-    clean = {"corrupt": {"_target_": UNCORRUPTED}, "start_from": None}
+    clean = {"corrupt": UNCORRUPTED, "start_from": None}
     runs = trained(tmp_path / "a", 1, CATS, **clean), trained(tmp_path / "b", 2, CATS)
     scored = evaluated(tmp_path / "c", runs[0], 1, corrupt=clean["corrupt"], localise={"window": 5})
 
@@ -48,8 +48,8 @@ def test_clean_trainings_and_their_checkpoints_are_not_corrupted(tmp_path):
 
 
 def test_a_clean_training_is_the_clean_one_of_its_corrupted_scores(tmp_path):
-    run = trained(tmp_path / "a", 1, CATS, corrupt={"_target_": FOG, "severity": 3})
-    scored = [evaluated(tmp_path / "clean", run, 1), evaluated(tmp_path / "fog", run, 1, corrupt={"_target_": FOG})]
+    run = trained(tmp_path / "a", 1, CATS, corrupt=FOG)
+    scored = [evaluated(tmp_path / "clean", run, 1), evaluated(tmp_path / "fog", run, 1, corrupt=FOG)]
 
     (figure,) = plot_robustness(made(*scored)).parts
 
@@ -115,10 +115,6 @@ def test_an_audit_reads_what_was_scored(tmp_path):
 
     assert (run.cfg.data._target_, run.cfg.trained_on._target_) == (SPAIR["_target_"], CATS["_target_"])
     assert "test" not in OmegaConf.to_container(run.cfg)
-
-
-UNCORRUPTED = {"_target_": "semcorr.data.corruptions.corruption.Uncorrupted"}
-FOG = {"_target_": "semcorr.data.corruptions.weather.Fog", "severity": 3, "images": "both", "seed": 0}
 
 
 def test_corruption_is_that_of_the_scored_images_whatever_the_training_run_was_scored_on(tmp_path):
