@@ -43,6 +43,9 @@ POSES = ("L/R", "F/B", "L/R or F/B", "L/R/F/B")
 NAMES = {"ResNet-101": "ResNet-101", "DINO": "DINOv1", "iBOT": "iBOT", "SD 2.1": "SD2-1", "DINOv2": "DINOv2"}
 NAMES |= {"SD + DINOv2": "SD2-1+DINOv2"}
 
+WITHOUT = ("nothing", "lora", "continuous", "annealing", "window", "mining", "everything")
+TOP = ["top", "top_ablation", *(f"top_without/{part}" for part in WITHOUT)]
+
 EXPERIMENTS: dict[str, list[Line]] = {
     "sweep_backbones": [
         [
@@ -71,7 +74,7 @@ EXPERIMENTS: dict[str, list[Line]] = {
         ],
     ],
     "marco": [line("all", known("spair test, all", "MARCO"), "geo, by others", known("spair test, geo", MARCO))],
-    "top": [line("ImCorr", known("spair test, all", "ImCorr"))],
+    **{name: [line("ImCorr", known("spair test, all", "ImCorr"))] for name in TOP},
     "insid3": [
         line("without", known("spair test, all", "DINOv3-B, original", PASCAL)),
         line("debiased", known("spair test, all", "DINOv3-B, debiased (INSID3)", PASCAL)),

@@ -21,7 +21,7 @@ CONTRACTS = {
     "backbone": ("vgg16", ["models/backbones", "models/finetune/test_tuning_grid.py"]),
     "head": ("linear", ["models/heads/test_heads.py"]),
 }
-PARTS = {1: (20, 30), 2: (90, 25), 3: (60, 70)}  # of a bird
+PARTS = {0: (20, 30), 1: (90, 25), 2: (60, 70)}  # of a bird
 Command = Callable[..., subprocess.CompletedProcess]
 
 
@@ -64,20 +64,21 @@ def scores(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def write_cub(root: Path) -> Path:
+def write_nabirds(root: Path) -> Path:
     """One picture under four names: three of them test, and whoever finds the same place again is right."""
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    rows = {name: [] for name in ("images", "bounding_boxes", "train_test_split", "parts/part_locs")}
+    rows = {name: [] for name in ("images", "sizes", "bounding_boxes", "train_test_split", "parts/part_locs")}
     for image in range(1, 5):
-        path = root / "images" / "001.Some_bird" / f"Some_bird_{image:04}.png"
+        path = root / "images" / "0817" / f"{image:032x}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).resize((128, 96), Image.Resampling.NEAREST).save(path)
-        rows["images"].append(f"{image} 001.Some_bird/{path.name}")
-        rows["bounding_boxes"].append(f"{image} 10.0 20.0 100.0 60.0")
+        rows["images"].append(f"{image} 0817/{path.name}")
+        rows["sizes"].append(f"{image} 128 96")
+        rows["bounding_boxes"].append(f"{image} 10 20 100 60")
         rows["train_test_split"].append(f"{image} {int(image == 1)}")
-        rows["parts/part_locs"] += [f"{image} {part} {x}.0 {y}.0 1" for part, (x, y) in PARTS.items()]
-        rows["parts/part_locs"].append(f"{image} 4 0.0 0.0 0")
-    rows["parts/parts"] = ["1 beak", "2 left leg", "3 right leg", "4 tail"]
+        rows["parts/part_locs"] += [f"{image} {part} {x} {y} 1" for part, (x, y) in PARTS.items()]
+        rows["parts/part_locs"].append(f"{image} 3 -1 -1 0")
+    rows["parts/parts"] = ["0 bill", "1 left wing", "2 right wing", "3 tail"]
     for name, lines in rows.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
@@ -108,13 +109,14 @@ def test_the_head_trains(added, tiny, tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_is_read_as_it_is_annotated(added, tmp_path):
-    line = ["data=cub", f"data.root={write_cub(tmp_path / 'CUB')}", "backbone=tiny", "localise=argmax", "trainer=cpu"]
-    done = added("benchmark")("semcorr.evaluate", *line, "data.workers=0", "run_dir=run")
+    root = write_nabirds(tmp_path / "nabirds")
+    line = ["data=nabirds", f"data.root={root}", "backbone=tiny", "localise=argmax", "trainer=cpu", "data.workers=0"]
+    done = added("benchmark")("semcorr.evaluate", *line, "run_dir=run")
 
     assert done.returncode == 0, done.stderr
     found = scores(tmp_path / "run")
     assert (found["pairs"], found["keypoints"]) == (6, 18)
-    assert found["geometry_aware"]["keypoints"] == pytest.approx(2 / 3)  # the legs
+    assert found["geometry_aware"]["keypoints"] == pytest.approx(2 / 3)  # the wings
     assert found["pck"]["all"]["image"]["0.15"] == 1
     table = parquet.read_table(tmp_path / "run/predictions.parquet").to_pydict()
     assert set(zip(table["target_x"], table["target_y"], strict=True)) == set(PARTS.values())

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 LINES = list(dict.fromkeys(chain.from_iterable(map(typed_lines, PAGES))))
 PYTHON = list(dict.fromkeys((name_of(page), text) for page in PAGES for text in blocks(page, "python")))
 # Parts that a page shows how to write; test_adding.py and test_own_package.py run these lines where they are written.
-WRITTEN_BY_READERS = re.compile(r"\b(vgg16|linear|(test_)?cub|my_\w+|my\.Head)\b")
+WRITTEN_BY_READERS = re.compile(r"\b(vgg16|linear|(test_)?nabirds|my_\w+|my\.Head)\b")
 
 
 VERB_LINES = [(line.page, *found) for line in LINES if (found := split_verb(line.words))]

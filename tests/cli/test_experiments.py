@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from repository import ROOT
 from tiny_training import shrink_training
 
@@ -21,7 +21,9 @@ FOLDER = conf_dir() / "experiment"
 PAGE = ROOT / "docs" / "reproduce.md"
 NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
 TABLES = [name for name in NAMES if name.startswith("tables/")]
+ABLATIONS = ["top_ablation", "top_cpu_ablation"]
 SWEEPS = [name for name in NAMES if name.startswith("sweep_") or (name in TABLES and name != "tables/geo_aware_1")]
+SWEEPS += ABLATIONS
 COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) ([^`\n]*)"
 QUICK_TABLES = {"tables/unified_5", "tables/geo_aware_1", "tables/geo_aware_2", "tables/course_1"}  # the rest is slow
 
@@ -63,6 +65,13 @@ def composed(name: str) -> list[DictConfig]:
         return [compose("train", [f"experiment={name}", *line, "run_dir=run"]) for line in lines]
 
 
+def choices(name: str) -> list[str]:
+    """What an ablation leaves out, one after another."""
+    with initialize_config_dir(str(FOLDER.parent), version_base="1.3"):
+        (values,) = compose("train", [f"experiment={name}"], return_hydra_config=True).hydra.sweeper.params.values()
+    return values.split(",")
+
+
 def hashes(*names: str) -> set[str]:
     return {config_hash(cfg) for name in names for cfg in composed(f"tables/{name}")}
 
@@ -84,7 +93,35 @@ def test_the_head_comment_holds_commands_that_are_understood_and_figures(config,
 def test_every_job_of_a_sweep_composes_and_no_two_are_the_same(name):
     found = composed(name)
 
-    assert len({config_hash(cfg) for cfg in found}) == len(found) > (0 if name in TABLES else 4)
+    assert len({config_hash(cfg) for cfg in found}) == len(found) > (4 if name.startswith("sweep_") else 0)
+
+
+PARTS = {  # of an ablation: the option that a part is, and what it is without the part; as experiment=top lists them
+    "top_ablation": {
+        "lora": ("finetune._target_", "semcorr.models.finetune.last_blocks.last_blocks"),
+        "continuous": ("head._target_", "semcorr.models.heads.cosine.Cosine"),
+        "annealing": ("loss.terms.keypoints.sigma_end", None),
+        "window": ("loss.weights.windowed", 0),
+        "mining": ("loss.weights.mined", 0),
+    },
+    "top_cpu_ablation": {
+        "continuous": ("head._target_", "semcorr.models.heads.cosine.Cosine"),
+        "annealing": ("loss.sigma_end", None),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_has_all_parts_then_all_but_one_then_none_but_what_must_be_trained(config, name):
+    parts, jobs_by_choice = PARTS[name], dict(zip(choices(name), composed(name), strict=True))
+    whole = name.removesuffix("_ablation")
+
+    assert [*jobs_by_choice] == ["nothing", *parts, "everything"]
+    assert config_hash(jobs_by_choice["nothing"]) == config_hash(config("train", f"experiment={whole}", "run_dir=run"))
+    for choice, cfg in jobs_by_choice.items():
+        left_out = {part for part, (key, value) in parts.items() if OmegaConf.select(cfg, key) == value}
+        expected = {"nothing": set(), "everything": {*parts} - {"lora"}}.get(choice, {choice})
+        assert left_out == expected, choice
 
 
 @pytest.mark.parametrize("name", with_slow_tables([name for name in TABLES if name in SWEEPS]))

@@ -41,15 +41,30 @@ EXTRA = {  # what else steps and batches can be made of, by head
     "upsample": "loss=learned_temperature data.all_pairs=3 feature_dropout=0.1",
 }
 WITHOUT_WEIGHTS = ("cosine", "gromov_wasserstein", "transport")
-DIFFUSION = {"combined", "cpm", "prompt"}  # ways that are for Stable Diffusion alone
+TINY_SD = "backbone.size=64 backbone._target_=tiny_diffusion.build_tiny_sd"
+VISION = (
+    "dino=vit_tiny_patch16_224 pretrained=false dino_size=32 patch_size=8 embed_dim=24 depth=1 num_heads=2 tokens=2"
+)
+DIFFUSION = {  # ways that are for Stable Diffusion alone
+    "prompt": f"backbone=sd {TINY_SD} finetune.tokens=4",
+    "cpm": f"backbone=sd {TINY_SD} " + " ".join(f"++finetune.{option}" for option in VISION.split()),
+    "combined": f"backbone=sd_dinov2 {TINY_SD}_dinov2 "
+    + " ".join(f"++finetune.ways.diffusion.{option}" for option in VISION.split()),
+}
+OF_PAIRS = "backbone._target_=pair_backbones.HalfMixed"  # a backbone that sees both images
+PAIRED_WAYS = tuple(f"finetune={way} {DIFFUSION[way]}" for way in ("cpm", "combined"))  # whose prompt does
+MINING = "loss=distillation loss.terms.mined.least=1"
+MINED_IN = {"semcorr/models/losses/mined_matches.py", "semcorr/matching/mining.py"}
+OF_A_STEP, OF_A_PAIR, PAIRS = 5, 12, 2  # waits for mining: points and back; masks, maps and neighbours of a pair
 COPY = [["copy to the host", "semcorr/core/device.py"]]
+FINITE = ["copy to the host", "semcorr/core/finite.py"]  # whether features are that are computed of pairs
 
 
 def names(group: str, without: set[str] = frozenset()) -> list[str]:
     return sorted({path.stem for path in (conf_dir() / group).glob("*.yaml")} - without)
 
 
-HEADS, WAYS = names("head"), names("finetune", DIFFUSION)
+HEADS, WAYS = names("head"), names("finetune", {*DIFFUSION})
 COUNT = max(len(HEADS), len(WAYS))
 PAIRED = [*islice(zip(cycle(HEADS), cycle(WAYS), strict=False), COUNT)]  # every head and every way
 
@@ -74,10 +89,17 @@ def assert_waits(creatures: Path, folder: Path, cases: list[str]) -> None:
     assert {case: answer["error"] for case, answer in answers.items() if answer["error"]} == {}
     for case, answer in answers.items():
         has_steps = case not in [line(head, "frozen") for head in WITHOUT_WEIGHTS]  # nothing to train
-        assert answer["steps"] == [[]] * has_steps, case
-        for stage in ["validate"] * has_steps + ["test"]:
-            found = [[[operation, place.partition(":")[0]] for operation, place in batch] for batch in answer[stage]]
-            assert found == [COPY], (case, stage)
+        steps, *stages = (
+            [[[operation, place.partition(":")[0]] for operation, place in waits] for waits in answer[stage]]
+            for stage in ("steps", *["validate"] * has_steps, "test")
+        )
+        if case.startswith(MINING):
+            assert [len(step) for step in steps] == [OF_A_STEP + OF_A_PAIR * PAIRS], case
+            assert {place for _, place in steps[0]} == MINED_IN, case
+        else:
+            assert steps == [[]] * has_steps, case
+        batch = [FINITE, *COPY] if case.startswith(OF_PAIRS) or case.startswith(PAIRED_WAYS) else COPY
+        assert stages == [[batch]] * len(stages), case
 
 
 def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
@@ -85,9 +107,24 @@ def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
     assert_waits(creatures, tmp_path, [f"{line(head, way)} {EXTRA.get(head, '')}".strip() for head, way in PAIRED])
 
 
+def test_pairs_seen_together_wait_once_more_and_mining_alone_waits_in_a_step(creatures, tmp_path):
+    """Both images of a pair at once, by the backbone or by its prompt; matches are mined on the CPU by design."""
+    prompts = [f"finetune={way} {options}" for way, options in DIFFUSION.items()]
+    assert_waits(creatures, tmp_path, [*prompts, OF_PAIRS, MINING])
+
+
 @pytest.mark.slow
 def test_no_step_waits_whatever_head_is_tuned_in_whatever_way(creatures, tmp_path):
     assert_waits(creatures, tmp_path, [line(*pair) for pair in product(HEADS, WAYS) if pair not in PAIRED])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", [OF_PAIRS, MINING, *(f"finetune={way} {options}" for way, options in DIFFUSION.items())]
+)
+def test_neither_does_one_of_pairs_of_prompts_or_of_mining_with_any_head(creatures, tmp_path, kind):
+    heads = [f"head={head} {OPTIONS.get(head, '') if 'sd' not in kind else ''}".strip() for head in HEADS]
+    assert_waits(creatures, tmp_path, [f"{kind} {head}" for head in heads])
 
 
 def test_the_stand_in_stays_out_of_the_process_that_looks_for_examples_in_its_program():

@@ -4,11 +4,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from backbone_cases import tiny
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from semcorr.models.backbones.diffusion import StableDiffusion
 from semcorr.models.backbones.diffusion_networks import DiffusionNetworks, reuse_encoder
+from semcorr.models.backbones.fuse import FusedBackbone
 from semcorr.models.backbones.text_encoder import TextEncoder, build_byte_tokenizer
 
 WIDTHS = (8, 16, 24, 24)
@@ -41,6 +43,16 @@ def tiny_sd(version: int = 2, **options: object) -> StableDiffusion:
     """A backbone of them, for images of multiples of 64 pixels; `seed` is its own, of its noise."""
     given = {"size": 64, "layers": [5], "ensemble": 1} | options
     return StableDiffusion("tiny", **({"parts": parts(version=version)} | given)).eval()
+
+
+def build_tiny_sd(size: int, layers: list[int], **_: object) -> StableDiffusion:
+    """The backbone that conf/backbone/sd.yaml is with this in the place of its `_target_`."""
+    return tiny_sd(size=size, layers=layers)
+
+
+def build_tiny_sd_dinov2(size: int, **_: object) -> FusedBackbone:
+    """The same of conf/backbone/sd_dinov2.yaml."""
+    return FusedBackbone([tiny_sd(size=size), tiny(size=size)])
 
 
 def write_parts(directory: Path, tiny: DiffusionNetworks) -> Path:

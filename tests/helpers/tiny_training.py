@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+TOP = ["finetune.blocks=2", "finetune.rank=2", "localise.window=3", "loss.terms.windowed.window=3"]
+PARTS_OF_TOP = ("nothing", "continuous", "annealing", "window", "mining", "everything")  # that keep LoRA
 SMALLER = {  # where an experiment names what only fits a large backbone
     "geo_aware/released": ["loss.trained_grid=4"],
     "insid3": ["backbone.debias=3"],
-    "top": ["finetune.blocks=2", "finetune.rank=2", "localise.window=3", "loss.terms.windowed.window=3"],
+    **dict.fromkeys(["top", "top_ablation", *(f"top_without/{name}" for name in PARTS_OF_TOP)], TOP),
+    "top_without/lora": TOP[2:],
     "marco": ["finetune.blocks=2", "finetune.width=8"],
     "unified/gated_layers": ["backbone.layers=[1,3]", "backbone.each_block=false"],
     "unified/hyperfeatures": [

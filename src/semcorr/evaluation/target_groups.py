@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from semcorr.core.finite import require_finite
+from semcorr.core.finite import FiniteWatch
 from semcorr.core.types import FeatureMap, PairBatch, View
 from semcorr.evaluation.image_features import ImageFeatures, adapted_feature_origin
 from semcorr.evaluation.pose.alignment import select_rows
@@ -19,7 +19,11 @@ class TargetGroup(NamedTuple):
 
 
 def group_by_target(batch: PairBatch, features: ImageFeatures) -> Iterator[list[TargetGroup]]:
-    """Yield the pairs of each target with the features of their images: all at once, or a few as they come."""
+    """Yield the pairs of each target with the features of their images: all at once, or a few as they come.
+
+    Raises:
+        UserError: Features are not finite; on a GPU it is told once all groups were taken.
+    """
     if not features.module.backbone.needs_pair:
         images = {*batch.source.name, *batch.target.name}
         maps_by_name = {name: features(name) for name in images}  # each image goes to the device once
@@ -28,13 +32,14 @@ def group_by_target(batch: PairBatch, features: ImageFeatures) -> Iterator[list[
             for name, pairs in _pairs_by_target(batch).items()
         ]
         return
+    watch = FiniteWatch(adapted_feature_origin(features.module))
     for pairs, *maps in _pair_features(batch, features):
         sources, targets = map(features.adapted, maps)
         for view, adapted in ((batch.source, sources), (batch.target, targets)):
-            names = [view.name[i] for i in pairs]
-            require_finite(adapted_feature_origin(features.module), names, {"maps": adapted.values})
+            watch.record([view.name[i] for i in pairs], {"maps": adapted.values})
         for row, i in enumerate(pairs):
             yield [TargetGroup([i], _select_image(targets, row), [_select_image(sources, row)])]
+    watch.check()  # once, when all is matched: a GPU is waited for
 
 
 def _pair_features(batch: PairBatch, features: ImageFeatures) -> Iterator[tuple[list[int], FeatureMap, FeatureMap]]:

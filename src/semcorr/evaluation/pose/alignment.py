@@ -308,6 +308,6 @@ def select_rows(column: object, index: list[int]) -> object:
     if isinstance(column, View):
         return View._make(select_rows(values, index) for values in column)
     if isinstance(column, Tensor):
-        return column[index]
+        return torch.stack([column[i] for i in index]) if index else column[:0]  # a GPU would wait for a list
     assert isinstance(column, Sequence)
     return [column[i] for i in index]

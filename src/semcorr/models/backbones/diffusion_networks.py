@@ -251,7 +251,7 @@ def add_noise(
     True
     """
     generator = torch.Generator().manual_seed(seed)  # on the CPU, where it is the same everywhere
-    noise = torch.randn(ensemble, *latent.shape[1:], generator=generator).to(latent)
+    noise = torch.randn(ensemble, *latent.shape[1:], generator=generator).to(latent, non_blocking=True)
     signal_scale, noise_scale = noise_scales(timestep)
     return signal_scale * latent[:, None] + noise_scale * noise
 

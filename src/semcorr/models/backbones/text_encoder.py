@@ -34,12 +34,10 @@ class TextEncoder(nn.Module):
 
     def frame(self, tokens: int) -> Int[Tensor, "1 l"]:
         """Return the ids of a prompt with room for `tokens` words: start, placeholders, end, padding."""
-        tokenizer = self.tokenizer
-        padding = [tokenizer.pad_token_id] * (self.length - 2)
-        return torch.tensor(
-            [[tokenizer.bos_token_id, *padding[:tokens], tokenizer.eos_token_id, *padding[tokens:]]],
-            device=self.model.device,
-        )
+        tokenizer = self.tokenizer  # its numbers are filled in where they are used: a GPU would wait for a list of them
+        ids = torch.full((1, self.length), tokenizer.pad_token_id, device=self.model.device)
+        ids[:, 0], ids[:, tokens + 1] = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return ids
 
     def encode(self, words: Float[Tensor, "b n d"]) -> Float[Tensor, "b l d"]:
         """Compute the hidden states of a prompt with `words` between its start and its end.
