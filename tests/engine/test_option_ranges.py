@@ -88,7 +88,8 @@ def works_loss(node: dict[str, Any]) -> list[torch.Tensor]:
     described = Descriptors(torch.randn(2, 3, 8), torch.randn(2, 3, 8), mask, torch.ones(2, dtype=torch.bool))
     step = LossInputs(similarity, cells, mask, cells, torch.full((2, 3, 2), 4.0), 3, described)
     (pairs, leaves), (teacher, _) = made_pairs(2), made_pairs(2)
-    step = step._replace(pairs=pairs, teacher=teacher, sources=made_sources(2))
+    whole = torch.ones(2, teacher.side, teacher.side, dtype=torch.bool)
+    step = step._replace(pairs=pairs, teacher=teacher._replace(masks=(whole, whole)), sources=made_sources(2))
     made = instantiate(node | ({"trained_grid": GRID} if node.get("trained_grid") == 60 else {}))
     loss = evaluate_loss(made, step)
     loss.backward() if loss.requires_grad else None

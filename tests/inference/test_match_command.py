@@ -269,6 +269,6 @@ def test_every_example_of_the_page_runs(folder, monkeypatch):
 
 def test_what_was_written_is_named_and_not_what_else_lies_there(folder, typed, tmp_path):
     (tmp_path / "mine.txt").write_text("x")
-    code, output = typed(f"{folder / 'a.jpg'} {folder / 'b.jpg'} --points 5,5 --out {tmp_path}")
+    code, output = typed(f"{folder / 'a.jpg'} {folder / 'b.jpg'} --points 5,5", "--out", str(tmp_path))
     assert code == 0, output
     assert f"Wrote {tmp_path}: b.png, matches.json\n" in output

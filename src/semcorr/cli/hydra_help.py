@@ -1,6 +1,6 @@
 """Help and shell completion of the commands that Hydra composes: what there is to choose, as files have it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import yaml
 from hydra import initialize_config_dir
@@ -17,7 +17,7 @@ from semcorr.engine.known_targets import conf_dir, config_search_path, read_know
 from semcorr.engine.packages import list_choices
 
 PARTS = {"common", "several"}  # files that other files and lists are made of
-FLAGS = "-m is a sweep over values; --cfg job shows the whole configuration; --config-dir DIR adds files; --hydra-help"
+FLAGS = "-m sweeps; --cfg job shows the configuration; --config-dir DIR adds files; --hydra-help"
 
 
 def print_help(verb: str, summary: str, examples: Sequence[str]) -> None:
@@ -32,13 +32,19 @@ def print_help(verb: str, summary: str, examples: Sequence[str]) -> None:
     terminal.print(f"Usage: semcorr {verb} [KEY=VALUE ...]\n\n{summary}\n\nChoices, as GROUP=NAME:")
     grid = Table.grid(padding=(0, 2))
     for group in _list_groups(verb):
-        names = list(_list_names(group))
+        names = _leave_out_numbers(_list_names(group))
         grid.add_row(f"  {group}", ", ".join(_leave_out_sizes(names) if group == "backbone" else names))
     terminal.print(grid)
     terminal.print("Every option of a choice is a key: backbone.size=448, trainer.max_epochs=3.\n\nExamples:")
     for example in examples:
         terminal.print(f"  semcorr {verb} {example}", soft_wrap=True)
     terminal.print(f"\nFlags: {FLAGS}")
+
+
+def _leave_out_numbers(names: Iterable[str]) -> list[str]:
+    """Leave out a choice that is another one with a number of its own, as window_soft_argmax_45."""
+    names = list(names)
+    return [name for name in names if not (name.rpartition("_")[2].isdigit() and name.rpartition("_")[0] in names)]
 
 
 def _leave_out_sizes(names: Sequence[str]) -> list[str]:

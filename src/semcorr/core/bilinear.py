@@ -15,10 +15,12 @@ def bilinear_neighbours(
     >>> bilinear_neighbours(torch.tensor([[[0.25, 1.0]]]), size=(3, 3))[1]
     tensor([[[0.7500, 0.0000, 0.2500, 0.0000]]])
     """
-    last = torch.tensor(size, device=cells.device, dtype=cells.dtype) - 1
-    low = cells.floor().minimum((last - 1).clamp(min=0))
+    low = torch.stack(
+        [x.floor().clamp(max=max(count - 2, 0)) for x, count in zip(cells.unbind(-1), size, strict=True)], -1
+    )
     share = cells - low
     bits = torch.arange(2, device=cells.device)
     corners = torch.cartesian_prod(bits, bits).to(cells.dtype)  # (0 0), (0 1), (1 0), (1 1)
     weights = torch.where(corners.bool(), share[..., None, :], 1 - share[..., None, :]).prod(-1)
-    return (low[..., None, :] + corners).minimum(last), weights
+    around = (low[..., None, :] + corners).unbind(-1)
+    return torch.stack([x.clamp(max=count - 1) for x, count in zip(around, size, strict=True)], -1), weights
