@@ -10,6 +10,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_error
 from semcorr.engine.saved_config import CONFIG
 from semcorr.engine.shared_run import CARD, WEIGHTS
+from semcorr.models.weights.hub import require_hub
 
 SCHEME = "hf://"
 ADDRESS = re.compile(rf"{SCHEME}(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -46,6 +47,7 @@ def download_run(address: str) -> Path:
     from huggingface_hub import HfApi, constants
 
     try:
+        require_hub(repo)
         folder = HfApi(endpoint=find_endpoint()).snapshot_download(
             repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS]
         )

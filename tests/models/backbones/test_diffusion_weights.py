@@ -1,6 +1,7 @@
 """Stable Diffusion's weights: read as they were written, hashed, or refused with the part that is wrong."""
 
 import json
+import socket
 import sys
 
 import pytest
@@ -138,6 +139,7 @@ def test_a_hub_out_of_reach_leaves_three_ways_out(monkeypatch):
             raise OSError("there is no config.json") from error
 
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fail)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
 
     with pytest.raises(UserError) as error:
         StableDiffusion("some/model")
@@ -154,6 +156,7 @@ def test_a_gated_model_is_said_to_be_gated(monkeypatch):
             raise OSError("some/model is not a valid model identifier") from error
 
     monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", fail)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
 
     with pytest.raises(UserError, match=r"some/model is gated: ask for access at https://huggingface\.co/some/model"):
         StableDiffusion("some/model")

@@ -1,10 +1,15 @@
+import socket
+from pathlib import Path
+
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig
 
 from semcorr.core.errors import UserError
+from semcorr.models.backbones.timm_model import TimmModel
 from semcorr.models.backbones.transformers_model import TransformersModel
-from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.hub import download_error, require_hub
 
 
 class Response:
@@ -41,6 +46,7 @@ def test_the_hubs_refusals_are_told_with_three_ways_out(monkeypatch, error, part
         raise error
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
 
     with pytest.raises(UserError) as told:
         TransformersModel("facebook/dinov3", size=64)
@@ -51,3 +57,50 @@ def test_the_hubs_refusals_are_told_with_three_ways_out(monkeypatch, error, part
 
 def test_a_gated_repository_is_named_where_it_is_not_the_networks_name():
     assert "https://huggingface.co/timm/some" in str(download_error(gated(), "some.tag", "timm/some"))
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path) -> Path:
+    """The hub has no address, and its cache is this empty folder."""
+
+    def fail(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: TransformersModel("facebook/dinov3", size=64), lambda: TimmModel("vit_small_patch14_dinov2", size=56)],
+)
+def test_without_a_network_nothing_is_tried_again_for_a_minute(monkeypatch, no_network, build):
+    def connect(*_, **__):
+        raise AssertionError("the client is not asked")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", connect)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", connect)
+
+    with pytest.raises(UserError, match=r"\(no network: huggingface\.co has no address\)\. Three ways out"):
+        build()
+
+
+@pytest.mark.parametrize("way", ["folder", "cache", "proxy", "offline"])
+def test_where_the_network_is_not_needed_it_is_not_asked_for(monkeypatch, no_network, tmp_path, way):
+    repository = "facebook/dinov3"
+    with pytest.raises(OSError, match="no network"):
+        require_hub(repository)
+    if way == "folder":
+        repository = str(tmp_path)
+    elif way == "cache":
+        (no_network / "models--facebook--dinov3").mkdir()
+    elif way == "proxy":
+        monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    require_hub(repository)

@@ -16,6 +16,7 @@ from semcorr.core.text_files import JsonObject
 from semcorr.models.backbones.text_encoder import TextEncoder, build_byte_tokenizer
 from semcorr.models.weights.checkpoints import format_reason, read_weights, require_weights_folder
 from semcorr.models.weights.file_kinds import describe_other
+from semcorr.models.weights.hub import require_hub
 from semcorr.models.weights.loading import load_weights, require_finite_weights
 from semcorr.models.weights.paths import list_library_files
 
@@ -93,6 +94,7 @@ def replace_unet(unet: nn.Module, name: str | None, weights: str | None) -> None
         if "/" not in repository:
             raise UserError(f"`backbone.unet_name` must be ACCOUNT/MODEL/FILE on the Hugging Face hub, got {name!r}")
         try:
+            require_hub(repository)
             path = hf_hub_download(repository, file)
         except (OSError, RuntimeError) as error:
             raise _build_unet_error(error, repository, file) from error
@@ -154,6 +156,8 @@ def _load_part(source: str, local: bool, kind: type[T], folder: str, info: bool 
     """Load one part, and require that all of its weights are found."""
     options = {"output_loading_info": True} if info else {}
     try:
+        if not local:
+            require_hub(source)
         part = kind.from_pretrained(source, subfolder=folder, local_files_only=local, **options)
     except BROKEN as error:
         raise _build_load_error(error, source, local, folder) from error

@@ -27,7 +27,7 @@ from semcorr.models.backbones.features import check_facet, normalise_layer_indic
 from semcorr.models.backbones.position_embedding import use_position_embedding
 from semcorr.models.backbones.sequential import BlockForward, CellGrid, SequentialBackbone, intercept_blocks
 from semcorr.models.weights.checkpoints import read_weights
-from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.hub import download_error, require_hub
 from semcorr.models.weights.loading import load_weights, weights_sha256
 from semcorr.models.weights.networks import recognise_weights
 from semcorr.models.weights.state_dict_conversion import convert_to_timm
@@ -292,7 +292,10 @@ def create_timm_model(
     tagged = timm.list_models(f"{plain}.*", pretrained=True)
     if tag and name not in tagged:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
+    repository = timm.get_pretrained_cfg_value(name, "hf_hub_id")
     try:
+        if pretrained and repository:
+            require_hub(repository)
         model = _create_model(name, pretrained, side, options)
     except MISFITS as error:
         if not options:
@@ -308,7 +311,7 @@ def create_timm_model(
                 f"`backbone.size`: timm cannot resize the weights of {name} to it. Set it to the size that they were "
                 "trained for."
             ) from error
-        raise download_error(error, name, timm.get_pretrained_cfg_value(name, "hf_hub_id")) from error
+        raise download_error(error, name, repository) from error
     if not hasattr(model, "forward_intermediates"):
         raise UserError(f"timm's {name} does not give its intermediate features. Choose a model that does.")
     return model

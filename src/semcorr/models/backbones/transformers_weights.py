@@ -21,7 +21,7 @@ from transformers.utils import logging
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.models.weights.checkpoints import read_weights
-from semcorr.models.weights.hub import download_error
+from semcorr.models.weights.hub import download_error, require_hub
 from semcorr.models.weights.loading import require_finite_weights
 from semcorr.models.weights.networks import recognise_weights
 from semcorr.models.weights.paths import require_json
@@ -59,6 +59,8 @@ def load_image_encoder(
     if state is not None:
         source = {"pretrained_model_name_or_path": None, "state_dict": state}
     try:
+        if weights is None:
+            require_hub(name)
         with _silence_library():  # float32, whatever the file's precision
             model, info = family.from_pretrained(**source, config=config, output_loading_info=True, dtype=torch.float32)
     except (OSError, RuntimeError) as error:
@@ -152,6 +154,7 @@ def _find_config(
     if config_file is not None and config_file.exists():
         return _read_config(config_file)
     try:
+        require_hub(name)
         with _silence_library():
             return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

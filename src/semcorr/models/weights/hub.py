@@ -1,7 +1,13 @@
-"""Errors for failed downloads of weights, with the remedies."""
+"""Downloads of weights: whether there is a network, and errors with the remedies."""
 
+import os
+import socket
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from semcorr.core.errors import UserError
@@ -39,6 +45,28 @@ def download_error(error: BaseException, name: str, repo: str | None = None, fil
         f"again; fetch {file or page + '/resolve/main/model.safetensors'} elsewhere and give it as "
         f"backbone.weights=FILE{cache}; {RANDOM}"
     )
+
+
+def require_hub(repository: str) -> None:
+    """Refuse at once to download from a hub whose address is unknown: its client would try again for a minute.
+
+    It does not matter for a local folder, a repository of which something is in the cache, a client that is told to be
+    offline, and with a proxy, which looks addresses up by itself.
+
+    Args:
+        repository: ACCOUNT/MODEL, or a folder.
+
+    Raises:
+        OSError: The hub has no address: there is no network.
+    """
+    cached = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
+    if Path(repository).exists() or cached.exists() or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        raise OSError(f"no network: {host} has no address") from error
 
 
 def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
