@@ -180,7 +180,7 @@ def print_steps(content: JsonObject) -> None:
             table.add_row(f"{step['axis']}: {step['to']}", *cells)
         table.add_section()
         table.add_row("all together", *(_format_change(walk["moved"][alpha]) for alpha in alphas))
-        console.print(table)
+        console.print_table(table)
     for name, command in content["elsewhere"].items():
         console.print(f"{name} needs other pixels: {command}", soft_wrap=True)
 

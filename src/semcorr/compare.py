@@ -74,7 +74,7 @@ def print_comparison(
     console = Terminal()
     for letter, run in zip("AB", runs, strict=True):
         console.print(f"{letter}: {run.name} ({run.metrics['localise']}, protocol {run.metrics['protocol']})")
-    console.print(table)
+    console.print_table(table)
     for alpha, test in tests.items():
         console.print(
             f"McNemar at {alpha:g}: {test.only_first} keypoints right in A alone, {test.only_second} in B alone, "

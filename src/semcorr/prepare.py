@@ -132,7 +132,7 @@ def _install(name: str, cfg: DictConfig, folder: Path, options: PrepareOptions) 
         if report is None:
             print(f"{name} is at {folder} already; there is nothing to do")
             return has_official_counts(folder)
-        Terminal().print(report.table())
+        Terminal().print_table(report.table())
         print(f"{name} is at {folder}")
         return not report.failed
 
@@ -167,7 +167,7 @@ def _verify(name: str, cfg: DictConfig, folder: Path, path: Path | None) -> bool
     path = path or folder / VERIFIED
     require_writable_file(path, "--report")
     report = check_splits(cfg, folder, folder)
-    Terminal().print(report.table())
+    Terminal().print_table(report.table())
     write_json(path, report.as_json(), "--report")
     return not report.failed
 

@@ -244,7 +244,7 @@ def print_sets(rounds: "Sequence[Sequence[LayerSet]]", objective: str) -> None:
             mark = "  best" if layers == best.layers else ""
             table.add_row(*first, ",".join(map(str, layers)), f"{score:.4f}{mark}")
         table.add_section()
-    Terminal().print(table)
+    Terminal().print_table(table)
     print(f"Use them by {_format_override(best.layers)}")
 
 

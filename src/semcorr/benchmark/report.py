@@ -81,7 +81,7 @@ def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: Jso
         table.add_column(header, justify="right" if header else "left", overflow="fold")
     for row in outcome.rows:
         table.add_row(*row)
-    Terminal().print(table)
+    Terminal().print_table(table)
     context = {"settings": dict(settings), "date": time.strftime("%Y-%m-%d %H:%M:%S")}
     write_json(out, {**read_benchmark_file(out), name: {**outcome.content, **context}}, "--out")
     Terminal().print(f"written to {out}")

@@ -56,7 +56,7 @@ def list_store(root: Root = None) -> None:
     """List what is stored: a line for everything that features can depend on but the image."""
     with _report_errors():
         root, folders = _opened(root)
-        Terminal().print(_build_table(root, folders))
+        Terminal().print_table(_build_table(root, folders))
 
 
 @app.command("verify")

@@ -5,14 +5,17 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console, HighlighterType, JustifyMethod, OverflowMethod
 from rich.progress import Progress, ProgressColumn
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from semcorr.core.ranks import is_first_process
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
+NARROWEST = 6  # characters of a word in a table that is too wide for the line
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
 
 
@@ -92,6 +95,18 @@ class Stage:
 
 class Terminal(Console):
     """A console that prints every string, cells of tables included, as text: no markup, no control characters."""
+
+    def print_table(self, table: Table) -> None:
+        """Print a table with its numbers in full: words wrap, and where that is not enough, lines run on."""
+        _, right, _, left = table.padding
+        least = 1  # beside each column a border
+        for column in table.columns:
+            words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
+            longest = max(map(cell_len, words), default=1)
+            narrowest = longest if column.justify == "right" else min(longest, NARROWEST)
+            column.min_width = max(narrowest, column.min_width or 1)
+            least += left + column.min_width + right + 1
+        self.print(table, width=max(self.width, least), crop=False)
 
     def render_str(
         self,

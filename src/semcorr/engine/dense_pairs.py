@@ -131,7 +131,7 @@ class DenseModule(EvaluationModule):
         rows = {**metrics["category"], "mean": metrics[self.data.section]}
         for name, scores in rows.items():
             table.add_row(name, *(f"{100 * scores[key]:.1f}" for key in self.score_names))
-        Terminal().print(table)
+        Terminal().print_table(table)
 
 
 class FlowModule(DenseModule):

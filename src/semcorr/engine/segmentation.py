@@ -171,7 +171,7 @@ class SegmentationModule(EvaluationModule):
         for name, what in (("J", "region"), ("F", "boundary")):
             values = (scores[key] for key in (name, f"{name}_recall", f"{name}_decay"))
             table.add_row(f"{name} ({what})", *(f"{100 * value:.1f}" for value in values))
-        Terminal().print(table)
+        Terminal().print_table(table)
 
 
 def labels_of_cells(

@@ -228,7 +228,7 @@ def print_tracks(metrics: JsonMapping, title: str) -> None:
     for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
         table.add_row(name, *(_format_percent(value) for value in (scores[mean], *scores[parts].values())))
     table.add_row("occlusion accuracy", _format_percent(scores["OA"]))
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def _format_percent(value: float | None) -> str:

@@ -209,7 +209,7 @@ def print_scores(metrics: JsonMapping, title: str) -> None:
             values = [metrics["pck"][subset][by][alpha] for alpha in alphas]
             table.add_row(f"per {by}", subset, *("-" if v is None else f"{100 * v:.1f}" for v in values))
         table.add_section()
-    Terminal().print(table)
+    Terminal().print_table(table)
     if "domains" in metrics.get("classes", {}):
         print_domains(metrics["classes"]["domains"])
     if "protocols" in metrics:
@@ -244,7 +244,7 @@ def print_domains(classes: JsonMapping, alpha: str = "0.1") -> None:
     for source in sources:
         values = [scores.get((source, target)) for target in targets]
         table.add_row(escape_controls(source), *("-" if v is None else f"{100 * v:.1f}" for v in values))
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def print_protocols(scores: JsonMapping, pairs: int) -> None:
@@ -259,7 +259,7 @@ def print_protocols(scores: JsonMapping, pairs: int) -> None:
         for readout, metrics in readouts.items():
             values = ("-" if v is None else f"{100 * v:.1f}" for v in metrics["headline"].values())
             table.add_row(name, readout, metrics["pooling"], *values)
-    Terminal().print(table)
+    Terminal().print_table(table)
 
 
 def print_subsets(title: str, scores: JsonMapping, counts: str, alpha: str = "0.1") -> None:
@@ -277,4 +277,4 @@ def print_subsets(title: str, scores: JsonMapping, counts: str, alpha: str = "0.
     for name, pck in scores.items():
         values = [pck[subset]["image"][alpha] for subset in SUBSETS]
         table.add_row(name, *("-" if v is None else f"{100 * v:.1f}" for v in values))
-    Terminal().print(table)
+    Terminal().print_table(table)
