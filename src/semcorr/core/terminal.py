@@ -106,7 +106,8 @@ class Terminal(Console):
             narrowest = longest if column.justify == "right" else min(longest, NARROWEST)
             column.min_width = max(narrowest, column.min_width or 1)
             least += left + column.min_width + right + 1
-        self.print(table, width=max(self.width, least), crop=False)
+        table.width = least if least > self.width else table.width
+        self.print(table, crop=False)
 
     def render_str(
         self,
