@@ -213,7 +213,7 @@ def test_a_picture_that_cannot_be_drawn_or_written_is_a_warning_and_the_figures_
     ]  # fmt: skip
     for i, failure in enumerate(failures):
 
-        def fail(*_: object, failure: BaseException = failure) -> None:
+        def fail(*_: object, failure: BaseException = failure, **__: object) -> None:
             raise failure
 
         monkeypatch.setattr(draw, "save_plot" if i == 1 else "plot_predictions", fail)
