@@ -90,8 +90,16 @@ def test_training_and_validation_are_without_and_the_test_is_whole(creatures):
         torch.equal(a.target.visible, b.target.visible)
         for a, b in zip(whole.pairs("test"), half.pairs("test"), strict=True)
     )
-    trained_on = synthetic(creatures, heldout_keypoints="half", split="train")
-    assert len(trained_on.pairs("train")) == len(half.pairs("train"))  # never shown, even if they are scored
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_pairs_that_are_scored_whole_are_not_trained_or_validated_on(creatures, split):
+    data = synthetic(creatures, heldout_keypoints="half", split=split)
+
+    assert len(data.pairs(split)) == len(synthetic(creatures).pairs(split))
+    data.setup("test")
+    with pytest.raises(UserError, match=rf"data\.split={split} is scored with these keypoints"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize("value", ["quarter", "[-1]", "3", "[a]"])

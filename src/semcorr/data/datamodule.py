@@ -169,6 +169,11 @@ class PairDataModule(BenchmarkModule):
                 f"`corrupt` changes the images that are scored, and data.split={self.split} is trained on or validated "
                 "on. Give data.split=test, or corrupt=none."
             )
+        if stage == "fit" and self.heldout_keypoints is not None and self.split in splits:
+            raise UserError(
+                f"`data.heldout_keypoints`: data.split={self.split} is scored with these keypoints, and it is trained "
+                "on or validated on, too. Give data.split=test."
+            )
         for split in splits:
             self.pairs(split)
         if stage == "fit" and self.augment is not None and self.augment.flip:
@@ -270,7 +275,7 @@ class PairDataModule(BenchmarkModule):
     def _checked_pairs(self, split: str) -> Sequence[PairRecord]:
         self._require_split(split)
         pairs = check_pairs(self.records(split), f"{self.name} {split}", self._images)
-        if self.heldout_keypoints is not None and (split == "train" or split != self.split):
+        if self.heldout_keypoints is not None and split != self.split:
             pairs = hide_keypoints(pairs, self.heldout_keypoints, f"{self.name} {split}")
         most = self.most_pairs.get(split)
         pairs = pairs if most is None else choose_pairs(pairs, most, self.seed)
