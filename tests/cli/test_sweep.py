@@ -232,9 +232,12 @@ def test_the_table_at_the_end_has_mean_and_spread_over_seeds(typed, tmp_path, ti
     ("line", "told"),
     [
         ("checkpoint=RUN", "`checkpoint` goes on with one training run, and a sweep has many"),
-        ("hydra/launcher=joblib", "`hydra/launcher`: joblib is not installed. pip install 'semcorr[sweep]'"),
-        ("hydra/launcher=ray", "`hydra/launcher`: ray is not installed"),
-        ("hydra/launcher=submitit_slurm", "`hydra/launcher`: submitit is not installed"),
+        (
+            "hydra/launcher=joblib",
+            "`hydra/launcher` needs joblib, which is not installed: pip install 'semcorr[sweep]'",
+        ),
+        ("hydra/launcher=ray", "`hydra/launcher` needs ray, which is not installed"),
+        ("hydra/launcher=submitit_slurm", "`hydra/launcher` needs submitit, which is not installed"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_told_before_it_starts(typed, tmp_path, tiny, capfd, monkeypatch, line, told):

@@ -160,7 +160,7 @@ WRONG = {
         "coco.json images --video images --place 0.1 -> has no effect beside --video",
         "coco.json images --video images --category cat -> has no effect beside --video",
         "coco.json images --first 1 -> has no effect without --video", "coco.json images --video nowhere -> not exist",
-        "coco.json images --video images --first 1 -> is a folder", "coco.json images --video coco.json -> video",
+        "coco.json images --video images --first 1 -> is a folder",
         "coco.json images --model dino2 -> Did you mean dinov2",
         "coco.json images --out x.json --draw x.json -> is the file of --out", "nowhere.json images -> does not exist",
     ],

@@ -17,6 +17,7 @@ SMALLER = {  # where an experiment names what only fits a large backbone
         *("backbone.layers=[1,3]", "backbone.name=vit_tiny_patch16_224", "~backbone.timestep", "~backbone.ensemble"),
         "head.steps=1",
     ],
+    "heads/gated_layers": ["backbone.layers=[1,2,3]"],
     "heads/wide": ["backbone.layers=[2,3]"],
     "heads/pose_variant": ["backbone.layers=[2,3]"],
 }

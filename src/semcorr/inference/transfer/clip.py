@@ -19,7 +19,7 @@ from semcorr.data.pictures import warn_stored_orientation
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.transfer.annotations import group_sources, read_objects
-from semcorr.inference.transfer.frames import Clip, ClipFrame, open_clip
+from semcorr.inference.transfer.frames import Clip, ClipFrame, open_clip, require_clip
 from semcorr.inference.transfer.labels import KeypointLabel, contributing_sources
 from semcorr.inference.transfer.objects import (
     AnnotatedObject,
@@ -72,6 +72,7 @@ def read_clip(path: Path, folder: Path, video: Path, layout: str = "xywh", first
     Raises:
         UserError: The file contradicts itself or the folder, nothing is annotated, or there is no frame to label.
     """
+    require_clip(video, first)
     content = read_objects(path, folder, layout)
     sources = group_sources(content.objects, path)
     boxes = len(content.objects) - sum(map(len, sources.values()))

@@ -187,18 +187,15 @@ def open_clip(
         first: Number of the first frame of a file; None: 0.
 
     Raises:
-        UserError: There are no frames, the file cannot be decoded, or `first` is given for a folder.
+        UserError: There are no frames.
     """
     names = [images[i].name for i in annotated]
     next_id = 1 + max((int(i) for i in images if re.fullmatch("[0-9]{1,20}", str(i))), default=0)
     known = {image.name: image for image in reversed(images.values())}  # the first entry of an image that has two
     frame_names = derive_names(names, first or 0)
     if not path.is_dir():
-        require_video(path)
         warn_other_names(names, frame_names, path)
         return Clip(path, None, frame_names, known, frozenset(names), folder, next_id)
-    if first is not None:
-        raise UserError(f"--first numbers the frames of a video file, and {path} is a folder. Leave it out")
     by_path = {image.path.resolve(): image for image in known.values()}
     new_ids = count(next_id)
     photos = []
@@ -207,6 +204,14 @@ def open_clip(
         photo = by_path.get(file.resolve()) or _find_copy(file, known.get(name))
         photos.append(photo or TransferImage(next(new_ids), name, file, None))
     return Clip(path, photos, frame_names, known, frozenset(names), folder, next_id)
+
+
+def require_clip(path: Path, first: int | None) -> None:
+    """Refuse, before any work, a clip that is absent or cannot be decoded, and `first` for a folder."""
+    if not path.is_dir():
+        require_video(path)
+    elif first is not None:
+        raise UserError(f"--first numbers the frames of a video file, and {path} is a folder. Leave it out")
 
 
 def warn_other_names(names: Iterable[str], frame_names: FrameNames, path: Path) -> None:
