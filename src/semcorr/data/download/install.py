@@ -38,7 +38,7 @@ class TreeReport(Protocol):
     @property
     def failed(self) -> bool: ...  # noqa: D102
 
-    def table(self) -> object: ...  # noqa: D102
+    def table(self) -> Table: ...  # noqa: D102
 
     def as_json(self) -> JsonObject: ...  # noqa: D102
 
