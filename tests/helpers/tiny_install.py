@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 from tiny_archives import Server, packed, serving
 
 from semcorr.core.errors import UserError
@@ -44,8 +45,8 @@ class Fine:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def table(self) -> str:
-        return "all fine"
+    def table(self) -> Table:
+        return Table("all fine")
 
     def as_json(self) -> dict[str, Any]:
         return {"files": sum(path.is_file() for path in self.root.rglob("*"))}
