@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -104,10 +103,8 @@ def test_another_base_is_refused(typed, run, tmp_path, capfd):
 
 def test_help_comes_at_once():
     """It needs no torch: that alone would take seconds."""
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "semcorr.export", "--help"], capture_output=True)
 
     assert done.returncode == 0
     assert b"--format" in done.stdout
     assert b"torch" not in done.stderr
-    assert time.monotonic() - start < 3

@@ -1,6 +1,5 @@
 """Intervals over images: what they are on designs that can be worked out, and that they cover."""
 
-import time
 from itertools import permutations
 
 import numpy as np
@@ -157,17 +156,6 @@ def test_mcnemar_is_a_coin_tossed_once_per_discordant_keypoint():
 
     assert mcnemar(first, second) == (8, 1, pytest.approx(2 * (1 + 9) / 2**9))
     assert mcnemar(first, first) == (0, 0, 1.0)
-
-
-def test_all_pairs_of_spair_take_seconds():
-    shared, category = every_pair(18, 26)  # 11,700
-    random = np.random.default_rng(0)
-    part, whole = random.random((6, len(category))), np.ones((6, len(category)))
-
-    start = time.perf_counter()
-    resample_ratio(part, whole, shared)
-
-    assert time.perf_counter() - start < 15
 
 
 @pytest.mark.slow

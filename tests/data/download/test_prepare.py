@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -269,13 +268,11 @@ def test_an_interruption_is_a_line_and_exit_code_130(typed, server, tmp_path, ca
 
 def test_help_comes_at_once():
     """It needs no torch: that alone would take seconds."""
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-X", "importtime", "-m", "semcorr.prepare", "--help"], capture_output=True)
 
     assert done.returncode == 0
     assert b"--archive" in done.stdout
     assert b"torch" not in done.stderr
-    assert time.monotonic() - start < 3
 
 
 def test_every_recipe_can_be_followed():
