@@ -66,7 +66,8 @@ def export_backbone(
     weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     push: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="hf: upload it for all to see, with HF_TOKEN.")
+        str | None,
+        typer.Option(metavar="USER/NAME", help="hf: upload it; as public as USER's are by default. With HF_TOKEN."),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="hf: with --push, for those you let see it.")] = False,
     license: Annotated[

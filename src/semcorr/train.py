@@ -67,8 +67,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if last is None:  # these, too
         start_from_run(cfg, module)
-        if any(module.trainable_parameters()):
-            require_teacher(module, getattr(trainer, "callbacks", ()))
+    if any(module.trainable_parameters()):
+        require_teacher(module, getattr(trainer, "callbacks", ()), begins=last is None)
     if trainer.is_global_zero:
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):

@@ -72,7 +72,7 @@ def test_what_a_loader_needs_is_known(config, tiny, monkeypatch, choice, value_b
 
     data.train_dataloader()
     data.encode_batch = 5
-    data.encoding([], [])
+    data.encoding_loader([], [])
 
     assert plans == [BatchSize(6, data.size, value_bytes), BatchSize(5, data.size, 1)]
 
@@ -84,7 +84,7 @@ def test_every_choice_changes_training_pairs_and_no_others(config, tiny, choice)
 
     assert not equal(*(next(iter(d.train_dataloader())) for d in (plain, data)))
     assert equal(*(next(iter(d.val_dataloader())) for d in (plain, data)))
-    assert equal(*(next(iter(d.encoding(d.images_to_evaluate("val", 2), [[0, 1]]))) for d in (plain, data)))
+    assert equal(*(next(iter(d.encoding_loader(d.images_to_evaluate("val", 2), [[0, 1]]))) for d in (plain, data)))
 
 
 @pytest.mark.slow

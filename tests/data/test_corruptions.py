@@ -358,7 +358,7 @@ def test_an_image_is_corrupted_alike_in_any_order_batch_and_process(data, name):
     alone = {variant.name: make_view(variant.record, 32, "squash").image for variant in variants}
     for workers, chunks in ((0, [[4, 2], [0], [3, 1]]), (2, [[1, 3, 0], [2, 4]])):
         data.workers = workers
-        for view in data.encoding(variants, chunks):
+        for view in data.encoding_loader(variants, chunks):
             for image, title in zip(view.image, view.name, strict=True):
                 assert torch.equal(image, alone[title])
 

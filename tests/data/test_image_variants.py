@@ -209,7 +209,7 @@ def test_chunks_to_encode_are_claimed_one_after_the_other(creatures, workers):
             claimed.append(start)
             yield list(range(start, min(start + 4, len(images))))
 
-    loader = iter(data.encoding(images, claim()))
+    loader = iter(data.encoding_loader(images, claim()))
     found = [next(loader)]
     assert len(claimed) <= 1 + 2 * workers  # no more than the loader processes are busy with
     found += loader
@@ -270,7 +270,7 @@ def test_loader_processes_are_shared_out_by_machine(monkeypatch, creatures):
     plan = loading.plan_loading
     monkeypatch.setattr("semcorr.data.benchmark.plan_loading", lambda *args: plans.append(args) or plan(*args))
 
-    assert data.encoding(list_variants(unique_images(data.pairs("val"))), [[0]]).num_workers == 1
+    assert data.encoding_loader(list_variants(unique_images(data.pairs("val"))), [[0]]).num_workers == 1
     assert plans == [(loading.BatchSize(1, 32), 1, False, 2)]
 
 

@@ -81,6 +81,19 @@ def test_a_keypoint_that_is_held_out_has_one_row_in_training_and_test(tmp_path):
         assert pair.groups == ((1, 3),)
 
 
+def test_held_out_rows_of_all_pairs_are_those_of_training_and_pairs_across_categories_have_none(tmp_path):
+    root = write_soco(tmp_path)
+    new = point("aerial", 9, [7, 7], 13)  # in none of the trained or tested pairs
+    edit(root / "PairAnnotations/intra/car/00001.json", lambda entry: entry["src_keypoints"].append(new))
+    data = soco(root, heldout_keypoints="half")
+
+    (pair,), trained = data.pairs("intra"), data.pairs("test")[0]
+    shared = [(each.source.visible & each.target.visible).nonzero().flatten().tolist() for each in (pair, trained)]
+    assert shared[0] == shared[1]
+    with pytest.raises(UserError, match=r"`data.heldout_keypoints`: the pairs of data.split=cross are of other groups"):
+        data.pairs("cross")
+
+
 def test_across_categories_images_are_of_their_own_and_the_group_is_what_scores_are_averaged_by(tmp_path):
     (found,) = soco(write_soco(tmp_path)).pairs("cross")
     assert (found.source.name, found.target.name, found.category) == ("bus/bus_1", "car/car_2", "vehicle")

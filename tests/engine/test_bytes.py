@@ -41,6 +41,6 @@ def test_what_is_encoded_is_the_image_in_floats(config, tiny):
         cache, images, data, lambda image: {"image": nn.Identity()(image)}, ProcessGroup(0, 1, cache.device, 1)
     )
 
-    for view in data.encoding(images, [[i] for i in range(len(images))]):
+    for view in data.encoding_loader(images, [[i] for i in range(len(images))]):
         assert view.image.dtype == torch.uint8
         assert torch.equal(cache[view.name[0]]["image"], view.image[0].float() / 255)

@@ -251,14 +251,14 @@ def test_processes_whose_work_is_done_are_waited_for():
     watch.close()
 
     assert children[0].returncode == 0
-    assert watch.lost() is None
+    assert watch.find_lost() is None
     assert not told
 
 
 def test_a_process_notices_that_the_one_that_started_it_has_gone(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert ProcessWatch([], print, parent=os.getppid()).lost() is None
-    lost = ProcessWatch([], print, parent=1 << 22).lost()
+    assert ProcessWatch([], print, parent=os.getppid()).find_lost() is None
+    lost = ProcessWatch([], print, parent=1 << 22).find_lost()
     assert isinstance(lost, LostProcessError)
     assert str(lost) == "the first process of this run has gone; the others were ended."
 

@@ -165,6 +165,38 @@ def test_a_loss_that_learns_from_a_teacher_needs_one(config, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_is_resumed_without_its_teacher_stays_as_it_is(config, tiny, tmp_path):
+    line = [*tiny, *LINE, "scheduler=constant", "data.steps=1", "trainer.max_epochs=1"]
+    train(config("train", *line))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    resumed = config("train", *(each for each in line if not each.startswith("callbacks")))
+    resumed.checkpoint = resumed.run_dir
+
+    with pytest.raises(UserError, match=r"there is none. Give callbacks=ema_teacher as well"):
+        train(resumed)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("limit", ["2", "0.5"])
+def test_a_limit_of_batches_is_that_of_the_steps_that_momentum_and_rate_are_laid_out_for(config, tiny, tmp_path, limit):
+    line = [
+        *tiny,
+        *LINE,
+        "scheduler=one_cycle",
+        "data.steps=4",
+        "trainer.max_epochs=1",
+        f"+trainer.limit_train_batches={limit}",
+    ]
+    train(config("train", *line))
+    again = config("train", *line)
+    again.checkpoint = again.run_dir
+
+    assert train(again)
+    content = read_checkpoint(tmp_path / "run", "last")
+    assert content["global_step"] == 2
+    assert content["callbacks"]["EMATeacher"]["total_steps"] == content["lr_schedulers"][0]["total_steps"] == 2
+
+
 def test_a_loss_that_learns_from_no_teacher_has_none(config, tiny, tmp_path, capsys):
     """As self-distillation that is switched off by its weight."""
     line = ["loss=distillation", "loss.weights.mined=0", "head=bottleneck", "data.steps=1", "data.batch_size=2"]

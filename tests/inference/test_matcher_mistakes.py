@@ -43,10 +43,30 @@ def test_what_are_no_points_is_a_sentence(random, cats, points):
         random.match(cats[0], cats[1], points)
 
 
-@pytest.mark.parametrize("size", [8, (8,), (0, 4), (8.5, 6), "ab", (2**13, 2**13)])
+@pytest.mark.parametrize("size", [8, 0, (), (8,), (0, 4), (8, 6, 3), (8.5, 6), "ab", (2**13, 2**13)])
 def test_a_raster_is_of_two_whole_numbers(size):
     with pytest.raises(UserError, match="`size` must be a width and a height"):
         parse_size(size)
+
+
+def test_a_raster_without_any_pixels_is_refused(random, cats):
+    with pytest.raises(UserError, match="`size` must be a width and a height"):
+        random.similarity(cats[0], cats[1], [3, 3], size=(0, 0))
+
+
+@pytest.mark.parametrize("size", [[8, 6], np.array([8, 6]), torch.tensor([8, 6]), (n for n in (8, 6))])
+def test_two_whole_numbers_may_come_in_any_form(size):
+    assert parse_size(size) == (8, 6)
+
+
+def test_points_may_be_any_view_of_an_array(random, cats):
+    rows = np.array([[20.0, 30.0], [40.0, 50.0]])  # (row, column)
+    rows.flags.writeable = False
+
+    assert torch.equal(
+        random.match(cats[0], cats[1], rows[:, ::-1]).points,
+        random.match(cats[0], cats[1], [[30, 20], [50, 40]]).points,
+    )
 
 
 def test_the_most_matches_are_a_number_of_matches(random, cats):

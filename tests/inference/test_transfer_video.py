@@ -382,6 +382,23 @@ def test_a_broken_annotated_frame_is_left_out_while_another_remains(tmp_path):
     assert "None of the annotated images of cat can be read" in said
 
 
+def test_a_broken_annotated_picture_of_a_frame_of_a_file_is_left_out_while_another_remains(tmp_path):
+    frames = draw_frames(SHIFTS[:4])
+    folder, clip = write_clip(tmp_path / "labelled", frames), write_gif(tmp_path / "clip.gif", frames)
+    annotations = annotate(tmp_path / "a.json", {0: [POINTS], 2: [moved_points(SHIFTS[2]).tolist()]})
+    line = annotations, folder, "--video", clip, "--out", tmp_path / "o.json"
+    (folder / "img0002.png").write_bytes((folder / "img0002.png").read_bytes()[:300])
+
+    code, said = typed(*line)
+    assert code == 2
+    assert "img0002.png is damaged" in said
+
+    code, said = typed(*line, "--skip-broken")
+    assert code == 0, said
+    assert said.count("left out: img0002.png") == 1
+    assert sorted(read_labels(tmp_path / "o.json")) == [1, 3]
+
+
 def test_copies_of_annotated_frames_are_those_frames_and_others_of_their_name_are_not(random, tmp_path):
     frames = draw_frames(SHIFTS[:3])
     images = write_clip(tmp_path / "images", frames[:2])

@@ -140,6 +140,17 @@ def test_runs_are_told_apart_by_the_training_that_their_weights_began_with(tmp_p
     assert "steps 9" in " ".join(entry.label for entry in made(*runs))
 
 
+def test_runs_are_told_apart_by_the_teacher_that_they_learned_from(tmp_path):
+    teacher = {"_target_": "semcorr.engine.teacher.EMATeacher", "momentum_end": None}
+    configs = [{"callbacks": {"ema_teacher": {**teacher, "momentum": momentum}}} for momentum in (0.99, 1.0, 1.0)]
+    runs = [trained(tmp_path / str(i), i, CATS, **config) for i, config in enumerate(configs)]
+
+    assert groups(*runs) == {frozenset("0"), frozenset("12")}
+    assert {entry.label for entry in made(*runs)} == {"tiny, momentum 0.99", "tiny, momentum 1.0"}
+    scored = [evaluated(tmp_path / f"scored{i}", run, i) for i, run in enumerate(runs)]
+    assert groups(*scored) == {frozenset(["scored0"]), frozenset(["scored1", "scored2"])}
+
+
 def test_a_run_whose_start_is_gone_has_its_name(tmp_path):
     runs = [trained(tmp_path / str(i), i, SPAIR, start_from=f"gone/{name}") for i, name in ((1, "a"), (2, "b"))]
     assert {entry.label for entry in made(*runs)} == {"tiny, start_from a", "tiny, start_from b"}

@@ -44,7 +44,7 @@ class PageEvents:
         self.examples = pictures.draw_examples()
         self.sessions: BoundedCache[str, Session] = BoundedCache(SESSIONS, SESSIONS_BYTES, session_bytes)
 
-    def shown(self, key: str, state: Session, opacity: float, of: str) -> Outputs:
+    def format_outputs(self, key: str, state: Session, opacity: float, of: str) -> Outputs:
         """Return the session's key, its model, both pictures, the hint, the table and PCK."""
         answer = match_session(self.models, state, pictures.page_image_size(state.b.size) if state.b else None)
         return (
@@ -57,7 +57,7 @@ class PageEvents:
             pictures.format_accuracy(state, answer, BOXES[of]),
         )
 
-    def event(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., Outputs]:
+    def build_handler(self, change: Callable[..., Session], begin: bool = False) -> Callable[..., Outputs]:
         """Make the handler of an event that changes the session; a user's mistake shows a message and changes nothing.
 
         Args:
@@ -73,31 +73,31 @@ class PageEvents:
                 raise gr.Error("The page sent a setting that it does not have.", print_exception=False)
             state = self.sessions.get(key) if key else None
             if key is None or state is None:
-                key, state = secrets.token_urlsafe(16), self.first()
+                key, state = secrets.token_urlsafe(16), self.open_first()
                 self.sessions.put(key, state)
                 if not begin:
                     gr.Warning(EXPIRED, title="The page starts anew", duration=12)
-                    return self.shown(key, state, opacity, of)
+                    return self.format_outputs(key, state, opacity, of)
             try:
                 new_state = change(state, *others)
-                outputs = self.shown(key, new_state, opacity, of)
+                outputs = self.format_outputs(key, new_state, opacity, of)
             except UserError as error:
                 gr.Warning(escape(str(error)), title="That did not work", duration=12)
-                return self.shown(key, state, opacity, of)
+                return self.format_outputs(key, state, opacity, of)
             self.sessions.put(key, new_state)
             return outputs
 
         return handle
 
-    def first(self) -> Session:
+    def open_first(self) -> Session:
         """Return the session that a browser begins with."""
-        return self.example(Session(self.choices.line(self.choices.model)), next(iter(self.examples)))
+        return self.open_example(Session(self.choices.line(self.choices.model)), next(iter(self.examples)))
 
-    def example(self, state: Session, name: str) -> Session:
+    def open_example(self, state: Session, name: str) -> Session:
         """Open a pair of the examples."""
         return session.open_pictures(state, *self.examples[name])
 
-    def uploaded(self, path: object) -> Picture:
+    def load_upload(self, path: object) -> Picture:
         """Load an uploaded picture, reduced, under its file name; its `size` remains that of the file.
 
         Raises:

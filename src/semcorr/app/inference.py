@@ -53,7 +53,7 @@ class LoadedModel:
             self._matcher, self._model = Matcher.load(model or None, device=self.device), model
         return self._matcher
 
-    def encoded(self, matcher: Matcher, picture: Picture) -> EncodedPicture:
+    def encode(self, matcher: Matcher, picture: Picture) -> EncodedPicture:
         """Encode a picture once; its image is cached with its features, so that no other image can take over its id."""
         key = id(picture.image)
         if (cached := self.known.get(key)) is None:
@@ -90,7 +90,7 @@ def match_session(models: LoadedModel, session: Session, size: tuple[int, int] |
         return Answer()
     with models.lock:
         matcher = models.matcher(session.model)
-        a, b = (models.encoded(matcher, picture) for picture in (session.a, session.b))
+        a, b = (models.encode(matcher, picture) for picture in (session.a, session.b))
         rule = readout_label(matcher.rule), readout_shorthand(matcher.rule)
         if not session.marks.points:
             return Answer(None, None, None, *rule)

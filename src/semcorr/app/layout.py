@@ -127,8 +127,8 @@ def connect_events(page: PageEvents, on: PageComponents, blocks: "gr.Blocks") ->
     for trigger in (on.opacity.release, on.of.change):
         connect(trigger, lambda state: state)
     connect(on.model.input, page.choose, on.model, progress="full")
-    connect(on.open[0].upload, lambda state, path: session.open_pictures(state, a=page.uploaded(path)), on.open[0])
-    connect(on.open[1].upload, lambda state, path: session.open_pictures(state, b=page.uploaded(path)), on.open[1])
+    connect(on.open[0].upload, lambda state, path: session.open_pictures(state, a=page.load_upload(path)), on.open[0])
+    connect(on.open[1].upload, lambda state, path: session.open_pictures(state, b=page.load_upload(path)), on.open[1])
     connect.clicks(
         on.a.select, lambda state, index: session.add_point(state, pictures.click_to_pixel(index, state.a.size))
     )
@@ -138,7 +138,7 @@ def connect_events(page: PageEvents, on: PageComponents, blocks: "gr.Blocks") ->
     for button, change in zip(on.edit, (session.flip_target, session.undo, session.clear_points), strict=True):
         connect(button.click, change)
     for name, button in on.pairs.items():
-        connect(button.click, lambda state, name=name: page.example(state, name))
+        connect(button.click, lambda state, name=name: page.open_example(state, name))
     for button, make in zip(on.save, (page.json, page.png), strict=True):
         download = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **ONE)
         download.then(None, on.file, None, js=SAVE)
@@ -154,7 +154,7 @@ class _Wires:
         self, trigger: Trigger, change: Callable[..., Session], *others: "Component", progress: str = "minimal"
     ) -> None:
         """Connect an event; the values of other components are passed to `change`."""
-        handler = self.page.event(change)
+        handler = self.page.build_handler(change)
 
         def handle(key: str | None, opacity: float, of: str, *values: object) -> Outputs:
             return handler(key, opacity, of, *values)
@@ -165,7 +165,7 @@ class _Wires:
         """Connect the loading of the page, which also lists the models that exist now."""
         import gradio as gr
 
-        handler = self.page.event(lambda state: state, begin=True)
+        handler = self.page.build_handler(lambda state: state, begin=True)
 
         def handle(key: str | None, opacity: float, of: str) -> tuple[object, ...]:
             new_key, model, *others = handler(key, opacity, of)
@@ -177,7 +177,7 @@ class _Wires:
         """Connect clicks on a picture, whose position is passed to `change`."""
         import gradio as gr
 
-        handler = self.page.event(change)
+        handler = self.page.build_handler(change)
 
         def handle(key: str | None, opacity: float, of: str, click: gr.SelectData) -> Outputs:
             return handler(key, opacity, of, click.index)

@@ -68,7 +68,7 @@ def run_loading(run: RunSpec, spec: LoadedBatches, as_floats: bool) -> JsonObjec
         chunks = [
             [(start * spec.images + i) % len(variants) for i in range(spec.images)] for start in range(spec.batches)
         ]
-        loaders = {"encode": data.encoding(variants, chunks), "train": data.train_dataloader()}
+        loaders = {"encode": data.encoding_loader(variants, chunks), "train": data.train_dataloader()}
         counts = {"encode": spec.images, "train": 2 * spec.pairs}
         pixels = {name: count * 3 * data.size**2 * (4 if as_floats else 1) for name, count in counts.items()}
         return {name: _measure_loader(loaders[name], spec, as_floats, pixels[name]) for name in loaders}

@@ -154,7 +154,7 @@ class Guard:
         self.ranks = ranks
         ranks.start()
 
-    def forked(self) -> None:
+    def leave_signals(self) -> None:
         """Leave signals to the parent, in a process that was forked from this one, such as a loader's."""
         signal.set_wakeup_fd(-1)
         for number in self._before:
@@ -246,7 +246,7 @@ _GUARDS: list[Guard] = []  # at most one: signals belong to the process
 
 def _leave_signals_to_parent() -> None:
     for guard in _GUARDS:
-        guard.forked()
+        guard.leave_signals()
 
 
 if hasattr(os, "register_at_fork"):

@@ -51,7 +51,7 @@ def require_footer(file: BinaryIO, size: int) -> None:
         raise FooterError("it has no end of a Parquet file")
     file.seek(size - 8 - length)
     try:
-        footer = _Reader(file.read(length)).struct(0)
+        footer = _Reader(file.read(length)).read_struct(0)
         groups = [column for group in footer[GROUPS] for column in group[COLUMNS]] if footer[NUM_ROWS] else []
         codecs = {column[ABOUT][CODEC] for column in groups}
         elsewhere = any(ELSEWHERE in column for column in groups)
@@ -67,64 +67,64 @@ class _Reader:
     def __init__(self, content: bytes) -> None:
         self.content, self.place = content, 0
 
-    def struct(self, depth: int) -> Fields:
+    def read_struct(self, depth: int) -> Fields:
         """Read the fields of a structure by their numbers."""
         if depth > DEEPEST:
             raise FooterError("its footer is nested too deeply")
         fields: Fields = {}
         number = 0
-        while head := self.byte():
-            number = number + (head >> 4) if head >> 4 else self.whole()
-            fields[number] = self.value(head & 15, depth)
+        while head := self.read_byte():
+            number = number + (head >> 4) if head >> 4 else self.read_whole()
+            fields[number] = self.read_value(head & 15, depth)
         return fields
 
-    def value(self, kind: int, depth: int) -> object:
+    def read_value(self, kind: int, depth: int) -> object:
         if kind in (TRUE, FALSE):
             return kind == TRUE
         if kind == BYTE:
-            return self.byte()
+            return self.read_byte()
         if kind in WHOLE:
-            return self.whole()
+            return self.read_whole()
         if kind == DOUBLE:
-            return self.bytes(8)
+            return self.read_bytes(8)
         if kind == BINARY:
-            return self.bytes(self.unsigned())
+            return self.read_bytes(self.read_unsigned())
         if kind in (LIST, SET):
-            return self.list(depth)
+            return self.read_list(depth)
         if kind == STRUCT:
-            return self.struct(depth + 1)
+            return self.read_struct(depth + 1)
         raise FooterError("its footer cannot be read")
 
-    def list(self, depth: int) -> list[object]:
-        head = self.byte()
+    def read_list(self, depth: int) -> list[object]:
+        head = self.read_byte()
         length, kind = head >> 4, head & 15
         if length == 15:
-            length = self.unsigned()
+            length = self.read_unsigned()
         if length > len(self.content) - self.place:  # each takes a byte at the least
             raise FooterError("its footer cannot be read")
-        read_item = self.byte if kind in (TRUE, FALSE) else lambda: self.value(kind, depth)
+        read_item = self.read_byte if kind in (TRUE, FALSE) else lambda: self.read_value(kind, depth)
         return [read_item() for _ in range(length)]
 
-    def byte(self) -> int:
+    def read_byte(self) -> int:
         self.place += 1
         return self.content[self.place - 1]
 
-    def bytes(self, length: int) -> bytes:
+    def read_bytes(self, length: int) -> bytes:
         if length > len(self.content) - self.place:
             raise FooterError("its footer cannot be read")
         self.place += length
         return self.content[self.place - length : self.place]
 
-    def unsigned(self) -> int:
+    def read_unsigned(self) -> int:
         total = shift = 0
-        while (part := self.byte()) & 0x80:
+        while (part := self.read_byte()) & 0x80:
             total, shift = total | (part & 0x7F) << shift, shift + 7
             if shift > 63:
                 raise FooterError("its footer cannot be read")
         return total | part << shift
 
-    def whole(self) -> int:
-        value = self.unsigned()
+    def read_whole(self) -> int:
+        value = self.read_unsigned()
         return value >> 1 ^ -(value & 1)
 
 

@@ -57,12 +57,12 @@ class ProcessWatch(threading.Thread):
     def run(self) -> None:
         """Check until the work is over or a process is lost; then end this process, unless it ends in time itself."""
         while not self._over.wait(EVERY):
-            if (lost := self.lost()) is not None:
+            if (lost := self.find_lost()) is not None:
                 if not self._over.wait(PATIENCE):
                     self._end(str(lost), lost.code)
                 return
 
-    def lost(self) -> LostProcessError | None:
+    def find_lost(self) -> LostProcessError | None:
         """Return the error for a process that ended early; None if all are running, or have done their work."""
         if self.parent is not None and os.getppid() != self.parent:
             return LostProcessError(_describe_lost_parent())
@@ -88,7 +88,7 @@ class ProcessWatch(threading.Thread):
         if not is_of_collective(error):
             return None
         deadline = time.monotonic() + seconds
-        while (lost := self.lost()) is None and time.monotonic() < deadline:
+        while (lost := self.find_lost()) is None and time.monotonic() < deadline:
             time.sleep(0.1)
         if lost is not None or not is_on_several_machines():
             return lost

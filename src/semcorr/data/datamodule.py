@@ -98,7 +98,7 @@ class PairDataModule(BenchmarkModule):
         val_per_category: The same of the validation pairs.
         heldout_keypoints: Original ids of keypoints that neither the training pairs nor the validation pairs have, or
             `half` of those of each category, see `list_heldout`; scores of them and of the others are in
-            metrics.json. The pairs of `split` have all, unless it is the training split.
+            metrics.json. The pairs of `split` have all.
         options: The other options of `BenchmarkModule`.
 
     Attributes:
@@ -263,7 +263,7 @@ class PairDataModule(BenchmarkModule):
         flips = self.augment is not None and self.augment.flip > 0
         return list_variants(images, mirrored=flips or bool(self.pose_variant))
 
-    def encoding(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
+    def encoding_loader(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
         """Load chunks of a list of images. `chunks` is iterated lazily, as loading goes on."""
         size = BatchSize(self.encoding_batch, self.size)
         return self._loader(ImageDataset(images, self.size, self.resize), size, batch_sampler=chunks)

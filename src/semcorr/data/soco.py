@@ -43,7 +43,7 @@ FOLDERS = MappingProxyType(
         "cross": "cross",
     }
 )
-NUMBERED = ("trainsplits/train", "trainsplits/test")  # folders whose keypoints are numbered together
+TRAINED = ("trainsplits/train", "trainsplits/test")  # folders whose keypoints are numbered together
 VALIDATES = 10  # one training pair of a group in so many validates
 HUB = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
 REMEDY = "Unpack PairAnnotations.zip again."
@@ -110,14 +110,23 @@ class SOCO(PairDataModule):
             log.warning(
                 "%s: %d of %d pairs share no point and are left out", folder, len(pairs) - len(scored), len(pairs)
             )
-        is_numbered = self.heldout_keypoints is not None and FOLDERS[split] in NUMBERED  # else no need to read them all
-        names = self.trained_names if is_numbered else list_names(scored)
+        names = list_names(scored)
+        if self.heldout_keypoints is not None:  # else there is no need to read them all
+            if split == "cross":
+                raise UserError(
+                    "`data.heldout_keypoints`: the pairs of data.split=cross are of other groups than those trained "
+                    "on, so that none of their keypoints is known to be held out. Give data.heldout_keypoints=null."
+                )
+            names = {
+                group: [*dict.fromkeys((*self.trained_names.get(group, ()), *members))]
+                for group, members in names.items()
+            }
         return pad_keypoints(build_soco_pairs(scored, names))
 
     @cached_property
     def trained_names(self) -> Mapping[str, Sequence[str]]:
         """The names of the keypoints of all pairs that are trained on or tested, by group: one row is one point."""
-        files = (file for name in NUMBERED for file in list_pair_files(self.root / "PairAnnotations" / name))
+        files = (file for name in TRAINED for file in list_pair_files(self.root / "PairAnnotations" / name))
         return list_names(read_soco_pair(file, self.root) for file in files)
 
 

@@ -73,18 +73,18 @@ def check_saved_config(
         missing = [key for key in TRAINING_SECTIONS if key not in values]
         raise UserError(f"{path} has `{training[0]}` and no `{'`, `'.join(missing)}`. Give the run_dir of a run.")
     checker = _ConfigChecker(path, document.lines, known, overridden)
-    checker.text((), values)
-    checker.bare((), values)
-    checker.kinds(values)
+    checker.check_text((), values)
+    checker.check_bare((), values)
+    checker.check_kinds(values)
     for name, node in values.items():
         if name == "callbacks" and name in overridden and isinstance(node, dict):
             continue
         if name in MULTIPLE_CALLS:
-            checker.several(name, node)
+            checker.check_several(name, node)
         elif name in (*CALLED_SECTIONS, *TRAINING_SECTIONS, *OPTIONAL_SECTIONS):
-            checker.section(name, node)
+            checker.check_section(name, node)
         else:
-            checker.uncalled((name,), node)
+            checker.check_uncalled((name,), node)
 
 
 class _ConfigChecker:
@@ -93,56 +93,56 @@ class _ConfigChecker:
     def __init__(self, path: Path, lines: Mapping[Place, int], known: KnownTargets, replaced: frozenset[str]) -> None:
         self.path, self.lines, self.known, self.replaced = path, lines, known, replaced
 
-    def text(self, keys: Place, value: object) -> None:
+    def check_text(self, keys: Place, value: object) -> None:
         """Refuse interpolations and missing values, in a value and all below it."""
         if isinstance(value, str) and INTERPOLATION.search(value):
-            raise self.refused(keys, "is an interpolation, and a saved configuration has none")
+            raise self.build_error(keys, "is an interpolation, and a saved configuration has none")
         if value == "???":
-            raise self.refused(keys, "has no value")
+            raise self.build_error(keys, "has no value")
         for key, child in _iterate_items(value):
             if isinstance(key, str) and "${" in key:
-                raise self.refused((*keys, key), "is an interpolation, and a saved configuration has none")
-            self.text((*keys, key), child)
+                raise self.build_error((*keys, key), "is an interpolation, and a saved configuration has none")
+            self.check_text((*keys, key), child)
 
-    def kinds(self, values: JsonObject) -> None:
+    def check_kinds(self, values: JsonObject) -> None:
         """Check the types of values that no constructor checks, see `KINDS`."""
         for keys, (kinds, description) in KINDS.items():
             section: object = values if len(keys) == 1 else values.get(str(keys[0]))
             if not isinstance(section, dict):
                 continue
             if keys[-1] not in section and keys in REQUIRED_KEYS:
-                raise self.refused((keys[0],), f"has no `{keys[-1]}`")
+                raise self.build_error((keys[0],), f"has no `{keys[-1]}`")
             value = section.get(keys[-1])
             if keys[-1] in section and not _has_type(value, kinds):
-                raise self.refused(keys, f"must be {description}, got {_format_value(value)}")
+                raise self.build_error(keys, f"must be {description}, got {_format_value(value)}")
         if not 0 <= values["seed"] < SEEDS:
-            raise self.refused(("seed",), f"must be from 0 to {SEEDS - 1}, got {values['seed']}")
+            raise self.build_error(("seed",), f"must be from 0 to {SEEDS - 1}, got {values['seed']}")
 
-    def section(self, name: str, node: object) -> None:
+    def check_section(self, name: str, node: object) -> None:
         """Check a section that is a call."""
         if not isinstance(node, dict) or "_target_" not in node:
-            raise self.refused((name,), "must be a section with a `_target_`")
-        self.call((name,), node, self.known.group(GROUPS.get(name, name)) or KnownGroup())
+            raise self.build_error((name,), "must be a section with a `_target_`")
+        self.check_call((name,), node, self.known.group(GROUPS.get(name, name)) or KnownGroup())
 
-    def several(self, name: str, node: object) -> None:
+    def check_several(self, name: str, node: object) -> None:
         """Check a section of calls by their names; the section of the loggers may be a call itself."""
         if not isinstance(node, dict):
-            raise self.refused((name,), "must be a section")
+            raise self.build_error((name,), "must be a section")
         known = self.known.group(name) or KnownGroup()
         calls = {key: value for key, value in node.items() if isinstance(value, dict) and "_target_" in value}
         if name in CALLED_SECTIONS and ("_target_" in node or not calls):
-            self.section(name, {key: value for key, value in node.items() if key not in calls})
+            self.check_section(name, {key: value for key, value in node.items() if key not in calls})
         elif unexpected := next((key for key in node if key not in calls), None):
-            raise self.refused((name, unexpected), "must be a section with a `_target_`")
+            raise self.build_error((name, unexpected), "must be a section with a `_target_`")
         for key, call in calls.items():
-            self.call((name, key), call, known)
+            self.check_call((name, key), call, known)
 
-    def call(self, keys: Place, node: JsonObject, known: KnownGroup) -> None:
+    def check_call(self, keys: Place, node: JsonObject, known: KnownGroup) -> None:
         """Check a node that Hydra makes a call of."""
         group, target = GROUPS.get(str(keys[0]), keys[0]), node["_target_"]
         is_replaced = _join_keys((*keys, "_target_")) in self.replaced
         if not is_replaced and not (isinstance(target, str) and target in known.targets):
-            raise self.refused(
+            raise self.build_error(
                 (*keys, "_target_"),
                 f"is {_format_value(target)}, which no installed file of the group {group} calls, and it is not "
                 "called. If it is your own, type it on the command line",
@@ -150,12 +150,14 @@ class _ConfigChecker:
         usual_controls = {frozenset(), frozenset({("_partial_", "True")})} if is_replaced else known.targets[target]
         if call_controls(node) not in usual_controls:
             unexpected = next((key for key in CONTROLS[1:] if key in node), None)
-            raise self.refused((*keys, unexpected) if unexpected else keys, "is not called as in the installed files")
+            raise self.build_error(
+                (*keys, unexpected) if unexpected else keys, "is not called as in the installed files"
+            )
         for key, value in node.items():
             if key not in CONTROLS:
-                self.option((*keys, key), key, value, known)
+                self.check_option((*keys, key), key, value, known)
 
-    def option(self, keys: Place, key: str, value: object, known: KnownGroup) -> None:
+    def check_option(self, keys: Place, key: str, value: object, known: KnownGroup) -> None:
         """Check an argument of a call, or a part of one."""
         replaced = _join_keys(keys) in self.replaced
         if isinstance(value, dict):
@@ -163,41 +165,41 @@ class _ConfigChecker:
                 "_target_" in value
                 and tuple("*" if isinstance(part, int) else part for part in keys[1:]) in known.nested
             ):
-                return self.call(keys, value, known)
-            self.bare(keys, value)
+                return self.check_call(keys, value, known)
+            self.check_bare(keys, value)
             if key not in known.mappings and keys[0] not in UNUSED_SECTIONS:
-                raise self.refused(keys, "is a mapping where none is expected")
+                raise self.build_error(keys, "is a mapping where none is expected")
         elif replaced:
             return None
         if isinstance(value, str) and not (
             key in known.options or keys[0] in UNUSED_SECTIONS or self.is_word(key, value, known)
         ):
-            raise self.refused(
+            raise self.build_error(
                 keys,
                 "is text for an option that no installed file names; if it is your own, type it on the command line",
             )
         for name, child in _iterate_items(value):
-            self.option((*keys, name), key, child, known)
+            self.check_option((*keys, name), key, child, known)
         return None
 
-    def uncalled(self, keys: Place, value: object) -> None:
+    def check_uncalled(self, keys: Place, value: object) -> None:
         """Check a value that is not passed to any constructor."""
         if isinstance(value, dict):
-            self.bare(keys, value)
+            self.check_bare(keys, value)
         for name, child in _iterate_items(value):
-            self.uncalled((*keys, name), child)
+            self.check_uncalled((*keys, name), child)
 
-    def bare(self, keys: Place, node: JsonObject) -> None:
+    def check_bare(self, keys: Place, node: JsonObject) -> None:
         """Refuse a mapping that has keys of a call where nothing is called."""
         if unexpected := next((key for key in CONTROLS if key in node), None):
-            raise self.refused((*keys, unexpected), "stands where nothing is called")
+            raise self.build_error((*keys, unexpected), "stands where nothing is called")
 
     @staticmethod
     def is_word(key: str, value: str, known: KnownGroup) -> bool:
         """Tell whether an option that no file names may have this text."""
         return key in known.words and WORD.fullmatch(value) is not None
 
-    def refused(self, keys: Place, reason: str) -> UserError:
+    def build_error(self, keys: Place, reason: str) -> UserError:
         """Return the error that names the file, the line and the key of a value."""
         line = f", line {self.lines[keys]}" if keys in self.lines else ""
         return UserError(

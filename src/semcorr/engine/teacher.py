@@ -100,14 +100,15 @@ class Student(Protocol):
     loss: Loss | None
 
 
-def require_teacher(module: nn.Module, callbacks: Sequence[Callback]) -> None:
+def require_teacher(module: nn.Module, callbacks: Sequence[Callback], begins: bool = True) -> None:
     """Refuse a loss without the teacher that it learns from, and a teacher whose run does not fit.
 
-    A training asks for it before it writes anything; one that is resumed has its teacher in its checkpoint.
+    A training asks for it before it writes anything.
 
     Args:
         module: The module that is to be trained.
         callbacks: Callbacks of the training.
+        begins: Whether the training begins; one that is resumed has its teacher's weights in its checkpoint.
 
     Raises:
         UserError: The loss needs a teacher and there is none, or the weights of its run are of another module.
@@ -117,7 +118,7 @@ def require_teacher(module: nn.Module, callbacks: Sequence[Callback]) -> None:
         return
     if not teachers:
         raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
-    for teacher in teachers:
+    for teacher in teachers if begins else ():
         if (weights := teacher.read_run(module.backbone)) is not None:
             require_weights_of(trained_weights(module), weights)
 

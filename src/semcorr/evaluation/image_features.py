@@ -86,7 +86,7 @@ class ImageFeatures:
         """Return the maps that a joint backbone joins, of several images."""
         return ImageMaps(self.module.frozen.cache_config.restore(self.cache.stack(names, self.group.device)))
 
-    def adapted(self, maps: FeatureMap) -> FeatureMap:
+    def adapt(self, maps: FeatureMap) -> FeatureMap:
         """Adapt the features of images by the head, if it is a `SiameseHead`."""
         return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
 
@@ -119,7 +119,7 @@ class ImageFeatures:
             with self.context():
                 if backbone.joint:  # the head adapts what is joined
                     return backbone.read_maps(image).values
-                return to_channels_last(self.adapted(backbone(image)))
+                return to_channels_last(self.adapt(backbone(image)))
 
         cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
@@ -159,11 +159,11 @@ class ImageFeatures:
         if not self.module.frozen.has_features(name):
             return False
         maps = self.module.frozen.features([name], (self.module.backbone.size,) * 2, self.group.device)
-        return self.adapted(maps) is maps
+        return self.adapt(maps) is maps
 
     def _finish(self, names: Sequence[str], size: tuple[int, int]) -> Values:
         """Compute what pairs are matched from, from the cached features of the frozen blocks."""
         frozen, device = self.module.frozen, self.group.device
         if self.module.backbone.joint:
             return frozen.image_maps(names, size, device).values
-        return to_channels_last(self.adapted(frozen.features(names, size, device)))
+        return to_channels_last(self.adapt(frozen.features(names, size, device)))

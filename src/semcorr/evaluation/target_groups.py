@@ -34,7 +34,7 @@ def group_by_target(batch: PairBatch, features: ImageFeatures) -> Iterator[list[
         return
     watch = FiniteWatch(adapted_feature_origin(features.module))
     for pairs, *maps in _pair_features(batch, features):
-        sources, targets = map(features.adapted, maps)
+        sources, targets = map(features.adapt, maps)
         for view, adapted in ((batch.source, sources), (batch.target, targets)):
             watch.record([view.name[i] for i in pairs], {"maps": adapted.values})
         for row, i in enumerate(pairs):

@@ -1,9 +1,10 @@
 """Points transferred between two pictures, and flows that are smoothed for the eye."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Integral
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,14 +21,13 @@ from semcorr.matching.readouts import Rule, needs_four_queries
 MOST = 2**24  # pixels of a raster, at most
 
 
-def pixel_grid(size: tuple[int, int], original: tuple[int, int]) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
+def pixel_grid(size: object, original: tuple[int, int]) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
     """Return columns and rows of a raster laid over a whole picture, in the picture's pixels.
 
     >>> pixel_grid((2, 1), original=(4, 3))  # two pixels wide in place of four, one high in place of three
     (tensor([0.5000, 2.5000]), tensor([1.]))
     """
-    size = parse_size(size)
-    x, y = ((torch.arange(n) + 0.5) * (pixels / n) - 0.5 for n, pixels in zip(size, original, strict=True))
+    x, y = ((torch.arange(n) + 0.5) * (pixels / n) - 0.5 for n, pixels in zip(parse_size(size), original, strict=True))
     return x, y
 
 
@@ -37,7 +37,8 @@ def parse_size(size: object) -> tuple[int, int]:
     Raises:
         UserError: They are no two positive whole numbers, or the raster would be too large.
     """
-    sides = tuple(size) if isinstance(size, Sequence) else (size,)
+    rows = size.tolist() if isinstance(size, Tensor | np.ndarray) else size
+    sides = tuple(rows) if isinstance(rows, Iterable) else (rows,)
     numbers = [int(side) for side in sides if isinstance(side, Integral)]
     if len(sides) != 2 or len(numbers) != 2 or min(numbers) < 1 or math.prod(numbers) > MOST:
         raise UserError(

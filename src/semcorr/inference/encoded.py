@@ -148,7 +148,9 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
         UserError: They are no points, or lie outside the picture.
     """
     try:
-        values = points.detach().cpu() if isinstance(points, Tensor) else torch.as_tensor(np.asarray(points))
+        values = (
+            points.detach().cpu() if isinstance(points, Tensor) else torch.from_numpy(np.array(points, order="C"))
+        )  # strides of any sign
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
     if values.is_complex() or values.dtype == torch.bool:

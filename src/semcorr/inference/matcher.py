@@ -221,7 +221,7 @@ class Matcher:
                 original pixels in any case.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
-        x, y = pixel_grid(size or source.size, source.size)
+        x, y = pixel_grid(source.size if size is None else size, source.size)
         source_map, target_map = self.features(source, target)
         matches = self._match_with_cycle(
             source_map, target_map, target.placement, centres_of(source_map), subcell=False
@@ -252,8 +252,8 @@ class Matcher:
         source, target = self.encode(a, "a"), self.encode(b, "b")
         query_point = source.placement.to_view(parse_points([list(point)], source, "point").to(self.device))
         share = min(1.0, 1024 / max(target.size))
-        width, height = size or (max(1, round(side * share)) for side in target.size)
-        x, y = pixel_grid((width, height), target.size)
+        reduced = [max(1, round(side * share)) for side in target.size]
+        x, y = pixel_grid(reduced if size is None else size, target.size)
         source_map, target_map = self.features(source, target)
         with self.autocast():
             cells = (

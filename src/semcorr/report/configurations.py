@@ -149,7 +149,9 @@ def short_key(key: str, among: Sequence[str] | set[str] = ()) -> str:
 
 
 def format_value(key: str, value: Setting) -> str:
-    """Format a value for a reader: a target by the last part of its path."""
+    """Format a value as it is typed, a target by the last part of its path."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
 
 

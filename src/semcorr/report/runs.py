@@ -9,8 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.errors import UserError
 from semcorr.core.tables import read_table
 from semcorr.core.text_files import JsonMapping
+from semcorr.engine.checkpoints import TEACHER, weight_settings
 from semcorr.engine.finished_run import EvaluatedRun as Evaluated
 from semcorr.engine.finished_run import read_evaluated_run, require_same_pairs
+from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.rebuild import read_scored_config
 from semcorr.engine.run_dir import UNCORRUPTED
 from semcorr.engine.saved_config import CONFIG, is_run, read_run_config
@@ -94,7 +96,7 @@ def require_comparable(runs: Sequence[FinishedRun]) -> None:
 
 
 def _read_run(folder: Path) -> FinishedRun:
-    cfg = read_scored_config(folder)
+    cfg = _with_teacher(read_scored_config(folder), folder)
     evaluated = read_evaluated_run(folder)
     missing = [key for key in KEYS if key not in evaluated.metrics]
     missing += [f"pck.{subset}" for subset in SUBSETS if subset not in evaluated.metrics.get("pck", {})]
@@ -120,7 +122,7 @@ def _history(path: Path) -> list[dict[str, float]]:
 
 Setting = object  # a leaf of a configuration
 # Keys that cannot change a number, or that are compared otherwise (weights by their checksum, the protocol by name).
-APART = (
+EXCLUDED_KEYS = (
     "run_dir",
     "name",
     "seed",
@@ -217,25 +219,38 @@ def _start_settings(run: str | None, settings: dict[str, Setting]) -> dict[str, 
         return {}
     if not is_run(Path(run)):
         return {"start_from": Path(run).name}
-    cfg = read_run_config(Path(run))
+    cfg = _with_teacher(read_run_config(Path(run)), Path(run))
     first = {f"start_from.{key}": value for key, value in _own_settings(cfg).items() if settings.get(key, ...) != value}
     earlier = {"start_from.start_from": Path(cfg.start_from).name} if cfg.get("start_from") else {}
-    return {"start_from": True, **first, **earlier}
+    return {"start_from": "a run", **first, **earlier}
 
 
 def _checkpoint_settings(run: Path) -> dict[str, Setting]:
     """Collect the settings that an evaluated checkpoint was trained with; only its name, where its run is gone."""
     if not is_run(run):
         return {"checkpoint": run.name}
-    cfg = read_run_config(run)
+    cfg = _with_teacher(read_run_config(run), run)
     return training_settings(cfg) if "loss" in cfg else {"checkpoint": run.name}
+
+
+def _with_teacher(cfg: DictConfig, run: Path) -> DictConfig:
+    """Return the configuration of a run with the options of its teacher, which its weights depend on, as saved.
+
+    A configuration that is read to build from has no callbacks.
+    """
+    if "loss" in cfg:
+        saved = weight_settings(read_plain_config(run / CONFIG))
+        for key, value in saved.items():
+            if key.startswith(TEACHER):
+                OmegaConf.update(cfg, key, value, force_add=True)
+    return cfg
 
 
 def _relevant_settings(flat: dict[str, Setting]) -> dict[str, Setting]:
     return {
         key: value
         for key, value in flat.items()
-        if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in APART)
+        if not any(key == excluded or key.startswith(f"{excluded}.") for excluded in EXCLUDED_KEYS)
     }
 
 

@@ -61,13 +61,13 @@ def encode_images(
     if not missing:
         return
 
-    def computed() -> Iterator[tuple[Sequence[str], Values]]:
+    def compute_chunks() -> Iterator[tuple[Sequence[str], Values]]:
         """Yield the names and values of this process's chunks."""
-        for view in data.encoding(missing, local_chunks):
+        for view in data.encoding_loader(missing, local_chunks):
             yield view.name, compute(to_unit(view.image.to(group.device, non_blocking=True)))
 
     with Stage(f"Encoding {len(missing):,} images on {group.device}", len(missing)) as stage:
-        work = broadcast_chunks(computed(), len(chunks), group)
+        work = broadcast_chunks(compute_chunks(), len(chunks), group)
         for names, values in work:
             cache.add(names, values)
             stage.advance(len(names))
@@ -126,7 +126,7 @@ def _compute_missing(
         while busy:  # a loader prefetches, and meanwhile no process waits for others
             busy = False
             claims = ([index[entry] for entry in chunk] for chunk in store.claims(chunks))
-            for view in data.encoding(images, claims):
+            for view in data.encoding_loader(images, claims):
                 busy = True
                 values = compute(to_unit(view.image.to(group.device, non_blocking=True)))
                 _put(cache, store, view.name, [entry_by_name[name] for name in view.name], values)

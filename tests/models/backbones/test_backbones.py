@@ -237,3 +237,8 @@ def test_squeezenet_reads_torchvisions_own_keys(tmp_path):
 
     with torch.no_grad():
         assert torch.equal(loaded(IMAGE).values, original(IMAGE).values)
+
+
+def test_a_name_of_before_that_timm_still_knows_is_built():
+    with pytest.warns(UserWarning, match="deprecated"):
+        assert create_timm_model("vit_tiny_patch16_224_in21k", False).embed_dim == 192

@@ -99,8 +99,23 @@ def test_where_the_network_is_not_needed_it_is_not_asked_for(monkeypatch, no_net
     elif way == "cache":
         (no_network / "models--facebook--dinov3").mkdir()
     elif way == "proxy":
+        monkeypatch.setenv("no_proxy", "localhost")  # which is none
+        with pytest.raises(OSError, match="no network"):
+            require_hub(repository)
         monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     else:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
     require_hub(repository)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [("hub.example", "HF_ENDPOINT must be an address"), ("https://a..b", "no network: a..b has no address")],
+)
+def test_a_mirror_of_the_hub_must_have_an_address(monkeypatch, tmp_path, endpoint, message):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("semcorr.models.weights.hub.getproxies", dict)
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(OSError, match=message):
+        require_hub("facebook/dinov3")

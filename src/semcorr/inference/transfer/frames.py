@@ -129,9 +129,10 @@ class Clip(NamedTuple):
             if picture is None:
                 return
             frame = ClipFrame(photo, picture)
-            if photo.name in self.annotated:
+            broken = {note["file_name"] for note in skipped_images or ()}  # annotated pictures that cannot be compared
+            if photo.name in self.annotated and photo.name not in broken:
                 require_same_frame(frame, previous, "before", self.names.first)
-            if previous is not None and previous.photo.name in self.annotated:
+            if previous is not None and previous.photo.name in self.annotated and previous.photo.name not in broken:
                 require_same_frame(previous, frame, "after", self.names.first)
             previous = frame
             yield frame

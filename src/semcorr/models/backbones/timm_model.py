@@ -292,7 +292,7 @@ def create_timm_model(
     tagged = timm.list_models(f"{plain}.*", pretrained=True)
     if tag and name not in tagged:
         raise UserError(f"timm has no weights {name!r}." + (f" It has {', '.join(tagged[:5])}." if tagged else ""))
-    repository = timm.get_pretrained_cfg_value(name, "hf_hub_id")
+    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)  # old names and models of others have none
     try:
         if pretrained and repository:
             require_hub(repository)

@@ -60,12 +60,17 @@ def require_hub(repository: str) -> None:
         OSError: The hub has no address: there is no network.
     """
     cached = Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}")
-    if Path(repository).exists() or cached.exists() or constants.HF_HUB_OFFLINE or getproxies():
+    if Path(repository).exists() or cached.exists() or constants.HF_HUB_OFFLINE:
         return
-    host = urlsplit(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).hostname
+    if getproxies().keys() & {"http", "https", "all"}:
+        return
+    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    host = urlsplit(endpoint).hostname
+    if host is None:
+        raise OSError(f"HF_ENDPOINT must be an address, as https://hub.example, got {endpoint!r}")
     try:
         socket.getaddrinfo(host, None)
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # the latter of a name that cannot be one
         raise OSError(f"no network: {host} has no address") from error
 
 
