@@ -18,6 +18,7 @@ from semcorr.cli.typed_line import check_line, quote_setting
 from semcorr.core.errors import UserError
 from semcorr.engine import build as run
 from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.run_config import check_config
 from semcorr.engine.run_dir import flatten_config
 
 pytestmark = pytest.mark.integration
@@ -49,6 +50,8 @@ WRONG = [
     ("backbon=dinov2", "unknown config key `backbon`. Did you mean backbone?"),
     ("+backbon=dinov2", "nothing reads `backbon`. Did you mean backbone?"),
     ("~head", "a run needs `head`"),
+    ("~loss._target_", "an option is not taken out but given"),
+    ("~optimizer.lr", "an option is not taken out but given"),
     ("loss=null", "`loss` is chosen by name"),
     ("callbacks=[1]", "`callbacks` is chosen by name"),
     ("data.root=", "`data.root=` has no value"),
@@ -207,3 +210,16 @@ def test_damage_to_a_line_is_refused_or_changes_only_what_it_names(seed, tmp_pat
 def test_much_damage(seed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_damage(seed)
+
+
+def test_what_an_experiment_gives_its_loss_is_taken_out_for_another_loss(config):
+    """As the sentence says that refuses it: contrastive losses have no such temperature."""
+    line = ["experiment=animal_pose", "loss=contrastive"]
+    with pytest.raises(UserError, match=r"`loss.temperature` is no option of `loss`.* add '~loss.temperature'\."):
+        check_config(config("train", *line))
+
+    line.append("~loss.temperature")
+    assert check_line(line, "train", conf_dir()) == line
+    cfg = config("train", *line)
+    check_config(cfg)
+    assert "temperature" not in cfg.loss

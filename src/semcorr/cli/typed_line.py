@@ -26,6 +26,7 @@ from semcorr.core.ranks import is_first_process
 KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", re.DOTALL)
 SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first takes an eighth of the time
+REMOVABLE = ("loss", "head")  # whose options an experiment may give, and another choice may lack
 OPTIONAL = ("experiment", "data@test")  # groups whose choice may be none
 LISTED = ("localise", "protocol", "logger", "callbacks", "experiment")  # groups that take a list of choices
 PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir")  # by which Hydra makes a folder before we see its value
@@ -198,6 +199,8 @@ def _refuse_deletion(text: str, key: str, sections: set[str]) -> None:
     """Refuse a setting that takes out what a run needs."""
     parts = key.split(".")
     if key in OPTIONAL or len(parts) > 2 or parts[0] == "callbacks":
+        return
+    if parts[0] in REMOVABLE and len(parts) == 2 and not parts[1].startswith("_"):
         return
     if parts[0] not in sections:
         near = difflib.get_close_matches(parts[0], sections, n=1)

@@ -141,11 +141,12 @@ def _require_callback(key: str, target: str) -> None:
 def _format_unknown_option(key: str, name: str, names: list[str]) -> str:
     """Return the message that a call has no such option, with similar names."""
     similar = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
-    hint = (
-        f"Did you mean {' or '.join(f'{key}.{option}' for option in similar)}?"
-        if similar
-        else f"It has {', '.join(names) or 'none'}."
-    )
+    if similar:
+        hint = f"Did you mean {' or '.join(f'{key}.{option}' for option in similar)}?"
+    elif key in ("loss", "head"):  # the experiment may have chosen another one
+        hint = f"It has {', '.join(names) or 'none'}. If the experiment gives it, add '~{key}.{name}'."
+    else:
+        hint = f"It has {', '.join(names) or 'none'}."
     return f"`{key}.{name}` is no option of `{key}`. {hint}"
 
 
