@@ -8,6 +8,7 @@ A loss is a function `(similarity, cells, mask) -> scalar`: a mean over the poin
 from semcorr.models.losses.consistency import CycleConsistency, WarpConsistency
 from semcorr.models.losses.contrastive import SymmetricContrastive, symmetric_contrastive
 from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy, annealed_value, gaussian_cross_entropy
+from semcorr.models.losses.guided_matches import GuidedMatches
 from semcorr.models.losses.image_level import ImageLevel, matching_score
 from semcorr.models.losses.inputs import (
     Descriptors,
@@ -30,6 +31,7 @@ __all__ = [
     "CycleConsistency",
     "Descriptors",
     "GaussianCrossEntropy",
+    "GuidedMatches",
     "ImageLevel",
     "Loss",
     "LossInputs",

@@ -6,14 +6,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_max_pool2d
 
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.ranges import OptionsOf, Temperature, check_arguments, require_fields
 from semcorr.matching.mining import MiningRules, PointPairs, mine_matches, mutual_neighbours
 from semcorr.matching.readouts import soft_argmax
 from semcorr.models.losses.inputs import LossInputs, weighted_mean
-from semcorr.models.losses.pair_maps import PairMaps
+from semcorr.models.losses.pair_maps import PairMaps, covered_cells
 
 ROWS = 4096  # of the similarities of all cells that are computed at once
 CANDIDATES = 2000  # points of the source's object that are matched, about, in as fine a lattice as that allows
@@ -104,21 +103,15 @@ def find_neighbours(pair: PairMaps, ratio: float) -> PointPairs:
     """Find the cells on the objects of one pair that are each other's most similar; their centres, in pixels."""
     assert pair.masks is not None, "the step was not asked for them"
     lattice = pair.lattice(None)[0]
-    here = covered_cells(pair.masks[0], *pair.source.values.shape[-2:])
+    here = covered_cells(pair.masks[0], *pair.source.values.shape[-2:])[0].flatten()
     chunks = lattice[here].split(ROWS)
     h, w = pair.similarity(chunks[0][None, :1]).shape[-2:]
-    there = covered_cells(pair.masks[1], h, w)
+    there = covered_cells(pair.masks[1], h, w)[0].flatten()
     similarity = (pair.similarity(chunk[None])[0].flatten(1)[:, there] for chunk in chunks)
     source, target = mutual_neighbours(similarity, ratio)
     target = there.nonzero()[:, 0][target]
     centres = to_image(torch.stack((target % w, target // w), dim=-1).float(), pair.side / w)
     return PointPairs(lattice[here][source].double().cpu().numpy(), centres.double().cpu().numpy())
-
-
-def covered_cells(mask: Bool[Tensor, "1 s s"], h: int, w: int) -> Bool[Tensor, " m"]:
-    """Tell which cells show any of the object, row by row; all, if none does."""
-    covered = (adaptive_max_pool2d(mask.float(), (h, w)) > 0).flatten()
-    return covered if bool(covered.any()) else torch.ones_like(covered)
 
 
 def lookup(mask: Bool[np.ndarray, "s s"], points: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d
 
 from semcorr.core.interfaces import SiameseHead
 from semcorr.core.types import FeatureMap
@@ -91,3 +92,9 @@ class PairMaps(NamedTuple):
         )
         points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         return points.flatten(0, 1).expand(b, -1, -1)
+
+
+def covered_cells(mask: Bool[Tensor, "b s s"], h: int, w: int) -> Bool[Tensor, "b h w"]:
+    """Tell which cells of a grid over each image show any of its object; all, if none does."""
+    covered = adaptive_max_pool2d(mask.float(), (h, w)) > 0
+    return covered | ~covered.flatten(1).any(-1)[:, None, None]
