@@ -41,7 +41,7 @@ from semcorr.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 # Experiments whose heads have figures of this repository.
-MEASURED_HERE = ("heads/", "heldout_keypoints", "losses", "demo", "animal_pose", "robustness", "top_cpu")
+MEASURED_HERE = ("heads/", "heldout_", "losses", "demo", "animal_pose", "robustness", "top_cpu")
 # Papers not in the folder.
 ELSEWHERE = (
     "3D-SC (arXiv 2605.30093), Table C1",

@@ -50,6 +50,7 @@ WRONG = [
     ("backbon=dinov2", "unknown config key `backbon`. Did you mean backbone?"),
     ("+backbon=dinov2", "nothing reads `backbon`. Did you mean backbone?"),
     ("~head", "a run needs `head`"),
+    ("loss=distillation ~loss.weights", "`loss` needs `weights`. Give +loss.weights=VALUE."),
     ("~loss._target_", "an option is not taken out but given"),
     ("~optimizer.lr", "an option is not taken out but given"),
     ("loss=null", "`loss` is chosen by name"),
@@ -111,7 +112,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
 def test_it_is_told_and_nothing_is_left(typed, tmp_path, capfd, line, told):
-    parts = line.split(" ") if line.startswith("-m") or "project" in line else [line]
+    parts = line.split(" ") if line.startswith("-m") or "project" in line or " ~" in line else [line]
 
     assert typed(train, [*BASE, *parts]) == 2
 

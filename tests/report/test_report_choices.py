@@ -64,6 +64,22 @@ def test_what_else_differs_keeps_choices_apart(tmp_path):
     assert sorted(sorted(group.choices) for group in groups) == [["BottleneckHead", "Cosine"], ["Consensus", "Cosine"]]
 
 
+def test_a_loss_brings_its_teacher(tmp_path):
+    """It is no other difference beside the loss, and none to what was not trained."""
+    teachers = [{"callbacks": {"ema_teacher": {"_target_": "a.EMATeacher", "momentum": each}}} for each in (0.9, 1.0)]
+    distillation = {**TRAINING, "loss": {"_target_": "semcorr.models.losses.WeightedSum"}}
+    runs = [run(tmp_path / f"t{i}", "bottleneck", 1, i, **distillation, **each) for i, each in enumerate(teachers)]
+    plain = run(tmp_path / "plain", "bottleneck", 1, 5)
+    assert find_choice_groups(made(*runs), "loss") == []
+
+    (group,) = find_choice_groups(made(*runs, plain), "loss")
+    assert sorted(group.choices) == ["GaussianCrossEntropy", "WeightedSum, momentum 0.9", "WeightedSum, momentum 1.0"]
+
+    bare = run(tmp_path / "bare", "cosine", 1, is_trained=False)
+    (group,) = find_choice_groups(made(runs[0], bare), "head")
+    assert sorted(group.choices) == ["BottleneckHead", "Cosine"]
+
+
 def test_numbers_of_one_kind_of_part_are_a_curve_and_no_choice(tmp_path):
     windows = [run_dir(tmp_path / f"w{size}", size, config={"localise": {"window": size}}) for size in (5, 9)]
     assert find_choice_groups(made(*windows), "localise") == []

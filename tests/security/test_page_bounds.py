@@ -102,13 +102,13 @@ def test_features_are_bounded_by_their_bytes():
     rng = np.random.default_rng(0)
     for i in range(30):
         image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
-        models.encoded(matcher, Picture(image, image.size, str(i)))
+        models.encode(matcher, Picture(image, image.size, str(i)))
     assert len(models.known) == 16
     assert 0 < models.known.bytes() <= KEPT_BYTES
     one = models.known.bytes() // 16
     models.known.size = 4 * one
     image = Image.new("RGB", (32, 32), "red")
-    models.encoded(matcher, Picture(image, image.size, "last"))
+    models.encode(matcher, Picture(image, image.size, "last"))
     assert len(models.known) == 4
 
 

@@ -22,11 +22,11 @@ from hydra.errors import HydraException
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
+from semcorr.engine.known_targets import REMOVABLE
 
 KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", re.DOTALL)
 SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first takes an eighth of the time
-REMOVABLE = ("loss", "head")  # whose options an experiment may give, and another choice may lack
 OPTIONAL = ("experiment", "data@test")  # groups whose choice may be none
 LISTED = ("localise", "protocol", "logger", "callbacks", "experiment")  # groups that take a list of choices
 PATHS = ("run_dir", "hydra.run.dir", "hydra.sweep.dir")  # by which Hydra makes a folder before we see its value

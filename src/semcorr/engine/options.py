@@ -13,7 +13,7 @@ from torch import nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Pattern, Range, Seed, Share, require, require_kind
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.known_targets import CONTROLS
+from semcorr.engine.known_targets import CONTROLS, REMOVABLE
 from semcorr.models.backbones.steps import add_steps
 
 TOP_LEVEL: JsonObject = {  # options that go to no constructor
@@ -97,8 +97,8 @@ def _check_call(key: str, node: Mapping[str, object]) -> None:
     if accepted is None:
         _refuse_missing(f"{key}._target_", target)
         return
-    is_one_of_several = key.partition(".")[0] in MULTIPLE_CALLS
-    missing = [name for name in accepted.required if name not in (*node, "save_dir")] if is_one_of_several else []
+    is_whole = key.partition(".")[0] in MULTIPLE_CALLS or (key in REMOVABLE and not node.get("_partial_"))
+    missing = [name for name in accepted.required if name not in (*node, "save_dir")] if is_whole else []
     if missing and not node.get("_args_"):
         raise UserError(f"`{key}` needs `{missing[0]}`. Give +{key}.{missing[0]}=VALUE.")
     if key.startswith("callbacks."):
@@ -143,7 +143,7 @@ def _format_unknown_option(key: str, name: str, names: list[str]) -> str:
     similar = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     if similar:
         hint = f"Did you mean {' or '.join(f'{key}.{option}' for option in similar)}?"
-    elif key in ("loss", "head"):  # the experiment may have chosen another one
+    elif key in REMOVABLE:  # the experiment may have chosen another one
         hint = f"It has {', '.join(names) or 'none'}. If the experiment gives it, add '~{key}.{name}'."
     else:
         hint = f"It has {', '.join(names) or 'none'}."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from semcorr.engine.checkpoints import TEACHER
 from semcorr.report.configurations import (
     ALPHA,
     FOLLOWS,
@@ -97,7 +98,12 @@ def _sort(group: Sequence[Configuration]) -> list[Configuration]:
 
 def _is_of(key: str, part: str) -> bool:
     follows = (*FOLLOWS, "weights") if part == "backbone" else ()
-    return key == part or key.startswith(f"{part}.") or key in follows
+    return key == part or key.startswith(_prefixes(part)) or key in follows
+
+
+def _prefixes(part: str) -> tuple[str, ...]:
+    """Return what the keys of a part begin with; a loss brings the teacher that it learns from."""
+    return (f"{part}.", TEACHER) if part == "loss" else (f"{part}.",)
 
 
 def _describe_rest(entry: Configuration, part: str, without: Sequence[str] = ()) -> str:
@@ -135,7 +141,7 @@ def _name_choices(group: Sequence[Configuration], part: str) -> list[str]:
 
 
 def _options_of(entry: Configuration, part: str) -> dict[str, Setting]:
-    return {key: value for key, value in entry.settings.items() if key.startswith(f"{part}.")}
+    return {key: value for key, value in entry.settings.items() if key.startswith(_prefixes(part))}
 
 
 def _build_figure(part: str, groups: Sequence[ChoiceGroup]) -> ReportFigure:
