@@ -1,5 +1,8 @@
 """Pairs of features of which one is the other moved, and a training step on them, for losses that compare pairs."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 
 from semcorr.core.coords import to_grid
@@ -30,3 +33,21 @@ def step_of(pairs: PairMaps, teacher: PairMaps, shift: int = 2) -> LossInputs:
     similarity = torch.zeros(b, n, CELLS, CELLS)
     cells = starts + torch.tensor([float(shift), 0.0])
     return LossInputs(similarity, cells, mask, starts, starts, 0, pairs=pairs, teacher=teacher)
+
+
+def assert_slope_of_student(evaluate: Callable[[LossInputs], torch.Tensor], step: LossInputs) -> None:
+    """A small move along the student's gradient changes the loss by as much, and the teacher has no gradient."""
+    pairs = step.pairs
+    leaves = [pairs.source.values, pairs.target.values]
+    gradients = torch.autograd.grad(evaluate(step), leaves)
+
+    length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            moved = [leaf + sign * 0.1 / length * slope for leaf, slope in zip(leaves, gradients, strict=True)]
+        maps = [FeatureMap(values, float(STRIDE)) for values in moved]
+        ends.append(evaluate(step._replace(pairs=pairs._replace(source=maps[0], target=maps[1]))).item())
+    assert (ends[0] - ends[1]) / 0.2 == pytest.approx(float(length), rel=2e-2)
+    evaluate(step).backward()
+    assert step.teacher.source.values.grad is None

@@ -1,11 +1,12 @@
 """The loss by a teacher's matches around the places that keypoints expect: which places, which labels, what learns."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from moved_pairs import CELLS, SIDE, STRIDE, moved_pairs, step_of
+from moved_pairs import CELLS, SIDE, STRIDE, assert_slope_of_student, moved_pairs, step_of
 from posed_pairs import Whole
 
 from semcorr.core.types import FeatureMap
@@ -153,22 +154,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_where_keypoints_say_
 
 
 def test_a_gradient_is_the_slope_along_it_and_the_teacher_has_none():
-    teacher, pairs = moved_pairs(), moved_pairs(shift=3)
-    step, loss = step_of(pairs, teacher), GuidedMatches(points=40)
-    leaves = [pairs.source.values, pairs.target.values]
-
-    gradients = torch.autograd.grad(evaluate(loss, step), leaves)
-
-    length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-    ends = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            moved = [leaf + sign * 0.1 / length * slope for leaf, slope in zip(leaves, gradients, strict=True)]
-        maps = [FeatureMap(values, float(STRIDE)) for values in moved]
-        ends.append(evaluate(loss, step._replace(pairs=pairs._replace(source=maps[0], target=maps[1]))).item())
-    assert (ends[0] - ends[1]) / 0.2 == pytest.approx(float(length), rel=2e-2)
-    evaluate(loss, step).backward()
-    assert teacher.source.values.grad is None
+    step = step_of(moved_pairs(shift=3), moved_pairs())
+    assert_slope_of_student(partial(evaluate, GuidedMatches(points=40)), step)
 
 
 @pytest.mark.parametrize("where", ["one pair", "all pairs"])

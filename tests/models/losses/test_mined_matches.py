@@ -1,14 +1,14 @@
 """The loss by matches mined from a teacher's features: which they are, what they cost, and what learns from them."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from moved_pairs import CELLS, SIDE, STRIDE, moved_pairs, step_of
+from moved_pairs import CELLS, SIDE, STRIDE, assert_slope_of_student, moved_pairs, step_of
 from posed_pairs import Whole
 from random_pairs import slow_cosines
 
-from semcorr.core.types import FeatureMap
 from semcorr.models.losses import LossInputs, MinedMatches, weighted_sum
 from semcorr.models.losses.mined_matches import find_neighbours
 
@@ -72,22 +72,8 @@ def test_a_student_that_matches_as_its_teacher_has_nothing_to_learn():
 
 
 def test_a_gradient_is_the_slope_along_it_and_the_teacher_has_none():
-    teacher, pairs = moved_pairs(), moved_pairs(shift=3)
-    step, loss = step_of(pairs, teacher), MinedMatches(points=40, least=20, temperature=0.3)
-    leaves = [pairs.source.values, pairs.target.values]
-
-    gradients = torch.autograd.grad(evaluate(loss, step), leaves)
-
-    length = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
-    ends = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            moved = [leaf + sign * 0.1 / length * slope for leaf, slope in zip(leaves, gradients, strict=True)]
-        maps = [FeatureMap(values, float(STRIDE)) for values in moved]
-        ends.append(evaluate(loss, step._replace(pairs=pairs._replace(source=maps[0], target=maps[1]))).item())
-    assert (ends[0] - ends[1]) / 0.2 == pytest.approx(float(length), rel=2e-2)
-    evaluate(loss, step).backward()
-    assert teacher.source.values.grad is None
+    step = step_of(moved_pairs(shift=3), moved_pairs())
+    assert_slope_of_student(partial(evaluate, MinedMatches(points=40, least=20, temperature=0.3)), step)
 
 
 def test_neighbours_are_those_of_all_cosines():
