@@ -6,8 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 from omegaconf import DictConfig
-from repository import SMALL
+from repository import ROOT, SMALL
+
+
+# Modules with arrays in their signatures check types, shapes and kinds at every call; mypy has read all the others.
+install_import_hook(
+    [
+        ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
+        for path in sorted((ROOT / "src").rglob("*.py"))
+        if "from jaxtyping import" in path.read_text()
+    ],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
