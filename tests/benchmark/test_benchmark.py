@@ -341,6 +341,7 @@ def test_a_growth_of_one_size_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_startup_from_end_to_end(typed, monkeypatch):
     from semcorr.benchmark import startup
 

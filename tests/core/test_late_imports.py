@@ -125,6 +125,7 @@ def test_what_waits_is_loaded_when_it_is_asked_for(script):
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "line",
     [

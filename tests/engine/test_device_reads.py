@@ -110,6 +110,7 @@ def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_pairs_seen_together_wait_once_more_and_mining_alone_waits_in_a_step(creatures, tmp_path):
     """Both images of a pair at once, by the backbone or by its prompt; matches are mined on the CPU by design."""
     prompts = [f"finetune={way} {options}" for way, options in DIFFUSION.items()]

@@ -82,6 +82,7 @@ def line(creatures, name):
 
 
 @pytest.mark.integration
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", SEVERAL)
 def test_a_set_scores_what_an_evaluation_of_its_layers_scores(creatures, config, tmp_path, name):
     """To the last digit, also where layers are on grids of their own, and of one layer alone."""

@@ -272,6 +272,7 @@ def test_frozen_is_what_a_formula_is():
     last_blocks(SIFT(size=64), blocks=0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FORMULAS)
 def test_a_head_is_trained_on_a_formula_and_alone_is_saved(config, tiny, tmp_path, name):
     line = [word for word in tiny if word != "backbone=tiny"] + [f"backbone={name}", "backbone.size=64"]
