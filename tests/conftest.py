@@ -10,7 +10,6 @@ from jaxtyping import install_import_hook
 from omegaconf import DictConfig
 from repository import ROOT, SMALL
 
-
 # Modules with arrays in their signatures check types, shapes and kinds at every call; mypy has read all the others.
 install_import_hook(
     [
