@@ -427,10 +427,12 @@ def snapshot(folder: Path, names_only: bool = False) -> dict[str, str]:
     }
 
 
-def is_same(found: Mapping[str, str], reference: Mapping[str, str]) -> bool:
+def is_same(snapshot: Mapping[str, str], reference: Mapping[str, str]) -> bool:
     """Tell whether two snapshots are equal, except that the first may lack locks."""
-    first, second = ({k: v for k, v in files.items() if Path(k).name not in NO_BYTES} for files in (found, reference))
-    return first == second and not {*found} - {*reference}
+    first, second = (
+        {k: v for k, v in files.items() if Path(k).name not in NO_BYTES} for files in (snapshot, reference)
+    )
+    return first == second and not {*snapshot} - {*reference}
 
 
 def digest(path: Path) -> str:

@@ -143,7 +143,7 @@ def by_place(
     mask = shown.any(0).cpu()[None]
     return {
         "place alone": (right(points[None], thing, part, target), mask),
-        "vote of all, also mirrored, and place": (near(found.points, thing, part)[None], mask),
+        "vote of all, also mirrored, and place": (near(vote.points, thing, part)[None], mask),
     }
 
 
@@ -158,10 +158,10 @@ def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
     return (part.out_of(points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
 
 
-def scored(found: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:
+def scored(vote: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:
     """Return rows (k 3) of a vote: its score, whether it is correct, whether the target shows the keypoint."""
-    correct = near(found.points, thing, part)
-    return torch.stack((found.scores, correct.float(), thing.keypoint_mask.float()), dim=-1)
+    correct = near(vote.points, thing, part)
+    return torch.stack((vote.scores, correct.float(), thing.keypoint_mask.float()), dim=-1)
 
 
 def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:
@@ -173,16 +173,16 @@ def geometric_median(points: Tensor, there: Tensor, steps: int = 30) -> Tensor:
     return middle
 
 
-def summary(found: Sequence[Hits]) -> dict[str, tuple[float, float]]:
+def summary(draws: Sequence[Hits]) -> dict[str, tuple[float, float]]:
     """Return the percentage of correct keypoints per rule: of keypoints that some source shows, and of all.
 
     "One source" is a mean over sources: in the first percentage over those that show the keypoint, in the second over
     all, where a source that does not show the keypoint counts as wrong.
     """
     counts: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    answerable = sum(int((hits[""][0] & hits[""][1]).sum()) for hits in found)
-    everything = sum(int(hits[""][0].sum()) for hits in found)
-    for hits in found:
+    answerable = sum(int((hits[""][0] & hits[""][1]).sum()) for hits in draws)
+    everything = sum(int(hits[""][0].sum()) for hits in draws)
+    for hits in draws:
         visible, labelled = (mask[0] for mask in hits[""])
         for rule, (correct, predicted) in hits.items():
             if rule:

@@ -88,9 +88,9 @@ def export_backbone(
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")
         out = out or run / "export" / FORMATS[format]
-        given = [name for name, value in (("push", push), ("private", private), ("license", license)) if value]
-        if format != "hf" and given:
-            raise UserError(f"--{given[0]} goes with --format hf, got --format {format}. Give that, or leave it out")
+        of_hub = [name for name, value in (("push", push), ("private", private), ("license", license)) if value]
+        if format != "hf" and of_hub:
+            raise UserError(f"--{of_hub[0]} goes with --format hf, got --format {format}. Give that, or leave it out")
         if private and not push:
             raise UserError("--private goes with --push. Give --push USER/NAME, or leave it out")
         _run_export(ExportOptions(run, format, out, which, size, weights, force, push, license or "other", private))

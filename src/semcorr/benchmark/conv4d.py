@@ -138,11 +138,11 @@ def _build_result(
 ) -> BenchmarkResult:
     rows, results = [], {}
     for volume, ways in zip(volumes, measurements, strict=True):
-        seconds, taken = ({way: entry.value[key] for way, entry in ways.items()} for key in ("seconds", "bytes"))
+        seconds, tensor_bytes = ({way: entry.value[key] for way, entry in ways.items()} for key in ("seconds", "bytes"))
         floor = limits.floor(volume.operations, volume.moved)
-        ratio, memory = seconds["loop"] / seconds["ours"], taken["loop"] / max(taken["ours"], 1)
+        ratio, memory = seconds["loop"] / seconds["ours"], tensor_bytes["loop"] / max(tensor_bytes["ours"], 1)
         (naive_ms, naive_mb), (ms, mb) = (
-            (format_rate(1e3 * seconds[way]), format_rate(taken[way] / 1e6)) for way in WAYS
+            (format_rate(1e3 * seconds[way]), format_rate(tensor_bytes[way] / 1e6)) for way in WAYS
         )
         rows += [
             BenchmarkRow(f"ms, {volume.description}", naive_ms, ms, format_ratio(ratio), format_rate(1e3 * floor)),
@@ -154,7 +154,7 @@ def _build_result(
             "ratio": ratio,
             "memory_ratio": memory,
             "seconds": seconds,
-            "bytes": taken,
+            "bytes": tensor_bytes,
             "floor": {"seconds": floor, "operations": volume.operations, "reached": floor / seconds["ours"]},
             "peak": {way: entry.peak for way, entry in ways.items()},
         }

@@ -41,10 +41,10 @@ def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = Tr
     run = run.plus(f"data.split={split}")
     limits = measure_machine(run.device)
     measurement = measure(run_both, run, tries, isolated=isolated)
-    one, many = measurement.value
-    if one["first"] != many["first"]:
-        raise RuntimeError(f"{ONE} scores {one['first']} alone and {many['first']} among others")
-    return _build_result(run, measurement, many["seconds"]["all"] / one["seconds"]["all"], limits)
+    single, several = measurement.value
+    if single["first"] != several["first"]:
+        raise RuntimeError(f"{ONE} scores {single['first']} alone and {several['first']} among others")
+    return _build_result(run, measurement, several["seconds"]["all"] / single["seconds"]["all"], limits)
 
 
 def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
@@ -82,25 +82,25 @@ def _run_evaluation(run: RunSpec, cfg: DictConfig, module: CorrespondenceModule)
 def _build_result(
     run: RunSpec, measurement: Measurement[list[JsonObject]], ratio: float, limits: Machine
 ) -> BenchmarkResult:
-    one, many = measurement.value
-    one_seconds, many_seconds = one["seconds"], many["seconds"]
+    single, several = measurement.value
+    single_seconds, several_seconds = single["seconds"], several["seconds"]
     rows = [
         BenchmarkRow("", "one read-out", f"{len(MANY)} read-outs"),
         BenchmarkRow(
             "seconds in all",
-            format_rate(one_seconds["all"]),
-            format_rate(many_seconds["all"]),
+            format_rate(single_seconds["all"]),
+            format_rate(several_seconds["all"]),
             f"{ratio:.2f}, at most {ALLOWED}",
         ),
         *(
-            BenchmarkRow(f"  {stage}", format_rate(one_seconds[stage]), format_rate(many_seconds[stage]))
+            BenchmarkRow(f"  {stage}", format_rate(single_seconds[stage]), format_rate(several_seconds[stage]))
             for stage in ("encode", "match")
         ),
         BenchmarkRow(
             "  everything else",
             *(
                 format_rate(seconds["all"] - seconds["encode"] - seconds["match"])
-                for seconds in (one_seconds, many_seconds)
+                for seconds in (single_seconds, several_seconds)
             ),
         ),
         BenchmarkRow("peak memory in MB", "", measurement.description),
@@ -108,11 +108,11 @@ def _build_result(
     content = {
         "ratio": ratio,
         "floor": None,
-        "one": one,
-        "many": many,
+        "one": single,
+        "many": several,
         "rules": list(MANY),
         "peak": {"both": measurement.peak},
         "machine": limits.as_json(),
     }
-    title = f"{len(MANY)} read-outs of {one['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
+    title = f"{len(MANY)} read-outs of {single['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

@@ -137,8 +137,8 @@ def _check_shape(shape: ScalingShape) -> None:
         )
     for flag, values in (("--size", shape.sizes), ("--processes", shape.processes)):
         if len(values) < 2 or values[0] < 1 or list(values) != sorted({*values}):
-            given = " ".join(map(str, values))
-            raise UserError(f"{flag}: growth is seen from two numbers on, each larger than the one before; got {given}")
+            typed = " ".join(map(str, values))
+            raise UserError(f"{flag}: growth is seen from two numbers on, each larger than the one before; got {typed}")
 
 
 def _build_result(
@@ -146,22 +146,22 @@ def _build_result(
     evaluated: dict[int, Measurement[JsonObject]],
     trained: dict[int, list[Measurement[JsonObject]]],
 ) -> BenchmarkResult:
-    cores, found = count_cores(), [measurement.value for measurement in evaluated.values()]
-    work = [results["images"] + results["pairs"] for results in found]
-    seconds = [results["seconds"]["all"] for results in found]
+    cores, measured = count_cores(), [measurement.value for measurement in evaluated.values()]
+    work = [results["images"] + results["pairs"] for results in measured]
+    seconds = [results["seconds"]["all"] for results in measured]
     exponent = fit_exponent(work, seconds)
     peaks = [measurement.memory for measurement in evaluated.values()]
-    features = [VALUE_BYTES * results["images"] * results["channels"] * results["cells"] for results in found]
+    features = [VALUE_BYTES * results["images"] * results["channels"] * results["cells"] for results in measured]
     rates = {
         count: sum(measurement.value["pairs"] / measurement.value["step"] for measurement in measurements)
         for count, measurements in trained.items()
     }
-    one = rates[shape.processes[0]] / expected_speedup(shape.processes[0], cores)
-    speedups = {count: rate / one for count, rate in rates.items()}
+    single = rates[shape.processes[0]] / expected_speedup(shape.processes[0], cores)
+    speedups = {count: rate / single for count, rate in rates.items()}
     rows = [
-        *_time_rows(found, seconds, work),
+        *_time_rows(measured, seconds, work),
         BenchmarkRow("  slope over images + pairs, log-log", "", f"{exponent:.2f}", "", "1"),
-        *_memory_rows(found, peaks, features),
+        *_memory_rows(measured, peaks, features),
         *_training_rows(rates, speedups, cores),
         *[
             BenchmarkRow(f"  MB of each of {count}", "", f"{largest_peak(measurements):,.0f}")
@@ -186,7 +186,7 @@ def _build_result(
                 "memory_mb": peak / 1e6,
                 "features_mb": size / 1e6,
             }
-            for results, peak, size in zip(found, peaks, features, strict=True)
+            for results, peak, size in zip(measured, peaks, features, strict=True)
         ],
         "train": {
             str(count): {
@@ -217,20 +217,20 @@ def _training_rows(rates: Mapping[int, float], speedups: Mapping[int, float], co
     ]
 
 
-def _time_rows(found: Sequence[JsonObject], seconds: Sequence[float], work: Sequence[float]) -> list[BenchmarkRow]:
+def _time_rows(measured: Sequence[JsonObject], seconds: Sequence[float], work: Sequence[float]) -> list[BenchmarkRow]:
     """Return the seconds of each size, and how many times those of the size before they are."""
     rows = []
-    for i, results in enumerate(found):
+    for i, results in enumerate(measured):
         name = f"evaluate, images: {results['images']:,}, pairs: {results['pairs']:,}, s"
         growth = (format_ratio(seconds[i] / seconds[i - 1]), format_ratio(work[i] / work[i - 1])) if i else ("", "")
         rows.append(BenchmarkRow(name, format_rate(seconds[i - 1]) if i else "", format_rate(seconds[i]), *growth))
     return rows
 
 
-def _memory_rows(found: Sequence[JsonObject], peaks: Sequence[int], features: Sequence[int]) -> list[BenchmarkRow]:
+def _memory_rows(measured: Sequence[JsonObject], peaks: Sequence[int], features: Sequence[int]) -> list[BenchmarkRow]:
     """Return the peak memory of each size, and how much it adds to that of the size before."""
     rows = []
-    for i, results in enumerate(found):
+    for i, results in enumerate(measured):
         added = [f"{(each[i] - each[i - 1]) / 1e6:+,.0f}" if i else "" for each in (peaks, features)]
         before = f"{peaks[i - 1] / 1e6:,.0f}" if i else ""
         rows.append(BenchmarkRow(f"  MB, images: {results['images']:,}", before, f"{peaks[i] / 1e6:,.0f}", *added))

@@ -205,22 +205,22 @@ def _read(file: pa.NativeFile, schema: pa.Schema, optional: Collection[str]) -> 
     return table
 
 
-def _require_columns(found: pa.Schema, schema: pa.Schema, optional: Collection[str]) -> list[str]:
+def _require_columns(file_schema: pa.Schema, schema: pa.Schema, optional: Collection[str]) -> list[str]:
     for field in schema:
-        if found.names.count(field.name) != 1:
-            if field.name in optional and field.name not in found.names:
+        if file_schema.names.count(field.name) != 1:
+            if field.name in optional and field.name not in file_schema.names:
                 continue
             raise DamagedTableError(f"it has no column {field.name}")
-        if not _is_kin(kind := found.field(field.name).type, field.type):
+        if not _is_kin(kind := file_schema.field(field.name).type, field.type):
             raise DamagedTableError(f"its column {field.name} is {kind}, not {field.type}")
-    return [name for name in found.names if name in schema.names]
+    return [name for name in file_schema.names if name in schema.names]
 
 
-def _is_kin(kind: pa.DataType, wanted: pa.DataType) -> bool:
+def _is_kin(kind: pa.DataType, expected: pa.DataType) -> bool:
     """Tell whether both are texts, truth values, integers or real numbers, of whatever width."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     kinds = pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating
-    return any(is_kind(plain) and is_kind(wanted) for is_kind in kinds)
+    return any(is_kind(plain) and is_kind(expected) for is_kind in kinds)
 
 
 def _require_bounded(about: pq.FileMetaData, size: int) -> None:

@@ -71,11 +71,11 @@ def check_rates(content: JsonMapping) -> None:
 def _require_scaling(rule: object, base: object) -> None:
     """Refuse a scaling of the rates of which only the rule or only the number of pairs is given."""
     if (rule is None) != (base is None):
-        missing, given, value = (
+        missing, present, value = (
             ("lr_batch_size", "lr_scaling", rule) if base is None else ("lr_scaling", "lr_batch_size", base)
         )
         raise UserError(
-            f"`optimizer.{given}` is {value}, and optimizer.{missing} is null. Give both: the rates are "
+            f"`optimizer.{present}` is {value}, and optimizer.{missing} is null. Give both: the rates are "
             "for steps of lr_batch_size pairs, and lr_scaling is linear or sqrt"
         )
 

@@ -79,7 +79,7 @@ class SegmentationModule(EvaluationModule):
         fit = data.fit(batch)
         first: tuple[Tensor, Tensor] | None = None
         earlier: deque[tuple[Tensor, Tensor]] = deque(maxlen=data.previous)
-        region, boundary, shown = [], [], []
+        region, boundary, displayed = [], [], []
         for i, cells in enumerate(self._iterate_features(batch)):
             start = read_clock(self.device)
             if first is None:
@@ -95,14 +95,14 @@ class SegmentationModule(EvaluationModule):
             propagated = read_clock(self.device)
             if 0 < i < len(batch.frames) - 1:
                 truth = read_mask(batch.masks[i], batch.size).to(self.device)
-                found, true = (torch.stack([mask == number for number in objects]) for mask in (predicted, truth))
-                region.append(region_similarity(found, true))
-                boundary.append(boundary_accuracy(found, true))
+                masks, true_masks = (torch.stack([mask == number for number in objects]) for mask in (predicted, truth))
+                region.append(region_similarity(masks, true_masks))
+                boundary.append(boundary_accuracy(masks, true_masks))
             if i in _displayed_frames(len(batch.frames)):
-                shown.append(predicted.cpu().numpy())
+                displayed.append(predicted.cpu().numpy())
             self.seconds["propagate"] += propagated - start
             self.seconds["score"] += read_clock(self.device) - propagated
-        self.displayed[batch.name] = shown
+        self.displayed[batch.name] = displayed
         scored = range(1, len(batch.frames) - 1)
         self.tables.append(
             build_mask_rows(batch.name, objects, scored, torch.stack(region).cpu(), torch.stack(boundary).cpu())

@@ -258,8 +258,8 @@ def confirmed_matches(
     confirmed = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         inside = labels == label
-        here, there = (side[inside].any(axis=0) for side in near)
-        if here.any() and (here & there).sum() >= agreement * here.sum():
+        near_source, near_target = (side[inside].any(axis=0) for side in near)
+        if near_source.any() and (near_source & near_target).sum() >= agreement * near_source.sum():
             confirmed |= inside
     return confirmed
 

@@ -82,13 +82,13 @@ def find_choice_groups(entries: Sequence[Configuration], part: str) -> list[Choi
             untrained.setdefault(_describe_rest(entry, part, OF_TRAINING), []).append(entry)
     groups = [[*group, *untrained.get(_describe_rest(group[0], part, OF_TRAINING), [])] for group in trained.values()]
     groups += [group for group in untrained.values() if not any(set(map(id, group)) <= set(map(id, g)) for g in groups)]
-    found = [group for group in groups if len({_kind_of(entry, part) for entry in group}) > 1]
-    shared = [{k: v for k, v in group[0].settings.items() if not _is_of(k, part) or k == "backbone"} for group in found]
+    mixed = [group for group in groups if len({_kind_of(entry, part) for entry in group}) > 1]
+    shared = [{k: v for k, v in group[0].settings.items() if not _is_of(k, part) or k == "backbone"} for group in mixed]
     if part == "backbone":
         shared = [settings | {"backbone": "any backbone"} for settings in shared]
     return [
         ChoiceGroup(part, name, dict(zip(_name_choices(group, part), group, strict=True)))
-        for name, group in zip(label_configurations(shared), map(_sort, found), strict=True)
+        for name, group in zip(label_configurations(shared), map(_sort, mixed), strict=True)
     ]
 
 

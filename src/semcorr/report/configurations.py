@@ -128,9 +128,9 @@ def _distinguish(label: str, settings: Mapping[str, Setting], same: Sequence[Map
     return ", ".join([label, *_format_label(settings, added).split(", ")[1:]])
 
 
-def differing_keys(settings_list: Sequence[Mapping[str, Setting]], wanted: Callable[[str], bool]) -> set[str]:
+def differing_keys(settings_list: Sequence[Mapping[str, Setting]], is_wanted: Callable[[str], bool]) -> set[str]:
     """Return the wanted keys that several configurations have, with more than one value."""
-    keys = {key for settings in settings_list for key in settings if wanted(key)}
+    keys = {key for settings in settings_list for key in settings if is_wanted(key)}
     return {key for key in keys if len({str(settings[key]) for settings in settings_list if key in settings}) > 1}
 
 

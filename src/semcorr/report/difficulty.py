@@ -69,8 +69,8 @@ def _score_run(run: FinishedRun, kinds: Sequence[str], pairs: Mapping[str, PairR
 
 def _collect(runs: Sequence[DifficultyScores], category: str, kind: str, name: str, by: str) -> list[SeedStatistics]:
     """Collect the values of a class at each alpha, over the seeds."""
-    found = [run[category][kind][name][by] for run in runs]
-    return [seed_statistics([scores[f"{alpha:g}"] for scores in found]) for alpha in ALPHAS]
+    classes = [run[category][kind][name][by] for run in runs]
+    return [seed_statistics([scores[f"{alpha:g}"] for scores in classes]) for alpha in ALPHAS]
 
 
 def _build_rows(

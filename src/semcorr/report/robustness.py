@@ -134,8 +134,8 @@ def _tabulate(group: RobustnessGroup, severities: Sequence[int]) -> list[list[st
 def _compare(mean: float | None, clean: float | None) -> list[str]:
     """Format a mean, the clean PCK, the difference in points and the share."""
     drop = None if mean is None or clean is None else clean - mean
-    kept = None if mean is None or not clean else mean / clean
-    return [format_percent(value) for value in (mean, clean, drop, kept)]
+    share = None if mean is None or not clean else mean / clean
+    return [format_percent(value) for value in (mean, clean, drop, share)]
 
 
 def _draw_matrix(group: RobustnessGroup) -> str:

@@ -91,8 +91,8 @@ class ClipSheet:
 
     def draw(self) -> Image.Image:
         """Draw the sheet: frames above, scores below."""
-        shown = sorted({round(i) for i in np.linspace(0, len(self.tiles) - 1, min(TILES, len(self.tiles)))})
-        tiles = [self.tiles[i] for i in shown]
+        places = sorted({round(i) for i in np.linspace(0, len(self.tiles) - 1, min(TILES, len(self.tiles)))})
+        tiles = [self.tiles[i] for i in places]
         frames = stack_grid([tile for _, tile in tiles], COLUMNS, GAP)
         width = max(frames.width, NAMES + 2 * WIDTH)
         scores = _draw_scores(self.names, self.rows, [index for index, _ in tiles], width)
@@ -121,8 +121,8 @@ def _draw_frame(picture: Picture, title: str, points: Float[Tensor, "k 2"], row:
     return tile
 
 
-def _draw_scores(names: Sequence[str], rows: Sequence[FrameScores], shown: Sequence[int], width: int) -> Image.Image:
-    """Draw a row per keypoint, with the frames from left to right; ticks are those that are shown."""
+def _draw_scores(names: Sequence[str], rows: Sequence[FrameScores], frames: Sequence[int], width: int) -> Image.Image:
+    """Draw a row per keypoint, with the frames from left to right; ticks are at `frames`."""
     numbers = [i for i in range(len(names)) if any(row.valid[i] for row in rows)]  # of those that any frame shows
     left = GAP + 2 * ROW + min(NAMES, round(max((text_width(name, TEXT) for name in names), default=0)) + 6)
     bar = draw_colour_bar(max(ROW * len(numbers), 60), 0.0, 1.0)
@@ -138,7 +138,7 @@ def _draw_scores(names: Sequence[str], rows: Sequence[FrameScores], shown: Seque
         shortened = shorten_text(escape_controls(names[i]), TEXT, NAMES - 6)
         write_text(draw, (GAP + 2 * ROW, top + ROW / 2), shortened, TEXT, anchor="lm")
         canvas.paste(Image.fromarray(strips[i][None].repeat(ROW - 2, axis=0)), (left, top + 1))
-    for index in shown:
+    for index in frames:
         x = left + (index + 0.5) * (right - left) / len(rows)
         draw.line((x, 2 * ROW - 5, x, 2 * ROW - 1), fill=INK)
     canvas.paste(bar, (right + GAP, 2 * ROW))
@@ -163,8 +163,8 @@ def colour_scores(rows: Sequence[FrameScores], width: int) -> np.ndarray:
         sums = np.pad(values.astype(float).cumsum(axis=1), ((0, 0), (1, 0)))
         return sums[:, last] - sums[:, first]
 
-    found = count(valid)
-    colours = colour_values((count(scores * valid) / np.maximum(found, 1)).clip(0, 1))
-    colours[2 * found < last - first] = HIDDEN
+    valid_count = count(valid)
+    colours = colour_values((count(scores * valid) / np.maximum(valid_count, 1)).clip(0, 1))
+    colours[2 * valid_count < last - first] = HIDDEN
     colours[(count(annotated & valid) > 0)] = RIGHT
     return colours

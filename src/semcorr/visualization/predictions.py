@@ -127,7 +127,9 @@ def evenly_spaced(pairs: Sequence[PairRecord], count: int = 10) -> list[PairReco
 def save_plot(image: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     with replace_file(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(
+            temporary, format="PNG", compress_level=1
+        )  # a tenth larger than by default, in a quarter of the time
 
 
 def _draw_tile(pair: PairRecord, rows: Sequence[JsonMapping], alpha: float, tolerance: Tolerance) -> Image.Image:

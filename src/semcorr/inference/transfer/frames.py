@@ -155,8 +155,8 @@ def require_same_frame(frame: ClipFrame, other: ClipFrame | None, place: str, fi
         )
     if other is None or other.picture.size != picture.size:
         return
-    here, beside = (_difference(picture.image, each.picture.image) for each in (frame, other))
-    if beside < 0.5 * here:
+    own, neighbouring = (_difference(picture.image, each.picture.image) for each in (frame, other))
+    if neighbouring < 0.5 * own:
         number = first + 1 if place == "before" else first - 1
         remedy = (
             f"Give --first {number} if the first frame is numbered so" if number >= 0 else "Give a folder of the frames"

@@ -123,8 +123,8 @@ def pixel_statistics(
     if mean is not None and std is not None:
         return tuple(mean), tuple(std)
     if mean is not None or std is not None:
-        given, missing = ("mean", "std") if std is None else ("std", "mean")
-        raise UserError(f"`backbone.{given}` needs backbone.{missing} as well. Give both, or none.")
+        present, missing = ("mean", "std") if std is None else ("std", "mean")
+        raise UserError(f"`backbone.{present}` needs backbone.{missing} as well. Give both, or none.")
     if weights is None and not pretrained:
         return IMAGENET
     source = name if weights is None else str(_weights_folder(weights))

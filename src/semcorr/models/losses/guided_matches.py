@@ -69,18 +69,18 @@ def expect_places(
     >>> [[round(float(each), 2) for each in values.flatten()] for values in (mean, variance.sqrt())]
     [[0.04, 0.04], [0.17]]
     """
-    shown, x_source, x_target = mask.to(source.dtype), source[..., 0], target[..., 0]
-    upright, mirrored = (((x_target - sign * x_source).square() * shown).sum(-1) for sign in (1, -1))
+    visible, x_source, x_target = mask.to(source.dtype), source[..., 0], target[..., 0]
+    upright, mirrored = (((x_target - sign * x_source).square() * visible).sum(-1) for sign in (1, -1))
     facing = torch.where(mirrored < upright, -1.0, 1.0)[:, None]
     sign = torch.stack((facing, torch.ones_like(facing)), dim=-1)
-    both = shown[:, :, None] * shown[:, None]
-    known = prior.covariance(source, source) * both + torch.diag_embed(torch.where(mask, prior.noise**2, 1.0))
-    across = prior.covariance(points, source) * shown[:, None]
-    displacement = (target - source * sign) * shown[..., None]
-    solved, _ = torch.linalg.solve_ex(known, torch.cat((displacement, across.mT), dim=-1))
+    both = visible[:, :, None] * visible[:, None]
+    covariance = prior.covariance(source, source) * both + torch.diag_embed(torch.where(mask, prior.noise**2, 1.0))
+    across = prior.covariance(points, source) * visible[:, None]
+    displacement = (target - source * sign) * visible[..., None]
+    solved, _ = torch.linalg.solve_ex(covariance, torch.cat((displacement, across.mT), dim=-1))
     mean = points * sign + across @ solved[..., :2]
-    alone = prior.shift**2 + prior.stretch**2 * points.square().sum(-1) + prior.bend**2
-    return mean, (alone - (across * solved[..., 2:].mT).sum(-1)).clamp(min=0)
+    prior_variance = prior.shift**2 + prior.stretch**2 * points.square().sum(-1) + prior.bend**2
+    return mean, (prior_variance - (across * solved[..., 2:].mT).sum(-1)).clamp(min=0)
 
 
 class GuidedMatches(nn.Module):

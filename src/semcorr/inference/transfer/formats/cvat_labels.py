@@ -46,8 +46,8 @@ def _declare_skeleton(labels: Element, category: JsonMapping) -> None:
     for field, text in (("name", name), ("type", "skeleton")):
         SubElement(label, field).text = text
     names = category["keypoints"]
-    shown = enumerate((escape(name, quote=True) for name in names), 1)
-    nodes = [f'<circle data-node-id="{i}" data-label-name="{name}"></circle>' for i, name in shown]
+    numbered = enumerate((escape(name, quote=True) for name in names), 1)
+    nodes = [f'<circle data-node-id="{i}" data-label-name="{name}"></circle>' for i, name in numbered]
     lines = [f'<line data-node-from="{i + 1}" data-node-to="{j + 1}"></line>' for i, j in skeleton_edges(category)]
     SubElement(label, "svg").text = "".join(lines + nodes)
     for keypoint in names:
