@@ -60,11 +60,12 @@ docs: .venv/docs ## these pages and the API as a site, into site/
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
-lint: .venv/installed ## ruff, codespell, and which room imports which
+lint: .venv/installed ## ruff, codespell, which room imports which, and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/measure_structure.py
 
 types: .venv/installed ## mypy, strict
 	$(BIN)/mypy

@@ -77,7 +77,8 @@ def main() -> None:
 def measure_loose_files(trees: dict[Path, ast.Module]) -> Measure:
     """Count the files at the package root."""
     loose = [path.name for path in trees if path.parent == PACKAGE]
-    return Measure("files loose at the package root", len(loose), 10, loose)
+    doors = 10  # commands that are run by their module's name, beside __init__ and __main__
+    return Measure("files loose at the package root", len(loose), doors + 2, loose)
 
 
 def measure_circles(trees: dict[Path, ast.Module]) -> Measure:

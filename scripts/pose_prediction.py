@@ -23,7 +23,7 @@ from semcorr.core.interfaces import Backbone
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.data.views import make_view, to_unit
+from semcorr.data.views import make_view, to_unit_range
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.engine.known_targets import conf_dir
 from semcorr.evaluation.pose.alignment import AdaptivePose
@@ -106,7 +106,7 @@ class Described:
         """Return the cells of the object in an image."""
         if image.name not in self.known:
             masks = self.masks.setdefault(split, ObjectMasks(AdaptivePose().mask, self.data, split))
-            maps = self.backbone(to_unit(make_view(image, self.backbone.size, self.data.resize).image[None]))
+            maps = self.backbone(to_unit_range(make_view(image, self.backbone.size, self.data.resize).image[None]))
             self.known[image.name] = cells_of_object(maps, masks(image, maps))
         return self.known[image.name]
 

@@ -79,8 +79,8 @@ def score_matches(pairs: Sequence[PairRecord], protocol: Protocol, side: int, gr
 def _pck(errors: Float[Tensor, "b n"], shared: Bool[Tensor, "b n"], protocol: Protocol) -> Float[Tensor, "b alphas"]:
     """Compute the PCK of every pair; NaN where nothing is shared."""
     alphas = torch.tensor(protocol.tolerance.round_alphas(ALPHAS), dtype=torch.double)[:, None]
-    right = errors[:, None] < alphas if protocol.strict else errors[:, None] <= alphas
-    return (right & shared[:, None]).sum(-1) / shared.sum(-1)[:, None]
+    correct = protocol.tolerance.is_correct(errors[:, None], alphas)
+    return (correct & shared[:, None]).sum(-1) / shared.sum(-1)[:, None]
 
 
 def main() -> None:

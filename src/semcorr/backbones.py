@@ -31,11 +31,11 @@ def list_backbones() -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
-        Terminal().print(build_table())
+        Terminal().print(build_backbone_table())
         print("Any other network: backbone=timm backbone.name=NAME, backbone=transformers backbone.name=ACCOUNT/MODEL")
 
 
-def build_table() -> Table:
+def build_backbone_table() -> Table:
     """Build the table of all backbones, those of installed packages among them."""
     from semcorr.engine.packages import list_choices
     from semcorr.models.backbones.network_facts import NetworkFacts, read_network_facts

@@ -32,7 +32,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
-def about() -> None:
+def configure_search_logging() -> None:
     """Search what no training decides, by the scores of validation pairs: the layers of a backbone."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 

@@ -86,6 +86,6 @@ def test_sizes_are_those_of_the_network_that_is_built(monkeypatch, name):
 
 def test_names_are_whole_in_a_narrow_terminal():
     console = Console(width=60, file=StringIO())
-    console.print(backbones.build_table())
+    console.print(backbones.build_backbone_table())
     printed = {line.split()[0] for line in console.file.getvalue().splitlines() if line.strip()}
     assert set(PUBLISHED) <= printed

@@ -11,7 +11,7 @@ import pytest
 from repository import ROOT
 
 from semcorr import evaluate, match, prepare, train
-from semcorr.app.choices import list_backbones
+from semcorr.app.choices import list_backbone_names
 from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
 from semcorr.engine.packages import list_choices, list_config_trees
@@ -83,7 +83,7 @@ def test_it_trains_by_its_experiment_and_is_scored_and_loaded_again(installed, t
 def test_its_names_are_taken_wherever_a_name_is(installed):
     assert compose_config("evaluate", ["data=my_data"]).data.root.endswith("my_data")
     assert type(Matcher.load("my_backbone").module.backbone).__name__ == "MyBackbone"
-    assert "my_backbone" in list_backbones()  # of the page
+    assert "my_backbone" in list_backbone_names()  # of the page
     assert name_choice("data", compose_config("evaluate", ["data=my_data"]).data) == "my_data"  # in a dashboard
     assert prepare.compose_benchmark("my_data").data._target_ == "semcorr.data.coco_keypoints.COCOKeypoints"
 

@@ -11,7 +11,7 @@ from semcorr.core.errors import UserError
 from semcorr.data.dataset import make_view
 from semcorr.data.open_image import FORMATS, list_decoders
 from semcorr.data.record import ImageRecord
-from semcorr.data.views import fit_to_square, load_image, render_square, to_unit
+from semcorr.data.views import fit_to_square, load_image, render_square, to_unit_range
 
 SIZES = [(400, 200), (150, 310), (97, 101), (60, 40)]  # wide, tall, odd, enlarged
 
@@ -41,7 +41,7 @@ def test_a_dot_drawn_at_a_keypoint_lands_at_the_keypoint_of_the_view(tmp_path, r
 
     seen = make_view(record(tmp_path / "dot.png", size, [[x, y]]), side=112, resize=resize)
 
-    found = centroid(to_unit(seen.image), seen.keypoints[0], reach=2 + round(4 * max(seen.scale.tolist())))
+    found = centroid(to_unit_range(seen.image), seen.keypoints[0], reach=2 + round(4 * max(seen.scale.tolist())))
     assert_close(found, seen.keypoints[0], atol=0.1, rtol=0)
 
 
@@ -101,7 +101,7 @@ def test_bytes_become_their_255th_parts_to_the_last_bit():
     every = np.arange(256, dtype=np.uint8)
     expected = np.array([np.float32(value) / np.float32(255) for value in every])
 
-    found = to_unit(torch.from_numpy(every).reshape(1, 1, 256).expand(2, 3, 1, 256))
+    found = to_unit_range(torch.from_numpy(every).reshape(1, 1, 256).expand(2, 3, 1, 256))
 
     assert found.dtype == torch.float32
     assert np.array_equal(found.numpy(), np.broadcast_to(expected, (2, 3, 1, 256)))
@@ -112,13 +112,13 @@ def test_bytes_become_their_255th_parts_to_the_last_bit():
 def test_a_gpu_divides_bytes_as_a_cpu_does():
     every = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
 
-    assert torch.equal(to_unit(every.cuda()).cpu(), to_unit(every))
+    assert torch.equal(to_unit_range(every.cuda()).cpu(), to_unit_range(every))
 
 
 def test_floats_are_not_divided_again():
     image = torch.rand(3, 4, 4)
 
-    assert to_unit(image) is image
+    assert to_unit_range(image) is image
 
 
 def test_exif_orientation_is_not_applied(tmp_path):
@@ -136,7 +136,7 @@ def test_any_colour_mode_is_read_as_rgb(tmp_path, mode):
 
     square = render_square(load_image(tmp_path / f"one.{suffix}"), 8, fit_to_square((8, 8), 8, "squash"))
 
-    assert_close(to_unit(square), torch.ones(3, 8, 8), atol=0.01, rtol=0)
+    assert_close(to_unit_range(square), torch.ones(3, 8, 8), atol=0.01, rtol=0)
 
 
 def test_sides_are_rounded_as_the_quotient_of_whole_numbers():

@@ -33,14 +33,17 @@ def slow(tmp_path_factory):
     root = tmp_path_factory.mktemp("slow")
 
     def of(protocol, extent, grid, fraction):
-        from semcorr.data.views import make_view, to_unit
+        from semcorr.data.views import make_view, to_unit_range
 
         data = Blots(root=str(root), size=SIDE, workers=0)
         data.extent, data.fraction = extent, fraction
         found = {}
         for pair in data.records("test"):
             maps = [
-                Painted(grid)(to_unit(make_view(image, SIDE, protocol.resize).image[None])).values[0].double().numpy()
+                Painted(grid)(to_unit_range(make_view(image, SIDE, protocol.resize).image[None]))
+                .values[0]
+                .double()
+                .numpy()
                 for image in (pair.source, pair.target)
             ]
             for i in (pair.source.visible & pair.target.visible).nonzero()[:, 0].tolist():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from semcorr.app.choices import ModelChoices, list_backbones, list_run_names
+from semcorr.app.choices import ModelChoices, list_backbone_names, list_run_names
 from semcorr.core.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_runs_of_the_folder_are_listed_by_their_path_in_it_and_links_out_of_it_a
 
 def test_a_choice_leads_to_what_the_server_says(runs):
     choices = ModelChoices("backbone=tiny localise=argmax", runs)
-    assert choices.names() == ["backbone=tiny localise=argmax", *list_backbones(), "run: one", "run: sweep/0"]
+    assert choices.names() == ["backbone=tiny localise=argmax", *list_backbone_names(), "run: one", "run: sweep/0"]
     for name in choices.names():
         assert choices.name(choices.line(name)) == name
     assert choices.line("run: sweep/0") == str(runs / "sweep/0")

@@ -119,7 +119,7 @@ def test_tiles_are_aligned_below_titles_and_a_legend(pairs):
 
 def test_a_title_has_category_pck_and_threshold(pairs, monkeypatch):
     written: list[str] = []
-    monkeypatch.setattr(predictions, "write_text", lambda draw, place, text, *_, **__: written.append(text))
+    monkeypatch.setattr(predictions, "draw_text_line", lambda draw, place, text, *_, **__: written.append(text))
     table = pa.Table.from_pylist([row(0, (30.0, 30.0)), row(0, (80.0, 80.0)), row(0, (31.0, 27.0))])
 
     plot_predictions(pairs[:2], table, 0.1)

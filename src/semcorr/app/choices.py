@@ -29,7 +29,7 @@ class ModelChoices:
 
     def names(self) -> list[str]:
         """List the models: the command line's first, then the backbones, then the runs that exist now."""
-        backbones = list_backbones()
+        backbones = list_backbone_names()
         command_line = [] if self.model in backbones else [self.model]
         return [*command_line, *backbones, *(f"{RUN}{name}" for name in list_run_names(self.runs))]
 
@@ -40,7 +40,7 @@ class ModelChoices:
             UserError: The name is none of `names`.
         """
         if isinstance(name, str):
-            if name == self.model or name in list_backbones():
+            if name == self.model or name in list_backbone_names():
                 return name
             run = name.removeprefix(RUN)
             if name.startswith(RUN) and run in list_run_names(self.runs):
@@ -52,12 +52,12 @@ class ModelChoices:
 
     def name(self, line: str) -> str:
         """Return the name of a line that `line` returned."""
-        if line == self.model or line in list_backbones():
+        if line == self.model or line in list_backbone_names():
             return line
         return f"{RUN}{Path(line).relative_to(self.runs)}"
 
 
-def list_backbones() -> list[str]:
+def list_backbone_names() -> list[str]:
     """List the backbones that need no option but their name."""
     return [name for name in list_choices("backbone") if name not in NO_NAMES]
 

@@ -27,7 +27,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import unique_images
 from semcorr.data.open_image import list_decoders
 from semcorr.data.record import PairRecord
-from semcorr.data.views import to_unit
+from semcorr.data.views import to_unit_range
 
 ALLOWED = 1.3  # times the seconds that encoding every image once and matching take by themselves
 
@@ -68,7 +68,7 @@ def run_naive_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
 
         def match_pair(i: int) -> None:
             source, target = dataset[i][:2]
-            maps = [backbone(to_unit(view.image[None].to(run.device))) for view in (source, target)]
+            maps = [backbone(to_unit_range(view.image[None].to(run.device))) for view in (source, target)]
             points = source.keypoints[source.visible & target.visible].to(run.device)
             loop(maps[0].values[0].float(), maps[1].values[0].float(), points, float(backbone.stride))
 

@@ -19,7 +19,7 @@ from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.interrupt import Guard, Interrupted, guard_signals
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, is_speaker
+from semcorr.core.ranks import LostProcessError, is_first_process
 from semcorr.core.terminal import escape_controls
 from semcorr.engine.known_targets import conf_dir
 
@@ -86,7 +86,7 @@ def end_program(error: BaseException, name: str, guard: Guard | None = None) -> 
     message, code = (str(lost_process), lost_process.code) if lost_process else (user_message(error, name), 2)
     if message and lost_process and guard is not None:
         message = guard.complete(message)
-    if not lost_process and not is_speaker():
+    if not lost_process and not is_first_process():
         time.sleep(TURN)
     if ranks is not None:
         ranks.kill()

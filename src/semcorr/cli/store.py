@@ -46,7 +46,7 @@ Root = Annotated[
 
 
 @app.callback()
-def about() -> None:
+def configure_store_logging() -> None:
     """Manage features that were computed once and are kept on disk."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 

@@ -19,7 +19,7 @@ from types import CodeType, FrameType
 from typing import cast
 
 from semcorr.core.files import WRITTEN
-from semcorr.core.ranks import LostProcessError, ProcessWatch, is_speaker
+from semcorr.core.ranks import LostProcessError, ProcessWatch, is_first_process
 from semcorr.core.terminal import escape_controls
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -163,7 +163,7 @@ class Guard:
     def say(self) -> int:
         """Print once that the command was interrupted, and return the exit code."""
         number = self.number or signal.SIGINT
-        if not self._said and is_speaker():
+        if not self._said and is_first_process():
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
             advice = self.advise() or default_advice()

@@ -140,17 +140,6 @@ def is_on_several_machines() -> bool:
     return world > int(os.environ.get("LOCAL_WORLD_SIZE", world))
 
 
-def process_number() -> int:
-    """Return the number of this process among those of a run, from torchrun, SLURM or Lightning."""
-    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), 0))
-
-
-def is_speaker() -> bool:
-    """Tell whether this process is the one that prints messages for all processes of a run."""
-    return process_number() == 0
-
-
 def _describe_lost_parent() -> str:
     """Return the message for a lost parent in the one process that reports it."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ

@@ -16,7 +16,7 @@ from semcorr.core.types import PairBatch, View
 from semcorr.data.image_variants import mirrored_name
 from semcorr.data.keypoints import geometry_aware_mask
 from semcorr.data.record import PairRecord
-from semcorr.data.views import to_unit
+from semcorr.data.views import to_unit_range
 from semcorr.data.warp import (
     CONTROLS,
     ImageWarp,
@@ -194,7 +194,7 @@ class Augmentation:
         self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator
     ) -> tuple[list[View], list[GeometricChange]]:
         """Augment images of one category, and return the geometric change of each as well."""
-        views = views if self.only_flips else [view._replace(image=to_unit(view.image)) for view in views]
+        views = views if self.only_flips else [view._replace(image=to_unit_range(view.image)) for view in views]
         colours = [self.colours(rng) for _ in views]
         geometries, transformed = self._draw_geometries(views, permutation, rng)
         augmented = [

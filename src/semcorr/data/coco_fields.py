@@ -47,10 +47,10 @@ def require_id(entry: JsonMapping, key: str, location: str) -> Id:
     return value
 
 
-def look_up(known: Mapping[Id, Entry], key: Id) -> Entry | None:
+def find_by_id(known: Mapping[Id, Entry], key: Id) -> Entry | None:
     """Return the entry of an id. 7 and "7" are the same, unless there are both.
 
-    >>> look_up({7: "a"}, "7"), look_up({7: "a", "7": "b"}, "7"), look_up({7: "a"}, "07")
+    >>> find_by_id({7: "a"}, "7"), find_by_id({7: "a", "7": "b"}, "7"), find_by_id({7: "a"}, "07")
     ('a', 'b', None)
     """
     if key in known:

@@ -21,8 +21,8 @@ from semcorr.data.coco_fields import (
     Id,
     are_shares,
     box_overhang,
+    find_by_id,
     is_plausible_box,
-    look_up,
     other_corners,
     quote_json,
     read_box,
@@ -257,7 +257,7 @@ def _find_owner(entry: JsonMapping, key: str, entries_by_id: Mapping[Id, Owner],
     """Return the image or category of an annotation."""
     _require(entry, key, location)
     value = require_id(entry, key, location)
-    if (owner := look_up(entries_by_id, value)) is None:
+    if (owner := find_by_id(entries_by_id, value)) is None:
         raise UserError(
             f"{location} names {key} {quote_json(value)}, which the file does not define. Drop or correct it."
         )

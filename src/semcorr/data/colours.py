@@ -90,7 +90,7 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
     return image_from_array(values, name)
 
 
-def to_channels_last(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Tensor, name: str) -> np.ndarray:
+def to_array(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Tensor, name: str) -> np.ndarray:
     """Convert a tensor to an array (H W) or (H W C)."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()

@@ -15,7 +15,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import read_json
 from semcorr.data.datamodule import PairDataModule, PairOptions
-from semcorr.data.mp100_objects import REMEDY, PosedObject, PosedObjects, read_id, read_objects
+from semcorr.data.mp100_objects import REMEDY, PosedObject, PosedObjects, read_id, read_posed_objects
 from semcorr.data.record import (
     ImageRecord,
     PairRecord,
@@ -54,11 +54,11 @@ class MP100(PairDataModule):
     def records(self, split: str) -> Sequence[PairRecord]:
         """Return the pairs in the order of their lists, without those of several objects or no common point."""
         require_root(self.root, "MP-100", ROOT_REMEDY)
-        objects = read_objects(find_annotations(self.root / "annotations"))
+        objects = read_posed_objects(find_annotations(self.root / "annotations"))
         image = cache(self._build_image)
         pairs, several, apart = [], 0, 0
         for subset in self.subsets:
-            for number, (ends, category) in enumerate(read_pair_list(self.root / "pairs" / f"pairs_{subset}.json")):
+            for number, (ends, category) in enumerate(read_mp100_pairs(self.root / "pairs" / f"pairs_{subset}.json")):
                 found = [_find_objects(objects, (file, category), subset) for file in ends]
                 if any(len(each) > 1 for each in found):
                     several += 1
@@ -101,7 +101,7 @@ def _find_objects(objects: PosedObjects, key: tuple[str, str], subset: str) -> S
     )
 
 
-def read_pair_list(path: Path) -> list[tuple[tuple[str, str], str]]:
+def read_mp100_pairs(path: Path) -> list[tuple[tuple[str, str], str]]:
     """Read a list: the files of both images, below the folder of the images, and the id of the category as text."""
     if not path.is_file():
         raise UserError(

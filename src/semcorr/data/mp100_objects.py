@@ -7,7 +7,16 @@ from typing import NamedTuple
 from semcorr.core.errors import UserError
 from semcorr.core.paths import require_file_name
 from semcorr.core.text_files import JsonMapping, read_json
-from semcorr.data.coco_fields import CocoBox, Id, look_up, quote_json, read_box, read_keypoints, read_size, require_id
+from semcorr.data.coco_fields import (
+    CocoBox,
+    Id,
+    find_by_id,
+    quote_json,
+    read_box,
+    read_keypoints,
+    read_size,
+    require_id,
+)
 from semcorr.data.record import Point, require_field, require_list
 
 REMEDY = "Restore the official file."
@@ -29,7 +38,7 @@ class PosedObjects(NamedTuple):
     names: Mapping[str, str]
 
 
-def read_objects(files: Sequence[Path]) -> PosedObjects:
+def read_posed_objects(files: Sequence[Path]) -> PosedObjects:
     """Read annotation files, each with its own ids of images; objects without any point are left out.
 
     Raises:
@@ -82,7 +91,7 @@ def _read_name(category: Id, entry: JsonMapping, file: Path) -> str:
 
 def _find_image(entry: object, images: Mapping[Id, JsonMapping], location: str) -> JsonMapping:
     image_id = read_id(entry, "image_id", location)
-    if (image := look_up(images, image_id)) is None:
+    if (image := find_by_id(images, image_id)) is None:
         raise UserError(f"{location} names image_id {quote_json(image_id)}, which the file does not define. {REMEDY}")
     return image
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import escape_controls
-from semcorr.data.colours import image_from_array, is_converted, to_channels_last, to_rgb
+from semcorr.data.colours import image_from_array, is_converted, to_array, to_rgb
 from semcorr.data.open_image import DAMAGE_ERRORS, list_decoders, open_image
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def load_picture(source: Source, name: str = "image") -> Picture:
     if isinstance(source, Image.Image):
         return _decode_given(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
-        source = to_channels_last(source.detach().cpu(), name)
+        source = to_array(source.detach().cpu(), name)
     if not isinstance(source, np.ndarray):
         raise UserError(
             f"`{name}` must be a path, a PIL image, an array or a tensor, got {type(source).__name__}. "

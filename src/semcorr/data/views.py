@@ -94,7 +94,7 @@ def load_record(record: ImageRecord) -> Image.Image:
     return ImageOps.mirror(image) if record.mirrored else image
 
 
-def to_unit(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+def to_unit_range(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """Convert the bytes of images to RGB in [0, 1], on their device; return floating point images as they are.
 
     Bytes are a quarter of the floats to hand on and to copy, so this comes last, right before the backbone. The

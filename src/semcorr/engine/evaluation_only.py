@@ -12,7 +12,7 @@ from semcorr.core.finite import require_finite
 from semcorr.core.interfaces import Backbone, SiameseHead
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
-from semcorr.data.views import to_unit
+from semcorr.data.views import to_unit_range
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.store.frozen import feature_origin
 
@@ -48,7 +48,7 @@ class EvaluationModule(LightningModule, ABC):
     def encode_pair(self, images: UInt8[Tensor, "2 3 s s"], names: Sequence[str]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images as `encode` does, by both at once where the backbone needs them."""
         if self.backbone.needs_pair:
-            pair = self.backbone.pair(*to_unit(images.to(self.device, non_blocking=True)).split(1))
+            pair = self.backbone.pair(*to_unit_range(images.to(self.device, non_blocking=True)).split(1))
             source, target = (self._adapt(maps, [name]) for maps, name in zip(pair, names, strict=True))
         else:
             maps = self.encode(images, names)
@@ -57,7 +57,7 @@ class EvaluationModule(LightningModule, ABC):
 
     def compute_maps(self, images: UInt8[Tensor, "b 3 s s"]) -> FeatureMap:
         """Compute the features of images as the backbone gives them, unchecked."""
-        maps: FeatureMap = self.backbone(to_unit(images.to(self.device, non_blocking=True)))
+        maps: FeatureMap = self.backbone(to_unit_range(images.to(self.device, non_blocking=True)))
         return maps
 
     def require_finite_maps(self, values: Float[Tensor, "b c h w"], names: Sequence[str], *head: nn.Module) -> None:

@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.run_config import benchmark_name
-from semcorr.engine.run_dir import METRICS
+from semcorr.engine.run_dir import METRICS, read_scores
 from semcorr.metrics.pck import SUBSETS
 
 ALPHA = "0.1"
+REMEDY = "Score the run again, or remove the file."
 TAGS = ["semantic-correspondence", "keypoint-matching", "semcorr"]
 
 
@@ -32,7 +33,7 @@ def format_model_card(cfg: DictConfig, run: Path, name: str, license: str, facts
     """
     section = cfg.test if "test" in cfg else cfg.data
     benchmark = benchmark_name(section) or str(section._target_).rpartition(".")[2]
-    scores = read_scores(run) if facts["checkpoint"] == "best" else {}
+    scores = _read_card_scores(run) if facts["checkpoint"] == "best" else {}
     data = ModelCardData(
         license=license,
         library_name="semcorr",
@@ -43,19 +44,17 @@ def format_model_card(cfg: DictConfig, run: Path, name: str, license: str, facts
     return f"---\n{data.to_yaml()}\n---\n\n{_format_text(cfg, name, benchmark, scores, facts)}"
 
 
-def read_scores(run: Path) -> JsonObject:
+def _read_card_scores(run: Path) -> JsonObject:
     """Read the scores of a run; empty where it has none, as while it is trained."""
     path = run / METRICS
     if not path.is_file():
         return {}
+    scores = read_scores(path, REMEDY)
     try:
-        scores: object = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(scores, dict) or not all(
-            isinstance(_pck(scores, subset), float | None) for subset in SUBSETS
-        ):
-            raise ValueError("it holds no scores")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}). Score the run again, or remove the file.") from None
+        for subset in SUBSETS:
+            _pck(scores, subset)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged (it lacks {error}). {REMEDY}") from None
     return scores
 
 

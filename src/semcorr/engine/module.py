@@ -19,7 +19,7 @@ from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
-from semcorr.data.views import to_unit
+from semcorr.data.views import to_unit_range
 from semcorr.engine.callbacks import LOSS, TrainingProgressBar
 from semcorr.engine.loss_inputs import (
     FeatureExtractor,
@@ -140,7 +140,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of both images of each pair, from their pixels or the cache of the frozen blocks."""
         if self.backbone.needs_pair and source.image.shape[-2]:
-            return self.backbone.pair(to_unit(source.image), to_unit(target.image))
+            return self.backbone.pair(to_unit_range(source.image), to_unit_range(target.image))
         if self.backbone.joint:
             size = (source.image.shape[-1],) * 2
             return self.backbone.join_pair(
@@ -153,7 +153,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def features(self, names: Sequence[str], image: Shaped[Tensor, "b 3 h w"]) -> FeatureMap:
         """Compute the features of a batch of images; without pixels, from the cached features of the frozen blocks."""
         if image.shape[-2]:
-            return self.backbone(to_unit(image))
+            return self.backbone(to_unit_range(image))
         return self.frozen.features(names, (image.shape[-1],) * 2, self.device)
 
     # -- training --
@@ -167,7 +167,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
             inputs = inputs._replace(teacher=self._teach(features, batch))
         if "pixels" in list_reads(self.loss):
             assert isinstance(batch, PairBatch), "build.require_pairs comes first"
-            inputs = inputs._replace(sources=SourceImages(to_unit(batch.source.image), self._adapt_features))
+            inputs = inputs._replace(sources=SourceImages(to_unit_range(batch.source.image), self._adapt_features))
         assert self.loss is not None, "only training has steps"
         terms = loss_terms(self.loss, inputs)
         if isinstance(self.head, PenalisedHead):

@@ -74,9 +74,9 @@ def log_pictures(boards: Sequence[Dashboard], pictures: Mapping[str, tuple[Image
     for board in boards:
         with warn_once_on_failure(board):
             if isinstance(board, WandbLogger):
-                wandb_pages.log_pictures(board, pictures, step)
+                wandb_pages.log_wandb_pictures(board, pictures, step)
             else:
-                tensorboard_pages.log_pictures(board, pictures, step)
+                tensorboard_pages.log_tensorboard_pictures(board, pictures, step)
 
 
 def log_summary(loggers: Sequence[Logger], metrics: JsonMapping, run_dir: Path, step: int) -> None:

@@ -12,7 +12,9 @@ from semcorr.metrics.pck import SUBSETS
 from semcorr.metrics.sections import HEADLINES
 
 
-def log_pictures(board: TensorBoardLogger, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
+def log_tensorboard_pictures(
+    board: TensorBoardLogger, pictures: Mapping[str, tuple[Image.Image, str]], step: int
+) -> None:
     """Log pictures by their names; TensorBoard has no captions."""
     for name, (picture, _) in pictures.items():
         board.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")

@@ -22,7 +22,7 @@ def define_summaries(board: WandbLogger) -> None:
         board.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=summary)
 
 
-def log_pictures(board: WandbLogger, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
+def log_wandb_pictures(board: WandbLogger, pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
     """Log pictures with their captions, by their names."""
     import wandb
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from semcorr.core.device import copy_to_host
 from semcorr.core.interfaces import SiameseHead
-from semcorr.core.types import PairBatch
+from semcorr.core.types import FeatureMap, PairBatch
 from semcorr.data.record import PairRecord
 from semcorr.evaluation.conventions import GroundTruth, query_points
 from semcorr.evaluation.image_features import ImageFeatures
@@ -31,6 +31,8 @@ class BatchPredictions(NamedTuple):
 
     cells: Float[Tensor, "b n 2"]
     score: Float[Tensor, "b n"]  # similarity of the best cell
+    stride: float = 1.0  # pixels per cell of the similarity, whose grid the head decides
+    grid: tuple[int, int] | None = None  # its columns and rows; None at the images' own resolution
 
 
 class BatchMatcher:
@@ -40,18 +42,12 @@ class BatchMatcher:
         features: Features of the images, which the head of their module matches.
         specs: Protocols and read-outs that the head has been found to fit.
         records: Pairs by name, for the sizes of their targets.
-
-    Attributes:
-        stride: Pixels per cell of a similarity, whose grid the head decides.
-        grid: Columns and rows of the similarities; None before the first, and at the images' own resolution.
     """
 
     def __init__(
         self, features: ImageFeatures, specs: Sequence[ScoringSpec], records: Mapping[str, PairRecord]
     ) -> None:
         self.features, self.specs, self.records = features, specs, records
-        self.stride = 1.0
-        self.grid: tuple[int, int] | None = None
 
     def match(
         self,
@@ -88,6 +84,11 @@ class BatchMatcher:
                     points_by_query[protocol.query] = queries.split(counts)
                 matches = self._match_groups(batch, protocol, groups, points_by_query[protocol.query], indices)
                 matches_by_target += [(indices, group.pairs, each) for group, each in zip(groups, matches, strict=True)]
+                if protocol.decode != "native":
+                    stride = matches[0].stride
+                    columns_rows = _similarity_grid(groups[0].target, stride)
+                    for i in indices:
+                        predictions[i] = predictions[i]._replace(stride=stride, grid=columns_rows)
             if visit is not None:
                 visit(groups)
         self._write_matches(predictions, matches_by_target, shared)
@@ -149,8 +150,10 @@ class BatchMatcher:
                 for target_queries, size in zip(queries, sizes, strict=True)
             ]
         options = QueryOptions(protocol.normalise == "before", protocol.comparison == "product")
-        matches = match_to_targets(self.features.module.head, queries, readouts, options=options)
-        self.stride, target = matches[0].stride, groups[0].target
-        h, w = (round(cells * target.stride / self.stride) for cells in target.values.shape[-2:])
-        self.grid = (w, h)
-        return matches
+        return match_to_targets(self.features.module.head, queries, readouts, options=options)
+
+
+def _similarity_grid(target: FeatureMap, stride: float) -> tuple[int, int]:
+    """Return the columns and rows of similarities with a map whose cells are `stride` pixels apart."""
+    h, w = (round(cells * target.stride / stride) for cells in target.values.shape[-2:])
+    return w, h

@@ -84,6 +84,7 @@ class Evaluator:
         self.tables: list[pa.Table] = []
         self.detections: list[pa.Table] = []
         self.seconds = {"encode": 0.0, "match": 0.0}
+        self.grid: tuple[int, int] | None = None  # of the similarities
 
     @torch.no_grad()
     def encode(self, batches: int, use_cached_features: bool) -> None:
@@ -121,7 +122,8 @@ class Evaluator:
         table = None
         predictions = self._predict(batch, annotations)
         for pck, spec, batch_predictions in zip(self.pck, self.specs, predictions, strict=True):
-            predicted, errors = self._score(batch, annotations, spec.protocol, batch_predictions.cells, truth)
+            predicted, errors = self._score(batch, annotations, spec.protocol, batch_predictions, truth)
+            self.grid = batch_predictions.grid or self.grid
             require_finite_predictions(batch, predicted, batch_predictions.score, spec.localise)
             pck.update(predicted, truth, batch.extent, batch.shared, batch.ambiguous, category, errors)
             if not self.keeps_rows:
@@ -156,8 +158,8 @@ class Evaluator:
         """
         metrics = [pck.to(self.group.device).compute() for pck in self.pck]  # NCCL adds up what GPUs hold
         tables = self.gather_tables() if with_tables else {}
-        scores, grid = metrics_dict(self.specs, metrics), self.matcher.grid
-        return EvaluationResult(self.specs, metrics, scores, tables, grid, self.seconds)
+        scores = metrics_dict(self.specs, metrics)
+        return EvaluationResult(self.specs, metrics, scores, tables, self.grid, self.seconds)
 
     def gather_tables(self) -> dict[str, pa.Table]:
         """Gather all processes' rows: keypoints, and poses and detections where they are computed."""
@@ -178,15 +180,16 @@ class Evaluator:
         batch: PairBatch,
         annotations: GroundTruth | None,
         protocol: Protocol,
-        cells: Float[Tensor, "b n 2"],
+        predictions: BatchPredictions,
         truth: Float[Tensor, "b n 2"],
     ) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n"]]:
         """Compute predictions in original target pixels, and their errors."""
         if annotations is None or protocol.exact:
-            predicted = from_view(to_image(cells, self.matcher.stride), batch.target.scale, batch.target.offset)
+            places = to_image(predictions.cells, predictions.stride)
+            predicted = from_view(places, batch.target.scale, batch.target.offset)
             return predicted, normalised_error(predicted, truth, batch.extent)
-        grid = round(batch.target.image.shape[-1] / self.matcher.stride)
-        predicted, errors = score_predictions(annotations, protocol, cells, grid)
+        grid = round(batch.target.image.shape[-1] / predictions.stride)
+        predicted, errors = score_predictions(annotations, protocol, predictions.cells, grid)
         return predicted.to(truth.dtype), errors
 
     def _predict(self, batch: PairBatch, annotations: GroundTruth | None) -> list[BatchPredictions]:
@@ -196,11 +199,10 @@ class Evaluator:
         empty = torch.zeros_like(batch.source.keypoints)
         predictions = [BatchPredictions(empty.clone(), empty[..., 0].clone()) for _ in self.specs]
         for pairs, part, records in self.aligner.split_batch(batch, self.image_features):
-            for merged, part_predictions in zip(
-                predictions, self.matcher.match(part, self._ground_truth(part, records)), strict=True
-            ):
-                merged.cells[pairs] += part_predictions.cells  # parts do not overlap, and are zero elsewhere
-                merged.score[pairs] += part_predictions.score
+            for i, matched in enumerate(self.matcher.match(part, self._ground_truth(part, records))):
+                predictions[i].cells[pairs] += matched.cells  # parts do not overlap, and are zero elsewhere
+                predictions[i].score[pairs] += matched.score
+                predictions[i] = predictions[i]._replace(stride=matched.stride, grid=matched.grid)
         return predictions
 
     def _detect_keypoints(self, batch: PairBatch, groups: Sequence[TargetGroup]) -> None:

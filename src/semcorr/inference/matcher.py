@@ -22,7 +22,7 @@ from semcorr.core.ranges import Count, Positive, require
 from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
-from semcorr.data.views import to_unit
+from semcorr.data.views import to_unit_range
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import adapted_feature_origin
 from semcorr.inference.dense import pixel_grid, transfer_with_cycle_check
@@ -139,19 +139,19 @@ class Matcher:
         displayed = [remember_picture(image, picture) for image, picture in zip(images, pictures, strict=True)]
         if backbone.needs_pixels:
             return [
-                EncodedPicture(None, to_unit(square[None].to(self.device)), *rest)
+                EncodedPicture(None, to_unit_range(square[None].to(self.device)), *rest)
                 for square, *rest in zip(squares, placements, names, displayed, strict=True)
             ]
         if backbone.joint:
             with self.autocast():
-                values = backbone.read_maps(to_unit(torch.stack(squares).to(self.device))).values
+                values = backbone.read_maps(to_unit_range(torch.stack(squares).to(self.device))).values
             require_finite(adapted_feature_origin(self.module), names, values, REMEDY)
             return [
                 EncodedPicture(None, None, *rest, ImageMaps({key: value[i : i + 1] for key, value in values.items()}))
                 for i, rest in enumerate(zip(placements, names, displayed, strict=True))
             ]
         with self.autocast():
-            maps = self._adapt_features(backbone(to_unit(torch.stack(squares).to(self.device))))
+            maps = self._adapt_features(backbone(to_unit_range(torch.stack(squares).to(self.device))))
         require_finite(adapted_feature_origin(self.module), names, {"maps": maps.values}, REMEDY)
         features = (FeatureMap(values[None], maps.stride) for values in maps.values)
         return [

@@ -28,12 +28,12 @@ from semcorr.visualization.canvas import (
     draw_dashes,
     draw_disc,
     draw_ring,
+    draw_text_line,
     hstack_images,
     overlay_map,
     point_colour,
     text_colour,
     text_width,
-    write_text,
 )
 
 if TYPE_CHECKING:  # a match draws itself by this module
@@ -103,7 +103,7 @@ def _add_legend(plot: Image.Image) -> Image.Image:
             draw_disc(draw, place, ZOOM * shrink * 8, point_colour(0))
         else:
             draw_ring(draw, place, ZOOM * shrink * 6, point_colour(0), 2.5 * ZOOM * shrink)
-        write_text(draw, (ZOOM * shrink * (x + 24), place[1]), text, ZOOM * shrink * size, anchor="lm")
+        draw_text_line(draw, (ZOOM * shrink * (x + 24), place[1]), text, ZOOM * shrink * size, anchor="lm")
         x += width
     sheet = Image.new("RGB", (plot.width, plot.height + LEGEND), PAPER)
     sheet.paste(plot, (0, 0))

@@ -6,7 +6,7 @@ extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ SUBSETS = ("all", "geo", "std")
 ALPHAS = (0.01, 0.05, 0.1, 0.15, 0.2)
 
 Scores = dict[str, dict[str, dict[str, float | None]]]
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 class Tolerance(NamedTuple):
@@ -45,6 +46,15 @@ class Tolerance(NamedTuple):
         [0.009999999776482582, 0.05000000074505806, 0.10000000149011612]
         """
         return [float(np.float32(alpha)) if self.single else float(alpha) for alpha in alphas]
+
+    def is_correct(self, errors: Values, alphas: Values) -> Values:
+        """Tell which errors are correct at alphas that `round_alphas` has rounded.
+
+        >>> error = np.array([0.1, 0.2])
+        >>> Tolerance().is_correct(error, np.array(0.1)), Tolerance(strict=True).is_correct(error, np.array(0.1))
+        (array([ True, False]), array([False, False]))
+        """
+        return errors < alphas if self.strict else errors <= alphas
 
 
 INCLUSIVE = Tolerance()
@@ -178,7 +188,7 @@ class PCK(Metric):
         errors = normalised_error(predicted, target, extent) if errors is None else errors
         values = self.tolerance.round_alphas(self.alphas)
         alphas = torch.tensor(values, dtype=torch.double, device=extent.device)[:, None]
-        is_correct = errors[:, None] < alphas if self.tolerance.strict else errors[:, None] <= alphas  # (b alphas n)
+        is_correct = self.tolerance.is_correct(errors[:, None], alphas)  # (b alphas n)
         for s, mask in enumerate((shared, shared & ambiguous, shared & ~ambiguous)):
             n = mask.sum(-1)  # 0 for a pair with nothing to score: counted, and left out by `compute`
             self.pairs[s].index_put_((category, n), torch.ones_like(n), accumulate=True)

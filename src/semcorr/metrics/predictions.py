@@ -94,8 +94,7 @@ def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
 
 def is_correct(rows: Predictions, alphas: Sequence[float], tolerance: Tolerance = INCLUSIVE) -> Bool[np.ndarray, "a m"]:
     """Tell whether each keypoint is correct at each alpha: error <= alpha, or < alpha where the protocol is strict."""
-    compare = np.less if tolerance.strict else np.less_equal
-    return compare(rows.error, np.asarray(tolerance.round_alphas(alphas))[:, None])
+    return tolerance.is_correct(rows.error, np.asarray(tolerance.round_alphas(alphas))[:, None])
 
 
 def subset_masks(rows: Predictions) -> dict[str, Bool[np.ndarray, " m"]]:

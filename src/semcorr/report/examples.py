@@ -24,7 +24,7 @@ from semcorr.report.confusion import keypoint_names_of
 from semcorr.report.document import ReportFigure, ReportSection, format_percent
 from semcorr.report.runs import FinishedRun
 from semcorr.visualization import predictions as draw
-from semcorr.visualization.similarity import SIMILARITY_LEGEND, choose_queries, plot_similarity
+from semcorr.visualization.similarity import SIMILARITY_LEGEND, choose_queries, plot_similarity_row
 
 ALPHA = 0.1
 MANY = 6  # pairs in a figure
@@ -160,7 +160,7 @@ def plot_similarity_maps(
     panels = []
     for row, kind in queries:
         pair = pairs[rows.pairs[rows.pair[row]]]
-        image = plot_similarity(module, data, pair, int(rows.keypoint[row]), rows.predicted[row])
+        image = plot_similarity_row(module, data, pair, int(rows.keypoint[row]), rows.predicted[row])
         keypoint = int(rows.keypoint[row])
         keypoint_name = keypoint_names_of(data.name, pair.category).get(keypoint, f"keypoint {keypoint}")
         text = f"{kind}: {keypoint_name}, off by {rows.error[row]:.2f} of the extent"

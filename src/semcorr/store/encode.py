@@ -11,7 +11,7 @@ from semcorr.core.finite import require_finite
 from semcorr.core.terminal import Stage
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant, content_hash
-from semcorr.data.views import to_unit
+from semcorr.data.views import to_unit_range
 from semcorr.store import FeatureStore
 from semcorr.store.cache import FeatureCache, cast_floating
 
@@ -64,7 +64,7 @@ def encode_images(
     def compute_chunks() -> Iterator[tuple[Sequence[str], Values]]:
         """Yield the names and values of this process's chunks."""
         for view in data.encoding_loader(missing, local_chunks):
-            yield view.name, compute(to_unit(view.image.to(group.device, non_blocking=True)))
+            yield view.name, compute(to_unit_range(view.image.to(group.device, non_blocking=True)))
 
     with Stage(f"Encoding {len(missing):,} images on {group.device}", len(missing)) as stage:
         work = broadcast_chunks(compute_chunks(), len(chunks), group)
@@ -128,7 +128,7 @@ def _compute_missing(
             claims = ([index[entry] for entry in chunk] for chunk in store.claims(chunks))
             for view in data.encoding_loader(images, claims):
                 busy = True
-                values = compute(to_unit(view.image.to(group.device, non_blocking=True)))
+                values = compute(to_unit_range(view.image.to(group.device, non_blocking=True)))
                 _put(cache, store, view.name, [entry_by_name[name] for name in view.name], values)
                 stage.advance(len(view.name))
 

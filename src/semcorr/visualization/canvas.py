@@ -83,7 +83,7 @@ def draw_dashes(draw: ImageDraw.ImageDraw, start: Point, stop: Point, colour: Co
         draw.line(ends, fill=colour, width=width)
 
 
-def write_text(
+def draw_text_line(
     draw: ImageDraw.ImageDraw, place: Point, text: str, size: float, colour: Colour = INK, anchor: str = "lt"
 ) -> None:
     """Write a line of text; see Pillow's anchors."""
@@ -136,7 +136,7 @@ def draw_colour_bar(height: int, low: float, high: float, opacity: float = 1.0) 
     for i, number in enumerate(numbers):
         y = (height - 1) * (1 - i / (TICKS - 1))
         draw.line((BAR, y, BAR + 3, y), fill=INK)
-        write_text(draw, (BAR + 6, y), number, SMALL, anchor="lb" if i == 0 else "lt" if i == TICKS - 1 else "lm")
+        draw_text_line(draw, (BAR + 6, y), number, SMALL, anchor="lb" if i == 0 else "lt" if i == TICKS - 1 else "lm")
     return bar
 
 

@@ -21,13 +21,13 @@ from semcorr.visualization.canvas import (
     draw_colour_bar,
     draw_disc,
     draw_ring,
+    draw_text_line,
     fit_size,
     point_colour,
     shorten_text,
     stack_grid,
     text_colour,
     text_width,
-    write_text,
 )
 
 TILES, COLUMNS = 12, 4  # most frames of a sheet, and in a row
@@ -112,11 +112,11 @@ def _draw_frame(picture: Picture, title: str, points: Float[Tensor, "k 2"], row:
         colour = point_colour(i)
         if row.valid[i]:
             draw_disc(draw, (x, y), MARK * ZOOM, colour)
-            write_text(draw, (x, y), str(i + 1), DIGITS * ZOOM, text_colour(colour), "mm")
+            draw_text_line(draw, (x, y), str(i + 1), DIGITS * ZOOM, text_colour(colour), "mm")
         elif row.scores[i] > 0:
             draw_ring(draw, (x, y), MARK * ZOOM * 0.7, colour, ZOOM * 1.5)
     tile = Image.new("RGB", (width, height + HEAD), PAPER)
-    write_text(ImageDraw.Draw(tile), (0, 1), shorten_text(escape_controls(title), TEXT, width), TEXT)
+    draw_text_line(ImageDraw.Draw(tile), (0, 1), shorten_text(escape_controls(title), TEXT, width), TEXT)
     tile.paste(canvas.resize((width, height), Image.Resampling.LANCZOS), (0, HEAD))
     return tile
 
@@ -130,13 +130,13 @@ def _draw_scores(names: Sequence[str], rows: Sequence[FrameScores], frames: Sequ
     strips = colour_scores(rows, right - left)
     canvas = Image.new("RGB", (width, bar.height + 3 * ROW + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
-    write_text(draw, (GAP, 2), LEGEND, TEXT, QUIET)
+    draw_text_line(draw, (GAP, 2), LEGEND, TEXT, QUIET)
     for row, i in enumerate(numbers):
         top, colour = 2 * ROW + row * ROW, point_colour(i)
         draw.rectangle((GAP, top + 1, GAP + 1.5 * ROW, top + ROW - 2), fill=colour)
-        write_text(draw, (GAP + 0.75 * ROW, top + ROW / 2), str(i + 1), DIGITS, text_colour(colour), "mm")
+        draw_text_line(draw, (GAP + 0.75 * ROW, top + ROW / 2), str(i + 1), DIGITS, text_colour(colour), "mm")
         shortened = shorten_text(escape_controls(names[i]), TEXT, NAMES - 6)
-        write_text(draw, (GAP + 2 * ROW, top + ROW / 2), shortened, TEXT, anchor="lm")
+        draw_text_line(draw, (GAP + 2 * ROW, top + ROW / 2), shortened, TEXT, anchor="lm")
         canvas.paste(Image.fromarray(strips[i][None].repeat(ROW - 2, axis=0)), (left, top + 1))
     for index in frames:
         x = left + (index + 0.5) * (right - left) / len(rows)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
@@ -23,11 +24,11 @@ from semcorr.visualization.canvas import (
     draw_dashes,
     draw_disc,
     draw_ring,
+    draw_text_line,
     fit_size,
     shorten_text,
     stack_grid,
     text_width,
-    write_text,
 )
 
 SIDE = 360  # longer side of an image, in pixels of the page
@@ -114,8 +115,7 @@ def plot_pair(
 
 def is_within(row: JsonMapping, alpha: float, tolerance: Tolerance = INCLUSIVE) -> bool:
     """Tell whether a row's prediction is right, as `is_correct` does."""
-    limit = tolerance.round_alphas([alpha])[0]
-    return bool(row["error"] < limit if tolerance.strict else row["error"] <= limit)
+    return bool(tolerance.is_correct(np.array(row["error"]), np.array(tolerance.round_alphas([alpha]))))
 
 
 def evenly_spaced(pairs: Sequence[PairRecord], count: int = 10) -> list[PairRecord]:
@@ -140,8 +140,8 @@ def _draw_tile(pair: PairRecord, rows: Sequence[JsonMapping], alpha: float, tole
     score = f"PCK@{alpha:g} {100 * right / len(rows):.1f} % ({right} of {len(rows)})" if rows else "no keypoints"
     title, names = escape_controls(f"{pair.category}: {score}"), f"{pair.source.name} to {pair.target.name}"
     draw = ImageDraw.Draw(tile)
-    write_text(draw, (0, 2), shorten_text(title, 18, tile.width), 18)
-    write_text(draw, (0, 25), shorten_text(escape_controls(names), 12, tile.width), 12, QUIET)
+    draw_text_line(draw, (0, 2), shorten_text(title, 18, tile.width), 18)
+    draw_text_line(draw, (0, 25), shorten_text(escape_controls(names), 12, tile.width), 12, QUIET)
     tile.paste(picture, (0, HEAD))
     return tile
 
@@ -169,7 +169,7 @@ def _draw_legend(alpha: float, tolerance: Tolerance, width: int) -> Image.Image:
             draw_ring(draw, centre, 7 * ZOOM, colour, 1.5 * ZOOM)
         else:
             mark(draw, centre, MARK * ZOOM, colour)
-        write_text(draw, (ZOOM * (x + 24), ZOOM * y), text, ZOOM * size, anchor="lm")
+        draw_text_line(draw, (ZOOM * (x + 24), ZOOM * y), text, ZOOM * size, anchor="lm")
     return legend.reduce(ZOOM)
 
 

@@ -44,9 +44,11 @@ SIMILARITY_LEGEND = (
 def plot_similarity_page(
     module: LightningModule, data: PairDataModule, pairs: Mapping[str, PairRecord], rows: Predictions
 ) -> Image.Image:
-    """Draw the maps of some rows, below one another; see `choose_queries` and `plot_similarity`."""
+    """Draw the maps of some rows, below one another; see `choose_queries` and `plot_similarity_row`."""
     tiles = [
-        plot_similarity(module, data, pairs[rows.pairs[rows.pair[row]]], int(rows.keypoint[row]), rows.predicted[row])
+        plot_similarity_row(
+            module, data, pairs[rows.pairs[rows.pair[row]]], int(rows.keypoint[row]), rows.predicted[row]
+        )
         for row, _ in choose_queries(rows)
     ]
     return stack_grid(tiles, 1, GAP)
@@ -69,7 +71,7 @@ def choose_queries(rows: Predictions) -> list[tuple[int, str]]:
 
 
 @torch.no_grad()
-def plot_similarity(
+def plot_similarity_row(
     module: LightningModule, data: PairDataModule, pair: PairRecord, keypoint: int, predicted: Float[np.ndarray, "2"]
 ) -> Image.Image:
     """Draw both images in their own aspect, the target under its map, and the colour bar of the map.

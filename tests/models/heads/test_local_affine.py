@@ -12,7 +12,7 @@ from semcorr.core.coords import cells_to_unit, to_grid
 from semcorr.core.errors import UserError
 from semcorr.matching.readouts import argmax, window_soft_argmax
 from semcorr.models.heads.geometric import warp_features
-from semcorr.models.heads.local_affine import LocalAffine, look_up, read_field
+from semcorr.models.heads.local_affine import LocalAffine, read_field, sample_windows
 
 
 def centre(i: int, j: int, g: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ def test_a_step_looks_where_the_map_of_a_cell_takes_its_neighbours():
     g, window = 4, 3
     matches, field = torch.rand(1, g, g, g, g).double(), 0.3 * torch.randn(1, g, g, 6).double()
 
-    found = look_up(matches, field, window)
+    found = sample_windows(matches, field, window)
 
     for i, j, row, column in product(range(g), range(g), range(window), range(window)):
         turn, shift = field[0, i, j].view(2, 3).split((2, 1), dim=1)
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_finite_differences():
     field = (0.2 * torch.randn(1, 3, 3, 6).double() + 0.05).requires_grad_()
     asked = torch.rand(1, 4, 2).double() - 0.5
 
-    assert torch.autograd.gradcheck(lambda a, b: look_up(a, b, 3), (matches, field))
+    assert torch.autograd.gradcheck(lambda a, b: sample_windows(a, b, 3), (matches, field))
     assert torch.autograd.gradcheck(lambda a: read_field(a, asked), field)
 
 

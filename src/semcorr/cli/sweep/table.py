@@ -35,7 +35,7 @@ def print_summary(outcomes: Sequence[JobOutcome]) -> int:
     if len(outcomes) > 1:
         for kind in (PAIRS, *HEADLINES):
             if scored := [outcome for outcome in finished if kind in read_job_metrics(outcome.job)]:
-                Terminal().print_table(build_table(scored))
+                Terminal().print_table(build_sweep_table(scored))
     for outcome in failed:
         name, overrides = outcome.job.folder, " ".join(outcome.job.overrides)
         print(f"Error: job {name} failed ({overrides}): {outcome.error.splitlines()[0]}", file=sys.stderr)
@@ -45,7 +45,7 @@ def print_summary(outcomes: Sequence[JobOutcome]) -> int:
     return _exit_code(failed)
 
 
-def build_table(outcomes: Sequence[JobOutcome]) -> Table:
+def build_sweep_table(outcomes: Sequence[JobOutcome]) -> Table:
     """Build a table of the overrides in which jobs differ, the trained parameters, and the scores in percent.
 
     Args:

@@ -61,7 +61,7 @@ class LocalAffine(PlaceHead):
         matches = correlation(*(resample(values, self.cells) for values in (source, target)))
         field = matches.new_zeros(*matches.shape[:3], 6)
         for _ in range(self.steps):
-            cosines = normalize(look_up(matches, field, self.window).relu(), dim=-1)
+            cosines = normalize(sample_windows(matches, field, self.window).relu(), dim=-1)
             field = field + self.regress(cosines.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return field
 
@@ -72,7 +72,7 @@ class LocalAffine(PlaceHead):
         return self.decode(torch.cat((fine, coarse), dim=1))
 
 
-def look_up(
+def sample_windows(
     matches: Float[Tensor, "b g g g g"], field: Float[Tensor, "b g g 6"], window: int
 ) -> Float[Tensor, "b g g k"]:
     """Read the cosines of every source cell at where its map takes the cells of a window around it, row by row."""

@@ -74,7 +74,7 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     return tensors
 
 
-def read_content(path: str | Path, option: str) -> JsonObject:
+def read_weights_content(path: str | Path, option: str) -> JsonObject:
     """Read all of one file of weights, in whichever format it is; no code in it is run."""
     return _read_file(require_weights_file(path, option), option)
 

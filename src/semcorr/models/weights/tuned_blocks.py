@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
-from semcorr.models.weights.checkpoints import read_content, require_plain_tensors
+from semcorr.models.weights.checkpoints import read_weights_content, require_plain_tensors
 from semcorr.models.weights.loading import load_weights
 from semcorr.models.weights.state_dict_conversion import fuse_projections
 
@@ -33,7 +33,7 @@ def load_tuned_blocks(blocks: Sequence[nn.Module], path: str | Path) -> None:
         UserError: The file is another, or has more blocks, or of another network.
     """
     path = Path(path)
-    content = read_content(path, OPTION)
+    content = read_weights_content(path, OPTION)
     parameters = find_parameters(content)
     if parameters is None:
         raise UserError(
