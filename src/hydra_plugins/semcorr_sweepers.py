@@ -1,6 +1,6 @@
 """Sweepers, which choose the jobs of a sweep: `hydra/sweeper=optuna` searches, by what the jobs before have reached.
 
-Hydra looks for sweepers in this package. Its published one of this name is for Optuna 2 and runs every job anew; this
+Hydra looks for sweepers in this package. Its published one of this name is for Optuna 2 and runs every job again; this
 one goes on with a search that was interrupted. Optuna is imported when a search begins.
 """
 

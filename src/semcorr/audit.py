@@ -205,7 +205,7 @@ def run_command(
     resize: Annotated[
         str | None,
         OneOf(("squash", "letterbox", "corner")),
-        typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes anew."),
+        typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes again."),
     ] = None,
 ) -> None:
     """Measure how far the scores move from one published convention to the next, and which axis moves them."""

@@ -128,7 +128,7 @@ def test_jobs_that_differ_in_read_outs_encode_once_and_score_as_by_themselves(ty
 
 @pytest.mark.slow
 def test_a_trained_run_is_read_by_many_rules_from_one_encoding(typed, tmp_path, tiny, monkeypatch):
-    """And weights that were trained meanwhile are scored anew."""
+    """And weights that were trained meanwhile are scored again."""
     assert typed(train, "finetune.blocks=1", "scheduler=constant", *QUICK, *tiny, "run_dir=RUN") == 0
     images, backbone = [], type(build_backbone(tmp_path / "RUN"))
     forward = backbone.forward

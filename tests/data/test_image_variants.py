@@ -229,7 +229,7 @@ def test_batches_from_the_table_are_the_pairs_collated(creatures):
     records = list(benchmark(creatures).pairs("test"))
     other = {name: tuple(groups) for name, groups in zip("ab", [((0, 1),), ((1, 2, 3),)], strict=True)}
     alien = [pair._replace(category=name, groups=other[name]) for pair in records[:6] for name in other]
-    moved = records[0].source._replace(keypoints=records[0].source.keypoints + 1)  # annotated anew, under its old name
+    moved = records[0].source._replace(keypoints=records[0].source.keypoints + 1)  # annotated again, under its old name
     pairs = PairDataset([*records, *alien, records[0]._replace(source=moved)], SIDE, "letterbox", pixels=False)
     order = [list(range(4)), list(range(len(pairs) - 9, len(pairs))), [1, 0, 1]]
 

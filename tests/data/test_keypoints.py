@@ -139,7 +139,7 @@ def test_names_of_ap10k_give_its_published_groups_and_flip():
 
 
 def renumbered(groups: tuple[tuple[int, ...], ...], ids: list[int]) -> list[list[int]]:
-    """GeoAware-SC's in-loop metric: groups and lone keypoints in order, and ids given out anew along them."""
+    """GeoAware-SC's in-loop metric: groups and lone keypoints in order, and ids given out again along them."""
     grouped = {i for group in groups for i in group}
     order = sorted([*map(list, groups), *([i] for i in ids if i not in grouped)])
     fresh = iter(range(len(ids)))

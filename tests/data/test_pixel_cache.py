@@ -56,9 +56,9 @@ def test_a_cached_image_is_the_image_bit_for_bit(data, resize):
 
 def test_every_image_is_decoded_once_though_it_is_in_many_pairs(data, decoded):
     pairs = PairDataset(data.pairs("train"), SIDE, "squash", cache_gb=1.0)
-    anew = PairDataset([p._replace(target=p.target._replace()) for p in pairs.pairs], SIDE, "squash", cache_gb=1.0)
+    again = PairDataset([p._replace(target=p.target._replace()) for p in pairs.pairs], SIDE, "squash", cache_gb=1.0)
 
-    for dataset in (pairs, anew):  # of which the second has many records of the same image
+    for dataset in (pairs, again):  # of which the second has many records of the same image
         decoded.clear()
         for index in range(len(dataset)):
             dataset[index]

@@ -35,7 +35,7 @@ def test_no_two_batches_see_the_same_random_numbers_and_a_resumed_run_sees_them_
     train(cfg)
 
     place = [seed - 42 * 1_000_003 for seed in seeds]
-    assert place == [0, 1, 2, 3, 4, 3, 4, 5]  # the last two anew after the break
+    assert place == [0, 1, 2, 3, 4, 3, 4, 5]  # the last two again after the break
 
 
 @pytest.mark.slow

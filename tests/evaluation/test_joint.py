@@ -140,7 +140,7 @@ def test_training_with_components_starts_from_cached_blocks_and_ends_as_without(
         options = ["finetune=frozen"] if tuned == "finetune=frozen" else ["finetune=last_blocks", tuned]
         return train(config("train", *sd, *PCA, *quick, *options, *run))["pck"], sum(encoded)
 
-    (cached, few), (anew, many) = trained("cached", "memory"), trained("anew", "off")
+    (cached, few), (again, many) = trained("cached", "memory"), trained("again", "off")
 
-    assert cached == anew
+    assert cached == again
     assert few < many

@@ -1,4 +1,4 @@
-"""What of Stable Diffusion runs how often, and its features of pairs the slow way: pair by pair, all anew."""
+"""What of Stable Diffusion runs how often, and its features of pairs the slow way: pair by pair, all again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

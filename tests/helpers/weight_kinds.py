@@ -173,7 +173,7 @@ WRAPPED: dict[str, Callable[[State], object]] = {
     "recomputed": lambda own: {k.replace("blocks.1.", "blocks.1._checkpoint_wrapped_module."): v
                                for k, v in own.items()},
     "chunks": chunked,
-    "chunks that begin anew": lambda own: chunked(own, going_on=False),
+    "chunks that begin again": lambda own: chunked(own, going_on=False),
     "chunks of a teacher": lambda own: {"teacher": under("backbone.", chunked(own)) | {"dino_head.w": torch.ones(1)}},
     "double": lambda own: {key: value.double() for key, value in own.items()},
     "with a classifier": lambda own: own | {"head.weight": torch.ones(10, 48), "head.bias": torch.ones(10)},

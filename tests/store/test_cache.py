@@ -1,4 +1,4 @@
-"""Where features of images are kept: chosen by the room there is, anew when more come; and stacked on the device."""
+"""Where features of images are kept: chosen by the room there is, again when more come; and stacked on the device."""
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ class ModelChoices:
             if name.startswith(RUN) and run in list_run_names(self.runs):
                 return str(self.runs / run)
         raise UserError(
-            "There is no such model in the list, or no longer. Choose one; the list is read anew when the page is "
+            "There is no such model in the list, or no longer. Choose one; the list is read again when the page is "
             "loaded."
         )
 

@@ -73,7 +73,7 @@ def bind_socket(host: str, port: int) -> socket.socket:
         listening.close()
         is_name = isinstance(error, UnicodeError | socket.gaierror)
         raise UserError(
-            f"--host {host} --port {port} is not to be had ({getattr(error, 'strerror', None) or 'no such name'}). "
+            f"--host {host} --port {port} is not available ({getattr(error, 'strerror', None) or 'no such name'}). "
             f"Give {'--host 127.0.0.1, or 0.0.0.0 for the network' if is_name else '--port 0 for any that is free'}"
         ) from None
     return listening

@@ -76,7 +76,7 @@ class PageEvents:
                 key, state = secrets.token_urlsafe(16), self.open_first()
                 self.sessions.put(key, state)
                 if not begin:
-                    gr.Warning(EXPIRED, title="The page starts anew", duration=12)
+                    gr.Warning(EXPIRED, title="The page starts again", duration=12)
                     return self.format_outputs(key, state, opacity, of)
             try:
                 new_state = change(state, *others)

@@ -21,7 +21,7 @@ from semcorr.inference.load import format_overrides
 from semcorr.inference.matches import Match
 from semcorr.matching.batched import cell_stride, query_similarities
 from semcorr.matching.readouts import (
-    Rule,
+    Readout,
     argmax,
     kernel_soft_argmax,
     readout_label,
@@ -120,7 +120,7 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
     return x1, y1, x2, y2
 
 
-def window_radius(rule: Rule) -> int | None:
+def window_radius(rule: Readout) -> int | None:
     """Return how many cells a readout uses to each side of the most similar one; None where it uses all.
 
     >>> rules = [argmax, partial(window_soft_argmax, window=9), partial(kernel_soft_argmax, sigma=3)]

@@ -93,7 +93,7 @@ def run_convolution(volume: ConvolvedVolume, way: str) -> JsonObject:
     """Measure the seconds, and the peak of bytes beyond the input and what the process needs anyway."""
     _build_work(volume._replace(side=4), way)()  # so that loading code is not measured
     run_once = _build_work(volume, way)
-    baseline = _peak_bytes(volume.device, anew=True)
+    baseline = _peak_bytes(volume.device, again=True)
     run_once()
     peak = _peak_bytes(volume.device) - baseline
     return {"seconds": best_time(run_once, volume.device), "bytes": peak}
@@ -125,10 +125,10 @@ def _build_work(volume: ConvolvedVolume, way: str) -> Callable[[], list[Tensor]]
     return work
 
 
-def _peak_bytes(device: str, anew: bool = False) -> int:
+def _peak_bytes(device: str, again: bool = False) -> int:
     if device == "cpu":
         return peak_resident_bytes()
-    if anew:
+    if again:
         torch.cuda.reset_peak_memory_stats()
     return torch.cuda.max_memory_allocated()
 

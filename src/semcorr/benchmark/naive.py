@@ -73,7 +73,10 @@ def match_by_each_readout(source: Map, target: Map, points: Points, stride: floa
     }
 
 
-LOOPS: dict[str, Loop] = {"full correlation": match_by_full_correlation, "each read-out anew": match_by_each_readout}
+LOOPS: dict[str, Loop] = {
+    "full correlation": match_by_full_correlation,
+    "each read-out recomputed": match_by_each_readout,
+}
 
 
 def _normalise(features: Map) -> Map:

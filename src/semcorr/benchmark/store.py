@@ -36,7 +36,10 @@ class StoredFeatures(NamedTuple):
 def benchmark_store(entries: StoredFeatures, isolated: bool = True) -> BenchmarkResult:
     """Measure writing, the first reading and a later reading, each beside its limit."""
     if min(entries.images, entries.tokens, entries.channels) < 1:
-        raise UserError("--entries, --tokens and --channels must be at least 1")
+        raise UserError(
+            "--entries, --tokens and --channels must be at least 1, got "
+            f"{entries.images}, {entries.tokens} and {entries.channels}"
+        )
     if entries.dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {entries.dtype!r}")
     if entries.root is not None and not Path(entries.root).is_dir():

@@ -161,7 +161,7 @@ def merge_checkpoint_config(
     if "loss" in cfg and is_shared(Path(cfg.checkpoint)):
         raise UserError(
             f"`checkpoint`: {cfg.checkpoint} was exported for sharing, without the state of the optimiser, so its "
-            "training cannot go on. Give the run_dir it was exported from, or train anew without `checkpoint`."
+            "training cannot go on. Give the run_dir it was exported from, or train again without `checkpoint`."
         )
     line_keys = override_keys(overrides)
     added_keys = override_keys([override for override in overrides if override.startswith("+")])

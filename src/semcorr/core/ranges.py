@@ -1,7 +1,7 @@
 """Ranges of options, stated in the signature they belong to: `rank: Count`, `temperature: Temperature`.
 
 A configuration may hold anything: text, null, lists, NaN, 1e30. Types and ranges are checked by one function, whether
-an option comes from a configuration (`semcorr.engine.options`) or from Python (`ranged`).
+an option comes from a configuration (`semcorr.engine.options`) or from Python (`check_arguments`).
 """
 
 import inspect

@@ -108,7 +108,7 @@ class ImageStream(BatchStream[ImageSampleIndex]):
                 return ImageSampleIndex(gallery, tuple(images), number)
 
     def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
-        """Return the images in the batches that `ahead` lists, each once."""
+        """Return the images in the batches that `batches_ahead` lists, each once."""
         images_by_name: dict[str, ImageRecord] = {}
         all_names = {image.name for gallery in self.categories for image in gallery.images}
         for draw in self.batches_ahead(epochs, steps):

@@ -27,8 +27,8 @@ class BenchmarkModule(LightningDataModule, ABC):
         size: Side of the square that images are resized to, in pixels; the backbone's, 0 while it is not known.
         split: The split that is scored, one of `splits`.
         resize: `squash`, `letterbox` or `corner`; or `corner+PIXELS`, with a margin on all sides.
-        encode_batch: Images encoded at once; as in `loading` if left out.
-        workers: Loader processes that decode; as in `loading` if left out.
+        encode_batch: Images encoded at once; as in `loaders` if left out.
+        workers: Loader processes that decode; as in `loaders` if left out.
 
     Attributes:
         name: What it is called in commands and messages.

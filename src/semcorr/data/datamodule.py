@@ -82,7 +82,7 @@ class PairDataModule(BenchmarkModule):
     """A benchmark's pairs as a LightningDataModule.
 
     A benchmark provides pairs and images separately: `images_to_evaluate` and `images_to_train_on` list the images
-    of the pairs, `encoding` loads each once. The pairs then come without pixels; those to be scored are grouped
+    of the pairs, `encoding_loader` loads each once. The pairs then come without pixels; those to be scored are grouped
     by target.
 
     Args:
@@ -283,7 +283,7 @@ class PairDataModule(BenchmarkModule):
 
     def _require_split(self, split: str) -> None:
         if split not in self.splits:
-            raise UserError(f"`{self.name}` has no split {split!r}; it has {', '.join(self.splits)}")
+            raise UserError(f"`data.split` of {self.name} must be one of {', '.join(self.splits)}, got {split!r}")
 
     def _require_plain_pairs(self) -> None:
         """Refuse steps of keypoints where `augment.grid` takes their place."""

@@ -129,7 +129,7 @@ def _shared_room(batch: BatchSize, processes: int) -> tuple[int, int]:
     return free, max(0, free // max(1, batch.bytes) - 1)
 
 
-@lru_cache  # a validation makes its loaders anew, and would repeat it
+@lru_cache  # a validation makes its loaders again, and would repeat it
 def _warn_fewer_workers(batch: BatchSize, workers: int, processes: int) -> None:
     """Warn once that shared memory has no room for the batches of all loader processes."""
     free, room = _shared_room(batch, processes)

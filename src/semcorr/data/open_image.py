@@ -164,7 +164,7 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
             "million are. Reduce it, or save it as JPEG, which need not be"
         )
     if image.info.get("progressive") and (scans := _count_markers(file, b"\xff\xda")) * width * height > MAX_SCANS:
-        raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it anew")
+        raise UserError(f"{path} is a JPEG of {width} x {height} pixels in {scans} scans, too many. Save it again")
     if kind == "TIFF":
         tags: Mapping = getattr(image, "tag_v2", {})
         file.seek(8)
@@ -174,7 +174,7 @@ def _require_bounded(path: Path, file: BinaryIO, image: Image.Image) -> None:
             )
         tile = [tags.get(tag, 0) for tag in TILE]
         if tile[0] * tile[1] > MAX_PIXELS:
-            raise UserError(f"{path} is a TIFF in tiles of {tile[0]} x {tile[1]} pixels, too large. Save it anew")
+            raise UserError(f"{path} is a TIFF in tiles of {tile[0]} x {tile[1]} pixels, too large. Save it again")
 
 
 def _count_markers(file: BinaryIO, marker: bytes) -> int:

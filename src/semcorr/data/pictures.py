@@ -60,7 +60,7 @@ IGNORED_SUFFIXES = (  # files that lie beside images and are not taken for any
 MAX_EXAMPLES = 3  # names in a warning
 # Folders of copies that operating systems make.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-FRAME_FILES: ContextVar[dict[Path, None] | None] = ContextVar("FRAME_FILES", default=None)  # of `counting_frames`
+FRAME_FILES: ContextVar[dict[Path, None] | None] = ContextVar("FRAME_FILES", default=None)  # of `warn_about_frames`
 Source = str | Path | Image.Image | np.ndarray | Tensor
 
 

@@ -110,7 +110,9 @@ def _read_array(
         raise UserError(f"{path}: video {name}: `{field}` is larger than the file. Restore the official file.")
     fits = value.ndim == len(shape) and all(n > 0 and m in (None, n) for n, m in zip(value.shape, shape, strict=True))
     if not fits or not np.issubdtype(value.dtype, kind):
-        raise UserError(f"{path}: video {name}: `{field}` must be {expected}, got {value.dtype} {value.shape}.")
+        raise UserError(
+            f"{path}: video {name}: `{field}` must be {expected}, got {value.dtype} {value.shape}. Restore the official file."
+        )
     return value
 
 
@@ -240,5 +242,7 @@ class TapVid(EvaluationBenchmark):
         path = find_pickle(self.root)
         videos = read_videos(path)
         if not any(MODES[self.query](video.occluded).evaluated.any() for video in videos.values()):
-            raise UserError(f"{path}: no point is visible in any video, so there is nothing to follow.")
+            raise UserError(
+                f"{path}: no point is visible in any video, so there is nothing to follow. Restore the official file."
+            )
         return videos

@@ -18,7 +18,7 @@ from semcorr.core.thin_plate import control_points, thin_plate_kernel, thin_plat
 CONTROLS = 4  # control points of the thin plate, per side
 MAX_SLOPE = 0.5  # how much faster than the points themselves their displacement may change
 MAX_GRID = 257  # of these displacements; the rest is interpolated, within 0.05 px at 840
-ITERATIONS = 25  # of the inversion; each leaves at most STEEPEST of the error, so 1e-5 px of 840 remain
+ITERATIONS = 25  # of the inversion; each leaves at most MAX_SLOPE of the error, so 1e-5 px of 840 remain
 
 
 class ImageWarp(NamedTuple):
@@ -76,7 +76,7 @@ def affine_matrix(
 def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2"]:
     """Fit the smoothest displacement with values `offsets` at the control points (Bookstein 1989).
 
-    It is scaled down where it would change by more than STEEPEST per unit, so that it can be inverted.
+    It is scaled down where it would change by more than MAX_SLOPE per unit, so that it can be inverted.
     """
     coefficients = thin_plate_solver(CONTROLS) @ offsets.double()
     lines = torch.linspace(-1, 1, 25, dtype=torch.float64)
@@ -108,7 +108,7 @@ def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, 
 
 
 def _dense_displacement(coefficients: Float[Tensor, "k 2"], side: int) -> Float[Tensor, "n 2"]:
-    """Return the displacement at every pixel, row by row; interpolated from at most FINEST x FINEST, for speed."""
+    """Return the displacement at every pixel, row by row; interpolated from at most MAX_GRID x MAX_GRID, for speed."""
     count = min(side, MAX_GRID)
     coarse = thin_plate_displacement(coefficients, _pixel_lattice(count, side)).T.reshape(1, 2, count, count)
     return interpolate(coarse, (side, side), mode="bilinear", align_corners=True).flatten(2)[0].T

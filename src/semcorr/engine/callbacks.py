@@ -223,7 +223,7 @@ def resume_advice(run_dir: Path, trainer: Trainer) -> str:
         return f"{progress}. Nothing was saved: the first epoch had not ended. Run the same line again"
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        return f"{progress}, which begins anew with: python -m semcorr.train checkpoint={run_dir}"
+        return f"{progress}, which begins again with: python -m semcorr.train checkpoint={run_dir}"
     epoch = read_checkpoint(run_dir, "last")["epoch"] + 1
     return f"{progress}. {path} holds epoch {epoch}. Go on with: python -m semcorr.train checkpoint={run_dir}"
 

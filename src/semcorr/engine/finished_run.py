@@ -43,7 +43,9 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
     except KeyError as error:
         raise UserError(f"{folder} holds no run on pairs: metrics.json has no {error}. Evaluate again") from None
     if not all(isinstance(word, str) for word in spec) or spec not in tables:
-        raise UserError(f"{folder}: predictions.parquet has no rows of {spec[1]} under protocol {spec[0]}")
+        raise UserError(
+            f"{folder}: predictions.parquet has no rows of {spec[1]} under protocol {spec[0]}. Evaluate again"
+        )
     return EvaluatedRun(str(folder), metrics, load_predictions(tables[spec]))
 
 

@@ -124,7 +124,7 @@ class CSVScalarLogger(Logger):
             rows = read_table(self.path, ("step",), "")
             earlier = {int(row.pop("step")): {k: v for k, v in row.items() if v} for _, row in rows}
         except (UserError, ValueError) as error:
-            log.warning("%s is damaged (%s): it begins anew at step %d", self.path, escape_controls(str(error)), step)
+            log.warning("%s is damaged (%s): it begins again at step %d", self.path, escape_controls(str(error)), step)
             return
         self.steps = {earlier_step: row for earlier_step, row in earlier.items() if earlier_step <= step}
 

@@ -165,6 +165,6 @@ def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:
         if totals and steps > min(totals):
             raise UserError(
                 f"`trainer.max_epochs`: the {name} of this run was laid out for {min(totals)} steps, and would have "
-                f"to last for {steps}. Go on with its own max_epochs, or train anew: a run that has {remedy} from the "
+                f"to last for {steps}. Go on with its own max_epochs, or train again: a run that has {remedy} from the "
                 "start can be made longer."
             )

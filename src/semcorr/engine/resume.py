@@ -80,7 +80,7 @@ def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> 
     if key := find_changed_setting(content, settings):
         raise UserError(
             f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
-            f"{settings[key]}. Leave {key} out, or train anew in another run_dir."
+            f"{settings[key]}. Leave {key} out, or train again in another run_dir."
         )
 
 

@@ -91,7 +91,7 @@ REFUSED_OPTIONS = {  # options that a run sets itself, unless they are null or o
     "barebones": "a run writes its scores, which a bare one leaves out. Give trainer.enable_progress_bar=false",
     "model_registry": "checkpoints stay in the run directory. Leave it out",
     "overfit_batches": "batches are drawn by our own loaders. Give trainer.limit_train_batches=N",
-    "reload_dataloaders_every_n_epochs": "every epoch is drawn anew by the same loaders. Leave it out",
+    "reload_dataloaders_every_n_epochs": "every epoch is drawn again by the same loaders. Leave it out",
     "use_distributed_sampler": "the loaders share pairs over processes themselves, none twice. Leave it out",
 }
 

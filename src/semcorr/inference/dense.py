@@ -16,7 +16,7 @@ from semcorr.core.types import FeatureMap
 from semcorr.inference.encoded import Flow, PicturePlacement, RoundTrip
 from semcorr.matching.batched import match_to_target
 from semcorr.matching.dense import APART
-from semcorr.matching.readouts import Rule, needs_four_queries
+from semcorr.matching.readouts import Readout, needs_four_queries
 
 MOST = 2**24  # pixels of a raster, at most
 
@@ -53,7 +53,7 @@ def transfer_points(
     source: FeatureMap,
     target: FeatureMap,
     points: Float[Tensor, "n 2"],
-    rule: Rule,
+    rule: Readout,
     subcell: bool = True,
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
     """Transfer points from source pixels to target pixels, and return the similarity of the best cells, too.
@@ -91,7 +91,7 @@ def transfer_with_cycle_check(
     maps: tuple[FeatureMap, FeatureMap],
     placement: PicturePlacement,
     points: Float[Tensor, "n 2"],
-    rule: Rule,
+    rule: Readout,
     cycle: float,
     subcell: bool = True,
 ) -> RoundTrip:

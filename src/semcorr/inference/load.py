@@ -173,5 +173,5 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved_device = torch.device(device)
         torch.empty(0, device=resolved_device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"`device`: {device} is not to be had ({str(error).splitlines()[0]}). Give cpu") from None
+        raise UserError(f"`device`: {device} is not available ({str(error).splitlines()[0]}). Give cpu") from None
     return resolved_device

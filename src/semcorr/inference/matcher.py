@@ -301,7 +301,7 @@ class Matcher:
                 self.subcell and subcell,
             )
         if not bool(matches.points.isfinite().all() & matches.scores.isfinite().all()):
-            raise UserError("The similarities of these pictures are not finite: check the weights of the head")
+            raise UserError("`head`: the similarities of these pictures are not finite. Give other weights")
         return matches
 
     @torch.no_grad()

@@ -282,7 +282,6 @@ def _gather_windows(
     return similarity.flatten(2).gather(-1, cells.flatten(2)).view(b, n, rows, columns)
 
 
-Rule = Readout
 READOUT_NAMES = "argmax, bilinear_nn, soft, window_5 (any odd number of cells), window_15_zero, kernel_7 (any sigma)"
 
 
@@ -307,7 +306,7 @@ class ReadoutList:
 
 
 class ProtocolReadout:
-    """Stand-in for `localise` that `run` replaces with each protocol's own read-out."""
+    """Stand-in for `localise` that `build_scoring_specs` replaces with each protocol's own read-out."""
 
 
 def parse_readout(name: str) -> Readout:

@@ -1,7 +1,7 @@
 """The report on finished runs: one page, and the same tables as Markdown, CSV and LaTeX.
 
-runs ─┬─> entries (seeds of a configuration together) ─> sections: tables, figures ─┬─> report.html
-      └─> the benchmark's files, where they are still there ─> confusion, pictures   └─> report.md, .csv, .tex
+runs ─┬─> configurations (seeds of a configuration together) ─> sections: tables, figures ─┬─> report.html
+      └─> the benchmark's files, where they are still there ─> confusion, examples   └─> report.md, .csv, .tex
 """
 
 __all__ = ["main"]

@@ -116,7 +116,7 @@ class FeatureCache:
         self.entries[name] = {key: copy_to_device(value, device) for key, value in values.items()}
 
     def expect(self, names: Iterable[str]) -> None:
-        """Expect these images beside those that are cached; if they are more than planned, choose their place anew.
+        """Expect these images beside those that are cached; if they are more than planned, choose their place again.
 
         The place then is the present one or a later one of `PLACES`: there may be no room left where the first went.
         """

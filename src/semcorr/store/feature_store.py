@@ -162,7 +162,7 @@ class FeatureStore:
         if content != self._key.encode():
             if content is not None:
                 log.warning(
-                    "%s does not hold the key of its folder: it is damaged, or another's. Written anew", key_file
+                    "%s does not hold the key of its folder: it is damaged, or another's. Written again", key_file
                 )
             write_packed(key_file, PackedEntry(self._key.encode(), [], len(self._key)))
 

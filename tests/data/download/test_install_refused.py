@@ -140,7 +140,7 @@ def test_a_bad_file_of_the_users_is_not_deleted(prepare, server, root, tmp_path,
     changes = mistake(server)
     mine[0].write_bytes(server.files["bench.tar.gz"])
 
-    assert f"Get it anew from {server.url('bench.tar.gz')}" in told(prepare, given=mine, **changes)
+    assert f"Get it again from {server.url('bench.tar.gz')}" in told(prepare, given=mine, **changes)
     assert mine[0].read_bytes() == server.files["bench.tar.gz"]
 
 

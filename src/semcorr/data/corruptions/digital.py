@@ -28,7 +28,7 @@ class Saturate(Corruption):
     """Take colours away (severity 1 and 2) or make them stronger (3 to 5)."""
 
     def change(self, image: Pixels, generator: np.random.Generator) -> Pixels:
-        """Change the saturation of HSV, in which grey is a red of no saturation; hue and value are those of before."""
+        """Change the saturation of HSV, in which grey is a red of no saturation; hue and value stay unchanged."""
         factor, added = ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2))[self.severity - 1]
         value, spread = image.max(-1, keepdims=True), np.ptp(image, -1, keepdims=True)
         saturation = spread / np.where(value > 0, value, 1)

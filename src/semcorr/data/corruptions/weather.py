@@ -52,7 +52,7 @@ class Brightness(Corruption):
     """Brighten the image, as glaring light does."""
 
     def change(self, image: Pixels, generator: np.random.Generator) -> Pixels:
-        """Add to the value of HSV; hue and saturation are those of before."""
+        """Add to the value of HSV; hue and saturation stay unchanged."""
         added = (0.1, 0.2, 0.3, 0.4, 0.5)[self.severity - 1]
         value = image.max(-1, keepdims=True)
         brighter = (value + added).clip(0, 1)

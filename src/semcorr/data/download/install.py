@@ -129,7 +129,7 @@ def archive_sources(name: str, recipe: DownloadRecipe, local_files: Sequence[Pat
     files: dict[str, Path] = {}
     for path in local_files:
         if not path.is_file():
-            raise UserError(f"--archive {path}: no such file.")
+            raise UserError(f"--archive {path}: no such file. Give the path of a downloaded archive.")
         file = expected[0] if len(expected) == 1 else path.name
         if file not in expected:
             raise UserError(f"--archive {path}: {name} is made of {', '.join(expected)}. Give one by that name.")
@@ -182,9 +182,9 @@ def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
 def _discard(source: ArchiveSource, path: Path) -> str:
     """Discard a useless download, so that it is not used again; the user's own file is left alone."""
     if source.local_file:
-        return f"Get it anew from {source.archive.url}"
+        return f"Get it again from {source.archive.url}"
     path.unlink()
-    return "It is deleted: run the same line again to download it anew"
+    return "It is deleted: run the same line again to download it again"
 
 
 Announce = Callable[[Sequence[ArchiveSource]], None]

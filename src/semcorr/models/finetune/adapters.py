@@ -117,7 +117,7 @@ def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:
     while isinstance(module, nn.Sequential):
         module = module[-1]
     if hasattr(module, "adapter"):
-        raise UserError("This backbone has adapters already. Build it anew to choose again.")
+        raise UserError("This backbone has adapters already. Build it again to choose again.")
     module.add_module("adapter", adapter)
     return module
 

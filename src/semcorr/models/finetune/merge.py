@@ -10,7 +10,7 @@ from semcorr.models.finetune.prompts import ConditionalPrompt, LearnedPrompt
 NEVER: dict[type[nn.Module], str] = {
     AdapterBottleneck: "adapters are not linear",
     LearnedPrompt: "a prompt is no weight of the network",
-    ConditionalPrompt: "a prompt is made anew for every pair",
+    ConditionalPrompt: "a prompt is made again for every pair",
 }
 
 

@@ -1,4 +1,4 @@
-"""Head of layers that are selected anew for each pair of images: dynamic hyperpixels, then cosines."""
+"""Head of layers that are selected again for each pair of images: dynamic hyperpixels, then cosines."""
 
 from collections.abc import Sequence
 

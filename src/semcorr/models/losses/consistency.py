@@ -60,7 +60,7 @@ class PathLoss(nn.Module):
     """A loss by where paths from cell to cell lead; no keypoint is read.
 
     Args:
-        points: Points of each source, drawn anew in every step.
+        points: Points of each source, drawn again in every step.
         in_box: Whether they lie in the box of the object; otherwise anywhere.
         temperature: Temperature of the softmax of every step of a path.
         kernel: Steps along a side, as in `GaussianCrossEntropy`.
@@ -112,7 +112,7 @@ class WarpConsistency(PathLoss):
     the device, so frozen blocks are computed at every step.
 
     Args:
-        points: Points of each warped source, drawn anew in every step; those that show the object count.
+        points: Points of each warped source, drawn again in every step; those that show the object count.
         in_box: Whether the object is the box of the source; otherwise all that shows the image counts.
         supervision: Weight of the direct match; that of the bipath is 1.
         rotate: Degrees by which a source is turned at most, either way.

@@ -38,7 +38,7 @@ class PseudoLabels(nn.Module):
     student differs from it by `feature_dropout`, the head's own dropout, and its weights.
 
     Args:
-        points: Points of each source that are labelled in a step, drawn anew each time.
+        points: Points of each source that are labelled in a step, drawn again each time.
         in_box: Whether points are drawn in the box of the source, and matches outside the target's box do not count.
         temperature: Temperature of the teacher's softmax.
         window: Cells along the side of the window in which the teacher's softmax is averaged.

@@ -194,7 +194,7 @@ def _read_size(results: Sequence[JsonMapping], location: str) -> tuple[int, int]
             if result.get("image_rotation") not in (None, 0):
                 raise UserError(
                     f"{location}: the image was turned in Label Studio (`image_rotation`), which is not read. Turn the "
-                    "file itself, and annotate it anew."
+                    "file itself, and annotate it again."
                 )
     if len(sizes) > 1:
         raise UserError(f"{location}: its regions are of images of several sizes, {sorted(sizes)}. Correct them.")
