@@ -375,7 +375,7 @@ def test_a_process_that_encodes_is_timed_until_its_first_image():
         ("evaluate --pairs 0", "--pairs and --naive-pairs must be at least 1"),
         ("train --steps 2", "--steps must be more than 2"),
         ("store --dtype int4", "--dtype must be one of float16, bfloat16, float32"),
-        ("store --entries 0", "--entries, --tokens and --channels must be at least 1"),
+        ("store --entries 0", "--entries, --tokens and --channels must be at least 1, got 0"),
         ("store --encode-ms 0", "--encode-ms must be more than 0"),
         ("scaling --images 1", "--images must be at least 2, --tries and --pairs"),
         ("scaling --size 4", "--size: growth is seen from two numbers on"),

@@ -254,7 +254,7 @@ def accepts_its_keys(node: Mapping) -> bool:
         (train, "bakbone=dinov2", "unknown config key `bakbone`. Did you mean backbone"),
         (evaluate, "backbone=dinov9", "`backbone` has no choice 'dinov9'. Did you mean dinov3"),
         (evaluate, "data=spair", "data=synthetic"),
-        (evaluate, "data=spair backbone=tiny data.split=tset", "has no split 'tset'"),
+        (evaluate, "data=spair backbone=tiny data.split=tset", "got 'tset'"),
         (evaluate, "checkpoint=nowhere", "nowhere/config.yaml does not exist"),
         (evaluate, "backbone=timm data=synthetic", "no value for `backbone.name`"),
     ],

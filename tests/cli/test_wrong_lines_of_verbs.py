@@ -137,7 +137,7 @@ WRONG = {
         "a.png b.png --points 3,3 --mutual -> no effect beside --mutual",
         "a.png b.png --points 3,3 --most 4 -> no effect beside --points",
         "a.png b.png --precision 64 -> has no choice '64'", "a.png b.png --device cud -> must be cpu or cuda",
-        "a.png b.png --device cuda:99 -> is not to be had", "a.png b.png --model dino2 -> Did you mean dinov2",
+        "a.png b.png --device cuda:99 -> is not available", "a.png b.png --model dino2 -> Did you mean dinov2",
         "a.png b.png --model empty -> is no backbone", "nowhere.png b.png -> does not exist",
         "a.png nowhere.png -> does not exist", "a.png text.txt -> not an image", "images b.png -> is a folder",
         "a.png empty -> has no images", "a.png b.png --out a.png -> is a file",

@@ -137,7 +137,7 @@ def test_keys_of_the_run_may_be_otherwise_but_none_new(scored):
     with pytest.raises(UserError, match=r"has no key 'data\.rot'"):
         audit_run(scored[0], overrides=["data.rot=x"])
     result = CliRunner().invoke(app, [str(scored[0]), "data.split=dev"])
-    assert (result.exit_code, "has no split 'dev'" in result.output) == (2, True)
+    assert (result.exit_code, "got 'dev'" in result.output) == (2, True)
     result = CliRunner().invoke(app, [str(scored[0]), "data.root=a: b"])
     assert (result.exit_code, "is no YAML value" in result.output) == (2, True)
 

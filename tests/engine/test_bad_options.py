@@ -122,8 +122,11 @@ def test_absent_weights_are_named(tmp_path):
             "`backbone.layers`: layer 0 of vit_tiny_patch16_224 has no block before it to be read after; "
             "choose from 1 to 3",
         ),
-        (lambda: SPair(root=".", size=32, split="trian"), "`spair` has no split 'trian'; it has train, val, test"),
-        (lambda: PFWillow(root=".", size=32, split="val"), "`pf_willow` has no split 'val'; it has test"),
+        (
+            lambda: SPair(root=".", size=32, split="trian"),
+            "`data.split` of spair must be one of train, val, test, got 'trian'",
+        ),
+        (lambda: PFWillow(root=".", size=32, split="val"), "`data.split` of pf_willow must be one of test, got 'val'"),
         (
             lambda: SPair(root=".", size=32, resize="stretch"),
             "`data.resize` must be one of squash, letterbox, corner or corner+PIXELS, "

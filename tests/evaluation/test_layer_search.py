@@ -119,7 +119,7 @@ def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, c
     (["backbone=tiny", "kap=true"], "`kap` has no effect"),
     (["backbone=tiny", "pose=adaptive"], "`pose` has no effect"),
     (["backbone=tiny", "backbone.layers=[0,9]"], "between -4 and 3"),
-    (["backbone=tiny", "data.split=tst"], "has no split 'tst'"),
+    (["backbone=tiny", "data.split=tst"], "got 'tst'"),
     (["backbone=tiny", "objective=pck.all.images.0.1"], "Did you mean pck.all.image.0.1"),
     (["backbone=hog"], "no layers to choose from"),
     (["backbone=tiny", "backbone.debias=3"], "change features of all layers together"),

@@ -111,7 +111,8 @@ def _read_array(
     fits = value.ndim == len(shape) and all(n > 0 and m in (None, n) for n, m in zip(value.shape, shape, strict=True))
     if not fits or not np.issubdtype(value.dtype, kind):
         raise UserError(
-            f"{path}: video {name}: `{field}` must be {expected}, got {value.dtype} {value.shape}. Restore the official file."
+            f"{path}: video {name}: `{field}` must be {expected}, got {value.dtype} {value.shape}. "
+            "Restore the official file."
         )
     return value
 
