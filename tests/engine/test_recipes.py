@@ -142,7 +142,7 @@ def test_three_steps_of_geo_awares_experiment_are_its_papers(config, tiny):
             images = images.flip(-1) if name.startswith("mirrored") else images
             with torch.no_grad():
                 features = slow.backbone(images)
-            maps[name] = slow.head.adapt(FeatureMap(features.values, features.stride)).values
+            maps[name] = slow.head.transform(FeatureMap(features.values, features.stride)).values
         return geo_aware_loss(maps, pairs, weights, torch.exp(math.log(1 / 0.07) + slow.loss.terms["contrastive"].t))
 
     learned = [*slow.head.parameters(), slow.loss.terms["contrastive"].t]

@@ -170,7 +170,7 @@ class Finer(Cosine):
 
     adapted = 0
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         self.adapted += len(maps.values)
         return FeatureMap(maps.values.repeat_interleave(2, -1).repeat_interleave(2, -2), maps.stride / 2)
 

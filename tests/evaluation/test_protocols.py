@@ -254,7 +254,7 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
     """MARCO's 10 on vectors of length 32 is 10 / 1024 on their cosines."""
 
     class Unit(Cosine):
-        def adapt(self, maps):
+        def transform(self, maps):
             return maps._replace(values=32 * normalize(maps.values, dim=1))
 
     exact = {"lookup": "containing"}  # a cell as it is, of length 32

@@ -20,20 +20,20 @@ class Head(Protocol):
 
 @runtime_checkable
 class SiameseHead(Protocol):
-    """A head that takes one image at a time until the end: `compare(describe(adapt(a), points), adapt(b))`.
+    """A head that takes one image at a time until the end: `compare(describe(transform(a), points), transform(b))`.
 
-    The query points of all sources of a target are matched in one product, and each image is adapted once, whatever
+    The query points of all sources of a target are matched in one product, and each image is transformed once, whatever
     number of pairs it is in.
     """
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """Adapt the features of images, each by itself. The grid may become finer."""
+    def transform(self, maps: FeatureMap) -> FeatureMap:
+        """Transform the features of images, each by itself. The grid may become finer."""
 
     def describe(self, source: FeatureMap, points: Float[Tensor, "b n 2"]) -> Float[Tensor, "b n c"]:
-        """Compute descriptors of points, in source pixels; `source` is adapted."""
+        """Compute descriptors of points, in source pixels; `source` is transformed."""
 
     def compare(self, descriptors: Float[Tensor, "b n c"], target: FeatureMap) -> Float[Tensor, "b n h w"]:
-        """Compute the similarity of descriptors to every target cell; `target` is adapted."""
+        """Compute the similarity of descriptors to every target cell; `target` is transformed."""
 
 
 @runtime_checkable

@@ -192,7 +192,7 @@ def match_pixels(
     Args:
         module: Module with the head and the read-out.
         pair: The pair.
-        maps: Features of source and target, adapted by the head.
+        maps: Features of source and target, transformed by the head.
         fits: Geometry of both images in the backbone's square.
 
     Returns:

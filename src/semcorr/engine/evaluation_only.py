@@ -9,11 +9,12 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from semcorr.core.finite import require_finite
-from semcorr.core.interfaces import Backbone, SiameseHead
+from semcorr.core.interfaces import Backbone
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.views import to_unit_range
 from semcorr.engine.module import CorrespondenceModule
+from semcorr.matching.batched import transform_features
 from semcorr.store.frozen import feature_origin
 
 
@@ -42,14 +43,14 @@ class EvaluationModule(LightningModule, ABC):
         """Print the scores of a metrics.json."""
 
     def encode(self, images: UInt8[Tensor, "b 3 s s"], names: Sequence[str]) -> FeatureMap:
-        """Compute the features of images, adapted by a head that takes one image at a time."""
-        return self._adapt(self.compute_maps(images), names)
+        """Compute the features of images, transformed by a head that takes one image at a time."""
+        return self._transform(self.compute_maps(images), names)
 
     def encode_pair(self, images: UInt8[Tensor, "2 3 s s"], names: Sequence[str]) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two images as `encode` does, by both at once where the backbone needs them."""
         if self.backbone.needs_pair:
             pair = self.backbone.pair(*to_unit_range(images.to(self.device, non_blocking=True)).split(1))
-            source, target = (self._adapt(maps, [name]) for maps, name in zip(pair, names, strict=True))
+            source, target = (self._transform(maps, [name]) for maps, name in zip(pair, names, strict=True))
         else:
             maps = self.encode(images, names)
             source, target = (FeatureMap(values, maps.stride) for values in maps.values.split(1))
@@ -64,11 +65,11 @@ class EvaluationModule(LightningModule, ABC):
         """Refuse features of images, after a `head` if there is one, that are not finite."""
         require_finite(feature_origin(self.backbone, *head), names, {"maps": values})
 
-    def _adapt(self, maps: FeatureMap, names: Sequence[str]) -> FeatureMap:
+    def _transform(self, maps: FeatureMap, names: Sequence[str]) -> FeatureMap:
         """Adapt features by the head, checked before and after."""
         self.require_finite_maps(maps.values, names)
         head = self.matcher.head
-        adapted = head.adapt(maps) if isinstance(head, SiameseHead) else maps
-        if adapted is not maps:
-            self.require_finite_maps(adapted.values, names, head)
-        return FeatureMap(adapted.values.float(), adapted.stride)
+        transformed = transform_features(head, maps)
+        if transformed is not maps:
+            self.require_finite_maps(transformed.values, names, head)
+        return FeatureMap(transformed.values.float(), transformed.stride)

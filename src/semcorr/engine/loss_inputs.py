@@ -19,6 +19,7 @@ from semcorr.matching.batched import (
     all_pairs_similarity_from_descriptors,
     describe_unit_cells,
     query_grid,
+    transform_features,
 )
 from semcorr.models.losses import (
     Descriptors,
@@ -119,7 +120,7 @@ def build_loss_inputs(
         step: Number of optimiser steps before this one.
         loss: Loss, which decides whether descriptors are returned, and where features are read.
     """
-    maps = head.adapt(maps) if isinstance(head, SiameseHead) else maps
+    maps = transform_features(head, maps)
     if isinstance(batch, ImageBatch):
         return _image_inputs(head, maps, batch, variants, step, loss)
     parts = maps.values.chunk(2 + len(batch.mirrored))

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
-from semcorr.core.interfaces import Backbone, PenalisedHead, SiameseHead
+from semcorr.core.interfaces import Backbone, PenalisedHead
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
@@ -37,6 +37,7 @@ from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
 from semcorr.evaluation.image_features import CorrespondenceModel, EvaluationSetup
 from semcorr.evaluation.pose import alignment as adaptive
 from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
+from semcorr.matching.batched import transform_features
 from semcorr.matching.readouts import ProtocolReadout
 from semcorr.metrics.pck import SUBSETS
 from semcorr.models.backbones.wrapped import unwrap_backbone
@@ -167,7 +168,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
             inputs = inputs._replace(teacher=self._teach(features, batch))
         if "pixels" in list_reads(self.loss):
             assert isinstance(batch, PairBatch), "build.require_pairs comes first"
-            inputs = inputs._replace(sources=SourceImages(to_unit_range(batch.source.image), self._adapt_features))
+            inputs = inputs._replace(sources=SourceImages(to_unit_range(batch.source.image), self._encode_with_head))
         assert self.loss is not None, "only training has steps"
         terms = loss_terms(self.loss, inputs)
         if isinstance(self.head, PenalisedHead):
@@ -189,17 +190,13 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         with self.teacher.take_over(self):
             if not self.frozen.is_whole_backbone:
                 features = batch_features(self, batch._replace(mirrored=()))
-            maps = self._adapt(features)
+            maps = transform_features(self.head, features)
         parts = [FeatureMap(part, maps.stride) for part in maps.values.detach().split(len(batch.pair))[:2]]
         return pair_maps(self.head, parts, batch)._replace(context=partial(self.teacher.take_over, self))
 
-    def _adapt(self, maps: FeatureMap) -> FeatureMap:
-        """Return features as the head compares them."""
-        return self.head.adapt(maps) if isinstance(self.head, SiameseHead) else maps
-
-    def _adapt_features(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
+    def _encode_with_head(self, image: Float[Tensor, "b 3 h w"]) -> FeatureMap:
         """Compute features of images as the head compares them, with dropout, as in any training step."""
-        return self._adapt(feature_dropout(self.backbone(image), self.dropout))
+        return transform_features(self.head, feature_dropout(self.backbone(image), self.dropout))
 
     def on_train_start(self) -> None:
         """Fill the cache with the frozen blocks' features of all images to come, if training uses it.

@@ -86,7 +86,7 @@ class TrackingModule(EvaluationModule):
         """Encode a video's frames once, track its queries, and store the rows."""
         start = read_clock(self.device)
         images = self._data.images(batch.video)
-        maps = torch.cat([self.compute_maps(frames).values for frames in images])  # adapted as they are matched
+        maps = torch.cat([self.compute_maps(frames).values for frames in images])  # transformed as they are matched
         self.require_finite_maps(maps, [f"{i} of video {batch.video}" for i in range(len(maps))])
         encoded = read_clock(self.device)
         with full_float32(self.device.type):  # bfloat16 cannot tell 0.997 from 1

@@ -26,8 +26,8 @@ def detect_keypoints(
 
     Args:
         head: The head, which turns features and points into similarities.
-        target: Features of the target image; adapted, if the head is a `SiameseHead`.
-        sources: Features of the source images, one image each; adapted as the target.
+        target: Features of the target image; transformed, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each; transformed as the target.
         batch: Batch that the pairs are part of.
         pairs: Indices of the pairs in the batch, one per source.
     """

@@ -1,4 +1,4 @@
-"""Features of all images of a split, encoded once, adapted by the head, and available on every process."""
+"""Features of all images of a split, encoded once, transformed by the head, and available on every process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -10,6 +10,7 @@ from semcorr.core.interfaces import Backbone, SiameseHead
 from semcorr.core.types import FeatureMap, ImageMaps, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
+from semcorr.matching.batched import transform_features
 from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup, Values, broadcast_chunks, encode_images, split_into_chunks
 from semcorr.store.frozen import (
@@ -59,8 +60,8 @@ class EvaluationSetup(NamedTuple):
     context: Callable[[], AbstractContextManager[object]]
 
 
-def adapted_feature_origin(module: CorrespondenceModel) -> str:
-    """Name the origin of features that a head has adapted."""
+def transformed_feature_origin(module: CorrespondenceModel) -> str:
+    """Name the origin of features that a head has transformed."""
     head = module.head
     changes = isinstance(head, SiameseHead) and any(True for _ in head.parameters())
     return feature_origin(module.backbone, head if changes else None)
@@ -86,14 +87,14 @@ class ImageFeatures:
         """Return the maps that a joint backbone joins, of several images."""
         return ImageMaps(self.module.frozen.cache_config.restore(self.cache.stack(names, self.group.device)))
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
-        """Adapt the features of images by the head, if it is a `SiameseHead`."""
-        return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
+    def transform(self, maps: FeatureMap) -> FeatureMap:
+        """Transform the features of images by the head, if it is a `SiameseHead`."""
+        return transform_features(self.module.head, maps)
 
     @property
     def _origin(self) -> str:
         """Origin of the features, for messages."""
-        return adapted_feature_origin(self.module)
+        return transformed_feature_origin(self.module)
 
     def encode(self, images: list[ImageVariant], use_cached_features: bool) -> None:
         """Encode images.
@@ -115,11 +116,11 @@ class ImageFeatures:
         backbone = self.module.backbone
 
         def compute(image: Tensor) -> Values:
-            """Encode a batch of images and adapt its features."""
+            """Encode a batch of images and transform its features."""
             with self.context():
                 if backbone.joint:  # the head adapts what is joined
                     return backbone.read_maps(image).values
-                return to_channels_last(self.adapt(backbone(image)))
+                return to_channels_last(self.transform(backbone(image)))
 
         cache_config = self.module.frozen.cache_config
         cache = FeatureCache(
@@ -159,11 +160,11 @@ class ImageFeatures:
         if not self.module.frozen.has_features(name):
             return False
         maps = self.module.frozen.features([name], (self.module.backbone.size,) * 2, self.group.device)
-        return self.adapt(maps) is maps
+        return self.transform(maps) is maps
 
     def _finish(self, names: Sequence[str], size: tuple[int, int]) -> Values:
         """Compute what pairs are matched from, from the cached features of the frozen blocks."""
         frozen, device = self.module.frozen, self.group.device
         if self.module.backbone.joint:
             return frozen.image_maps(names, size, device).values
-        return to_channels_last(self.adapt(frozen.features(names, size, device)))
+        return to_channels_last(self.transform(frozen.features(names, size, device)))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from semcorr.core.finite import FiniteWatch
 from semcorr.core.types import FeatureMap, PairBatch, View
-from semcorr.evaluation.image_features import ImageFeatures, adapted_feature_origin
+from semcorr.evaluation.image_features import ImageFeatures, transformed_feature_origin
 from semcorr.evaluation.pose.alignment import select_rows
 from semcorr.store.encode import split_into_chunks
 
@@ -32,11 +32,11 @@ def group_by_target(batch: PairBatch, features: ImageFeatures) -> Iterator[list[
             for name, pairs in _pairs_by_target(batch).items()
         ]
         return
-    watch = FiniteWatch(adapted_feature_origin(features.module))
+    watch = FiniteWatch(transformed_feature_origin(features.module))
     for pairs, *maps in _pair_features(batch, features):
-        sources, targets = map(features.adapt, maps)
-        for view, adapted in ((batch.source, sources), (batch.target, targets)):
-            watch.record([view.name[i] for i in pairs], {"maps": adapted.values})
+        sources, targets = map(features.transform, maps)
+        for view, transformed in ((batch.source, sources), (batch.target, targets)):
+            watch.record([view.name[i] for i in pairs], {"maps": transformed.values})
         for row, i in enumerate(pairs):
             yield [TargetGroup([i], _select_image(targets, row), [_select_image(sources, row)])]
     watch.check()  # once, when all is matched: a GPU is waited for

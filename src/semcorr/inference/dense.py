@@ -66,8 +66,8 @@ def transfer_points(
 
     Args:
         head: The head, which turns features and points into similarities.
-        source: Features of the source image; adapted, if the head is a `SiameseHead`.
-        target: Features of the target image; adapted as the source.
+        source: Features of the source image; transformed, if the head is a `SiameseHead`.
+        target: Features of the target image; transformed as the source.
         points: Query points in source pixels.
         rule: The read-out.
         subcell: Whether the four cells around each point are matched, too.

@@ -72,7 +72,7 @@ class EncodedPicture(NamedTuple):
     (`joint`), or else pixels.
     """
 
-    maps: FeatureMap | None  # features of one image, adapted by the head
+    maps: FeatureMap | None  # features of one image, transformed by the head
     pixels: Float[Tensor, "1 3 s s"] | None
     placement: PicturePlacement
     name: str

@@ -17,20 +17,19 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.finite import require_finite
-from semcorr.core.interfaces import SiameseHead
 from semcorr.core.ranges import Count, Positive, require
 from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
 from semcorr.data.views import to_unit_range
 from semcorr.engine.module import CorrespondenceModule
-from semcorr.evaluation.image_features import adapted_feature_origin
+from semcorr.evaluation.image_features import transformed_feature_origin
 from semcorr.inference.dense import pixel_grid, transfer_with_cycle_check
 from semcorr.inference.displayed import remember_picture
 from semcorr.inference.encoded import EncodedPicture, Flow, PicturePlacement, RoundTrip, parse_points, place_picture
 from semcorr.inference.load import resolve_device, restore_model
 from semcorr.inference.matches import Match
-from semcorr.matching.batched import cell_stride, match_to_target, query_similarities
+from semcorr.matching.batched import cell_stride, match_to_target, query_similarities, transform_features
 from semcorr.matching.dense import APART, centres_of, interpolate_matches, sample_bilinear
 from semcorr.matching.readouts import argmax, list_readouts
 
@@ -145,14 +144,14 @@ class Matcher:
         if backbone.joint:
             with self.autocast():
                 values = backbone.read_maps(to_unit_range(torch.stack(squares).to(self.device))).values
-            require_finite(adapted_feature_origin(self.module), names, values, REMEDY)
+            require_finite(transformed_feature_origin(self.module), names, values, REMEDY)
             return [
                 EncodedPicture(None, None, *rest, ImageMaps({key: value[i : i + 1] for key, value in values.items()}))
                 for i, rest in enumerate(zip(placements, names, displayed, strict=True))
             ]
         with self.autocast():
-            maps = self._adapt_features(backbone(to_unit_range(torch.stack(squares).to(self.device))))
-        require_finite(adapted_feature_origin(self.module), names, {"maps": maps.values}, REMEDY)
+            maps = transform_features(self.module.head, backbone(to_unit_range(torch.stack(squares).to(self.device))))
+        require_finite(transformed_feature_origin(self.module), names, {"maps": maps.values}, REMEDY)
         features = (FeatureMap(values[None], maps.stride) for values in maps.values)
         return [
             EncodedPicture(image_features, None, *rest)
@@ -306,7 +305,7 @@ class Matcher:
 
     @torch.no_grad()
     def features(self, a: Image, b: Image) -> tuple[FeatureMap, FeatureMap]:
-        """Return the features of both pictures, adapted by the head; what depends on both is computed now."""
+        """Return the features of both pictures, transformed by the head; what depends on both is computed now."""
         source, target = self.encode(a, "a"), self.encode(b, "b")
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps
@@ -317,14 +316,10 @@ class Matcher:
                 assert source.pixels is not None
                 assert target.pixels is not None
                 first, second = self.module.backbone.pair(source.pixels, target.pixels)
-            maps = self._adapt_features(first), self._adapt_features(second)
+            maps = transform_features(self.module.head, first), transform_features(self.module.head, second)
         for image, features in ((source, maps[0]), (target, maps[1])):
-            require_finite(adapted_feature_origin(self.module), [image.name], {"maps": features.values}, REMEDY)
+            require_finite(transformed_feature_origin(self.module), [image.name], {"maps": features.values}, REMEDY)
         return maps
-
-    def _adapt_features(self, maps: FeatureMap) -> FeatureMap:
-        """Adapt features by the head, if it takes one image at a time."""
-        return self.module.head.adapt(maps) if isinstance(self.module.head, SiameseHead) else maps
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of this matcher's precision."""

@@ -35,7 +35,7 @@ class QueryOptions(NamedTuple):
 
     Attributes:
         unit_cells: Make the cells of source maps unit vectors before they are interpolated.
-        products: Compare by the product of the adapted features, not by the head.
+        products: Compare by the product of the transformed features, not by the head.
     """
 
     unit_cells: bool = False
@@ -99,7 +99,7 @@ def match_to_targets(
 
     Args:
         head: The head, which turns features and points into similarities.
-        queries: Targets with their sources and points; adapted, if the head is a `SiameseHead`.
+        queries: Targets with their sources and points; transformed, if the head is a `SiameseHead`.
         rules: Read-outs; all of them are applied to the same similarity.
         values: Largest number of similarities in memory at once.
         options: Reading of the sources and comparison.
@@ -313,9 +313,19 @@ def query_grid(head: nn.Module, source: FeatureMap) -> int:
 
     Args:
         head: The head.
-        source: Features of the source; adapted, if the head is a `SiameseHead`.
+        source: Features of the source; transformed, if the head is a `SiameseHead`.
     """
     return source.values.shape[-1] * (head.fineness if isinstance(head, FineHead) else 1)
+
+
+def transform_features(head: nn.Module, maps: FeatureMap) -> FeatureMap:
+    """Transform the features of images as a head that takes one image at a time does; others leave them as they are.
+
+    Args:
+        head: The head.
+        maps: Features of any number of images.
+    """
+    return head.transform(maps) if isinstance(head, SiameseHead) else maps
 
 
 def all_pairs_similarity(
@@ -323,10 +333,10 @@ def all_pairs_similarity(
 ) -> Float[Tensor, "r h w"]:
     """Compute the similarity of the queries (source image, keypoint, target image) among the images of one batch.
 
-    Each image is adapted and described once, and compared with all queries of all images at once.
+    Each image is transformed and described once, and compared with all queries of all images at once.
     """
     if isinstance(head, SiameseHead):
-        maps = head.adapt(maps)
+        maps = head.transform(maps)
         return all_pairs_similarity_from_descriptors(head, head.describe(maps, points), maps, queries)
     m = len(points)
     source, keypoint, target = queries.unbind(-1)
@@ -340,7 +350,7 @@ def all_pairs_similarity(
 def all_pairs_similarity_from_descriptors(
     head: SiameseHead, descriptors: Float[Tensor, "m n c"], maps: FeatureMap, queries: Int[Tensor, "r 3"]
 ) -> Float[Tensor, "r h w"]:
-    """Compute the similarity of the queries from descriptors of all keypoints and adapted maps."""
+    """Compute the similarity of the queries from descriptors of all keypoints and transformed maps."""
     source, keypoint, target = queries.unbind(-1)
     m, n, _ = descriptors.shape
     return head.compare(descriptors.flatten(0, 1).expand(m, -1, -1), maps)[target, source * n + keypoint]

@@ -62,7 +62,7 @@ def test_each_part_goes_through_its_own_block_in_its_share():
 
     expected = sum(share * part(some) for share, part, some in zip((0.2, 0.3, 0.5), parts, split, strict=True))
 
-    assert_close(head.adapt(x).values, expected)
+    assert_close(head.transform(x).values, expected)
 
 
 def test_timesteps_of_a_layer_share_its_block_and_each_has_its_share():
@@ -76,7 +76,7 @@ def test_timesteps_of_a_layer_share_its_block_and_each_has_its_share():
     places = [(0, 16, 0), (16, 32, 0), (32, 40, 1), (40, 48, 1)]
     parts = [head.blocks[block](x.values[:, low:high]) for low, high, block in places]
 
-    assert_close(head.adapt(x).values, sum(share * part for share, part in zip(shares, parts, strict=True)))
+    assert_close(head.transform(x).values, sum(share * part for share, part in zip(shares, parts, strict=True)))
 
 
 def test_diffusion_hyperfeatures_file_gets_each_layer_and_timestep_by_its_share(tmp_path):
@@ -97,7 +97,7 @@ def test_diffusion_hyperfeatures_file_gets_each_layer_and_timestep_by_its_share(
             key.replace(f"layers.{i}.", "layers.0."): value for key, value in state.items() if f"layers.{i}." in key
         }
         expected += shares[number] * as_published(alone, [values[t, i]], groups=4)
-    assert_close(head.adapt(FeatureMap(whole, 16)).values, expected, atol=1e-4, rtol=1e-4)
+    assert_close(head.transform(FeatureMap(whole, 16)).values, expected, atol=1e-4, rtol=1e-4)
     state = head.state_dict()
     save_file(state, tmp_path / "head.safetensors")
     again = Aggregation(widths, 32, 8, 4, steps=3, weights=str(tmp_path / "head.safetensors"))
@@ -120,8 +120,8 @@ def test_a_training_step_sees_four_fifths_of_the_numbers_and_evaluation_all():
     head, x, seen = built("aggregation"), maps(4, 16, 16), []
     head.blocks[1].register_forward_pre_hook(lambda block, given: seen.append(given[0]))
 
-    head.adapt(x)
-    head.train().adapt(x)
+    head.transform(x)
+    head.train().transform(x)
 
     whole, thinned = seen
     assert torch.equal(whole, x.values[:, 16:])
@@ -190,7 +190,7 @@ def test_a_published_adapter_is_read_to_the_last_key(tmp_path):
         norm = {"weight": state[f"{key}.norm.weight"], "bias": state[f"{key}.norm.bias"]}
         getattr(other, f"bn{i}").load_state_dict(norm)
     x = torch.randn(1, 32, 4, 6)
-    assert_close(head.adapt(FeatureMap(x, 8)).values, other(x))
+    assert_close(head.transform(FeatureMap(x, 8)).values, other(x))
 
 
 def test_geo_awares_post_processor_gets_each_map_by_the_block_it_was_trained_with(tmp_path):
@@ -201,7 +201,7 @@ def test_geo_awares_post_processor_gets_each_map_by_the_block_it_was_trained_wit
 
     head = Aggregation([1280, 1280, 640, 768], out=32, width=8, groups=4, weights=str(tmp_path / "best.pth")).eval()
 
-    ours = head.adapt(FeatureMap(torch.cat((s5, s4, s3, dino), dim=1), 16)).values
+    ours = head.transform(FeatureMap(torch.cat((s5, s4, s3, dino), dim=1), 16)).values
     assert_close(ours, as_published(state, [s3, s4, s5, dino], groups=4), atol=1e-4, rtol=1e-4)
     assert (ours - as_published(state, [s3, s5, s4, dino], groups=4)).abs().max() > 0.1
     assert torch.equal(head.mixing.data, state["mixing_weights"][[2, 1, 0, 3]])
@@ -224,7 +224,7 @@ def test_blocks_go_to_the_maps_that_channels_or_the_user_name(tmp_path, blocks, 
 
     head = Aggregation(widths, out=32, width=8, groups=4, weights=path, weights_order=order).eval()
 
-    ours = head.adapt(FeatureMap(torch.cat([values[number] for number in maps], dim=1), 16)).values
+    ours = head.transform(FeatureMap(torch.cat([values[number] for number in maps], dim=1), 16)).values
     assert_close(ours, as_published(state, values, groups=4), atol=1e-4, rtol=1e-4)
 
 

@@ -44,7 +44,7 @@ def test_attention_knows_where_a_cell_is():
 
     moved = FeatureMap(x.values.roll(1, dims=-1), 8)
 
-    assert not torch.allclose(head.adapt(moved).values, head.adapt(x).values.roll(1, dims=-1), atol=1e-3)
+    assert not torch.allclose(head.transform(moved).values, head.transform(x).values.roll(1, dims=-1), atol=1e-3)
 
 
 def test_a_cell_hears_of_its_whole_image_and_of_the_other_one_only_where_it_should():
@@ -53,7 +53,7 @@ def test_a_cell_hears_of_its_whole_image_and_of_the_other_one_only_where_it_shou
     changed.values[..., 3, 5] += 1
     alone, both = built("self_attention"), built("cross_attention")
 
-    assert (alone.adapt(x).values - alone.adapt(changed).values)[..., 0, 0].abs().max() > 1e-4
+    assert (alone.transform(x).values - alone.transform(changed).values)[..., 0, 0].abs().max() > 1e-4
     first, second = both.adapt_both(x, other)
     after, heard = both.adapt_both(changed, other)
     assert (first.values - after.values)[..., 0, 0].abs().max() > 1e-4

@@ -116,15 +116,15 @@ def test_before_training_it_is_the_cosine_of_interpolated_features_of_unit_lengt
 def test_numbers_are_dropped_in_training_alone():
     head, one = built("decoder"), maps(1, 4, 4)
 
-    assert torch.equal(head.adapt(one).values, head.adapt(one).values)
+    assert torch.equal(head.transform(one).values, head.transform(one).values)
     head.train()
-    assert not torch.equal(head.adapt(one).values, head.adapt(one).values)
+    assert not torch.equal(head.transform(one).values, head.transform(one).values)
 
 
 def test_features_moved_by_a_cell_are_found_moved_by_four():
     head, x = built("decoder"), maps(1, 11, 12)
 
-    fine, moved = head.adapt(x).values, head.adapt(FeatureMap(x.values.roll(1, dims=-1), 8)).values
+    fine, moved = head.transform(x).values, head.transform(FeatureMap(x.values.roll(1, dims=-1), 8)).values
 
     inner = slice(4 * (REACH + 1), -4 * (REACH + 1))
     assert_close(moved[..., inner.start + 4 : inner.stop + 4], fine[..., inner], atol=1e-5, rtol=0)
@@ -206,7 +206,7 @@ def test_a_point_is_read_in_the_cell_that_it_lies_in():
     assert to_grid(points, STRIDE).min() < -0.5
 
     with torch.no_grad():
-        expected = whole.describe(whole.adapt(source), points)
+        expected = whole.describe(whole.transform(source), points)
         assert_close(head._describe(source, points), expected, atol=1e-5, rtol=0)
 
 

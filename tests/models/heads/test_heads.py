@@ -61,7 +61,7 @@ def points(batch: int, n: int) -> torch.Tensor:
 
 def fineness(head: torch.nn.Module) -> int:
     """Cells that a head makes of one, along a side."""
-    return round(8 / head.adapt(maps(1, 2, 2)).stride) if isinstance(head, SiameseHead) else 1
+    return round(8 / head.transform(maps(1, 2, 2)).stride) if isinstance(head, SiameseHead) else 1
 
 
 @heads
@@ -119,13 +119,13 @@ def test_an_image_adapted_alone_is_what_it_is_in_a_batch(name):
     """And a call is its three parts."""
     head, source, target, asked = built(name), maps(3, 4, 6), maps(3, 4, 6), points(3, 5)
 
-    together = head.adapt(source)
-    alone = [head.adapt(FeatureMap(one[None], 8)) for one in source.values]
+    together = head.transform(source)
+    alone = [head.transform(FeatureMap(one[None], 8)) for one in source.values]
 
     assert_close(torch.cat([one.values for one in alone]), together.values, atol=1e-5, rtol=1e-5)
     assert {one.stride for one in alone} == {together.stride}
     assert together.stride * together.values.shape[-1] == 8 * 6  # the grid still spans the image
-    in_parts = head.compare(head.describe(together, asked), head.adapt(target))
+    in_parts = head.compare(head.describe(together, asked), head.transform(target))
     assert_close(in_parts, head(source, target, asked), atol=1e-6, rtol=0)
 
 

@@ -14,7 +14,7 @@ def test_a_cell_becomes_four_by_four_around_its_centre():
     changed = FeatureMap(x.values.clone(), 8)
     changed.values[..., 4, 6] += 1
 
-    before, after = head.adapt(x), head.adapt(changed)
+    before, after = head.transform(x), head.transform(changed)
 
     assert (before.stride, before.values.shape[-2:]) == (2, (36, 44))
     rows, columns = (before.values != after.values).any(1)[0].nonzero().T
@@ -27,7 +27,7 @@ def test_a_cell_becomes_four_by_four_around_its_centre():
 def test_features_moved_by_a_cell_are_found_moved_by_four():
     head, x = built("upsample"), maps(1, 9, 11)
 
-    fine, moved = head.adapt(x).values, head.adapt(FeatureMap(x.values.roll(1, dims=-1), 8)).values
+    fine, moved = head.transform(x).values, head.transform(FeatureMap(x.values.roll(1, dims=-1), 8)).values
 
     assert_close(moved[..., 8:-4], fine[..., 4:-8])
 
@@ -42,6 +42,6 @@ def test_products_over_the_channels_are_cosines_of_features_after_a_layer_norm()
 
     with torch.no_grad():
         products.stages[-1][-1].weight.copy_(torch.rand(products.stages[-1][-1].weight.shape) + 0.5)
-        fine, cell = products.adapt(a), products.adapt(b).values[0, :, 5, 6].tolist()
+        fine, cell = products.transform(a), products.transform(b).values[0, :, 5, 6].tolist()
         slow = [sum(x * y for x, y in zip(d, cell, strict=True)) for d in products.describe(fine, points)[0].tolist()]
         assert_close(products(a, b, points)[0, :, 5, 6], torch.tensor(slow) / len(cell), atol=1e-5, rtol=1e-4)

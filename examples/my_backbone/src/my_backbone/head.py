@@ -18,6 +18,6 @@ class MyHead(Cosine):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(channels, 1, 1))
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Scale the channels of every cell."""
         return FeatureMap(maps.values.to(self.scale.dtype) * self.scale, maps.stride)

@@ -172,7 +172,7 @@ class Aggregation(Cosine):
         if weights is not None:
             load_aggregation_weights(self, weights, weights_order)
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Return the sum of the bottlenecks' outputs, in shares that add up to one."""
         parts = self.dropout(maps.values.to(self.mixing.dtype)).split(self.maps, dim=1)
         blocks = [block for block in self.blocks for _ in range(self.steps)]

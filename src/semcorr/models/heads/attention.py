@@ -114,7 +114,7 @@ class SelfAttention(Cosine):
         super().__init__()
         self.layers = _build_layers(channels, depth, heads, width)
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Return the features with what the layers add to them."""
         tokens = _to_tokens(maps, next(self.parameters()).dtype)
         values = tokens.values

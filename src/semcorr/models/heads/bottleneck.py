@@ -71,7 +71,7 @@ class BottleneckHead(Cosine):
         groups = gcd(32, channels, width) if groups is None else groups
         self.block: nn.Module = ResidualBottleneck(channels, channels, width, groups)
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Apply the bottleneck to the features."""
         precision = next(self.parameters()).dtype  # features may be in half precision
         return FeatureMap(self.block(maps.values.to(precision)), maps.stride)

@@ -22,9 +22,9 @@ class Cosine(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every target cell."""
-        return self.compare(self.describe(self.adapt(source), points), self.adapt(target))
+        return self.compare(self.describe(self.transform(source), points), self.transform(target))
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Return the features unchanged."""
         return maps
 

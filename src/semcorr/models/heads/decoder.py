@@ -102,7 +102,7 @@ class Decoder(Cosine):
         super().__init__()
         self.network = DecoderNetwork(channels, fineness, dropout)
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Return the decoded features, on the finer grid."""
         return FeatureMap(self.network(maps.values), maps.stride / self.network.fineness)
 

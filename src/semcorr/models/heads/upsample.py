@@ -34,7 +34,7 @@ class Upsample(Cosine):
         self.products = products
         self.stages = nn.Sequential(*(_build_stage(channels) for _ in range(stages)))
 
-    def adapt(self, maps: FeatureMap) -> FeatureMap:
+    def transform(self, maps: FeatureMap) -> FeatureMap:
         """Return the features on a grid that is finer by a factor of two per stage."""
         precision = next(self.parameters()).dtype
         return FeatureMap(self.stages(maps.values.to(precision)), maps.stride / 2 ** len(self.stages))

@@ -23,7 +23,7 @@ class SourceImages(NamedTuple):
 class PairMaps(NamedTuple):
     """Features of the images of each pair, with the head that compares them.
 
-    `source` and `target` are what the head compares: adapted already by a head that takes one image at a time.
+    `source` and `target` are what the head compares: transformed already by a head that takes one image at a time.
     """
 
     head: nn.Module
