@@ -177,9 +177,11 @@ def print_transfer_summary(
         if category_labels:
             count = len(category["keypoints"])
             share = sum(float(label.valid.float().mean()) for label in category_labels) / len(category_labels)
-            sided = flip_from_names(category["keypoints"]) != tuple(range(count))
-            mirrored_note = ", also mirrored" if flip and sided else ""
-            note = "; not mirrored, as no keypoints are named left and right" if flip and not sided else ""
+            order = flip_from_names(category["keypoints"])
+            is_mirrored = flip and order is not None and order != tuple(range(count))
+            reason = "a keypoint of one side has no twin" if order is None else "no keypoints are named left and right"
+            mirrored_note = ", also mirrored" if is_mirrored else ""
+            note = f"; not mirrored, as {reason}" if flip and not is_mirrored else ""
             sources = sum(item.photo.name not in broken for item in annotations.sources[category["id"]])
             print(
                 f"{escape_controls(category_name(category))}: {len(category_labels)} labelled by "

@@ -1,11 +1,14 @@
 import json
 import logging
 import random
+import re
 from itertools import permutations
 from pathlib import Path
 
+import pytest
 from tiny_benchmarks import edit, write_coco
 
+from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.image_variants import unique_images
 
@@ -75,6 +78,42 @@ def test_a_picture_of_two_categories_is_in_one_split_only(tmp_path):
     parts = {split: {name for pair in names(data.pairs(split)) for name in pair} for split in ("train", "val", "test")}
 
     assert sum(len(part) for part in parts.values()) == len(set.union(*parts.values())) == 10
+
+
+def with_a_cup(content: dict, keypoints: list[str], images: int = 10) -> None:
+    """Add a category of other keypoints, annotated in the first images."""
+    content["categories"].append({"id": 9, "name": "cup", "keypoints": keypoints})
+    for entry in content["annotations"][:images]:
+        x, y, _ = entry["keypoints"][:3]
+        points = [value for i in range(len(keypoints)) for value in (x + i, y, 2)]
+        content["annotations"].append(entry | {"category_id": 9, "keypoints": points})
+
+
+def test_categories_may_have_different_numbers_of_keypoints(tmp_path):
+    """Batches are rectangular: rows that a category lacks are not visible, and keep their places in the mirror."""
+    edit(write_coco(tmp_path) / "keypoints.json", lambda content: with_a_cup(content, ["left_a", "right_a", "b", "c"]))
+
+    pairs = coco(tmp_path, val=0, test=0).pairs("train")
+
+    assert {(pair.category, len(pair.source.visible), pair.flip) for pair in pairs} == {
+        ("dog", 4, (1, 0, 2, 3)),
+        ("cup", 4, (1, 0, 2, 3)),
+    }
+    assert not any(pair.source.visible[3] for pair in pairs if pair.category == "dog")
+
+
+def test_categories_without_a_pair_are_told_and_no_pair_at_all_is_refused(tmp_path, caplog):
+    edit(write_coco(tmp_path) / "keypoints.json", lambda content: with_a_cup(content, ["a", "b"], images=2))
+
+    data = coco(tmp_path, val=0, test=0.5)
+
+    assert {pair.category for pair in data.pairs("test")} == {"dog"}
+    assert "no pair in split test" in caplog.text
+    assert re.search(r"cup \(\d of 2 images\)", caplog.text)
+    with pytest.raises(UserError, match=r"data.split=val has no pair .*dog \(0 of 10 images\).*data.val=0 share"):
+        data.pairs("val")
+    with pytest.raises(UserError, match=r"must be at most 1 together, got 0.6 and 0.6"):
+        coco(tmp_path, val=0.6, test=0.6)
 
 
 def test_coco_pairs_do_not_depend_on_the_order_of_the_file(tmp_path):
@@ -153,4 +192,4 @@ def test_one_image_may_hold_objects_of_two_categories(tmp_path):
 
     assert names(pairs[:2]) == [("01", "02"), ("02", "01")]
     assert [pair.category for pair in pairs[:3]] == ["cat", "cat", "dog"]
-    assert pairs[0].source.keypoints.tolist() == [[1, 2], [1, 3]]
+    assert pairs[0].source.keypoints[:2].tolist() == [[1, 2], [1, 3]]

@@ -123,9 +123,25 @@ def test_flips_from_names_exchange_sides_and_keep_ends(names):
     assert flip_from_names(names) == (1, 0, 3, 2, 4, 5, 6, 7, 9, 8, 11, 10, 13, 12, 15, 14, 17, 16, 19, 18)
 
 
-def test_a_side_without_its_counterpart_stays_where_it_is():
-    assert flip_from_names(["left_horn", "nose"]) == (0, 1)
+def test_a_side_without_its_counterpart_has_no_mirror_image():
+    assert flip_from_names(["left_horn", "nose"]) is None
+    assert flip_from_names(["left_eye", "left_ear", "right_ear"]) is None
     assert groups_from_names(["left_horn", "nose"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["левый глаз", "правый глаз", "хвост"], (0, 1, 2)),  # no sides that are known here
+        (["Ohr ä", "Ohr ö", "nose"], (0, 1, 2)),
+        (["a+", "a-", "b"], (0, 1, 2)),
+        (["leftRim", "rightRim", "base"], (1, 0, 2)),
+        (["Auge left ä", "Auge right ä", "Auge left ö", "Auge right ö"], (1, 0, 3, 2)),
+        (["left_a+", "left_a-", "right_a+", "right_a-"], None),  # whose twin is whose cannot be told
+    ],
+)
+def test_only_twins_are_exchanged_whatever_letters_names_have(names, expected):
+    assert flip_from_names(names) == expected
 
 
 def test_names_of_ap10k_give_its_published_groups_and_flip():

@@ -37,7 +37,7 @@ EXTENTS = {"image": 40, "box": 30, "keypoints": 3}
 
 @pytest.mark.parametrize(("extent", "expected"), EXTENTS.items())
 def test_alpha_is_a_fraction_of_what_the_option_says(tmp_path, extent, expected):
-    assert PairsCSV(root=write(tmp_path), size=32, extent=extent).pairs("test")[0].extent == expected
+    assert PairsCSV(root=write(tmp_path, ROWS[:1]), size=32, extent=extent).pairs("test")[0].extent == expected
 
 
 def test_category_and_box_may_be_left_out(tmp_path):
@@ -69,7 +69,7 @@ def test_each_split_has_its_file(tmp_path):
     data = PairsCSV(root=root, size=32, train="train.csv")
 
     assert [len(data.pairs(split)) for split in ("train", "test")] == [1, 2]
-    with pytest.raises(UserError, match="no split 'val'; it has train, test"):
+    with pytest.raises(UserError, match="must be one of train, test, got 'val'"):
         data.pairs("val")
 
 
@@ -93,6 +93,12 @@ def test_samples_come_out_of_it(tmp_path):
     assert sample.source.image.shape == (3, 32, 32)
 
 
+def test_an_accent_is_one_letter_or_two(tmp_path):
+    rows = [[*ROWS[0][:6], word, ROWS[0][7]] for word in ("caf\u00e9", "cafe\u0301")]
+
+    assert {pair.category for pair in PairsCSV(root=write(tmp_path, rows), size=32).pairs("test")} == {"caf\u00e9"}
+
+
 def changed(column: str, value: str) -> list[list[str]]:
     row = list(ROWS[0])
     row[HEADER.index(column)] = value
@@ -109,6 +115,7 @@ BROKEN = {
     "a missing image": (changed("source_image", "a/three.png"), {}, ["three.png does not exist"]),
     "nothing shared": ([[*ROWS[0][:2], "1;", "2;", ";3", ";4", "cup", ""]], {}, ["no keypoint visible in both"]),
     "a short row": ([ROWS[0][:3]], {}, ["line 2", "not as many columns"]),
+    "a single point": (ROWS, {"extent": "keypoints"}, ["line 3", "a single one has no extent"]),
     "an unknown extent": (ROWS, {"extent": "boxes"}, ["`data.extent` must be one of image, box, keypoints"]),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Random augmentation of training pairs: mirrored, warped and recoloured, annotations with the pixels."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Annotated, NamedTuple
@@ -26,6 +27,8 @@ from semcorr.data.warp import (
     warp_image,
     warp_points,
 )
+
+log = logging.getLogger(__name__)
 
 
 class GeometricChange(NamedTuple):
@@ -274,10 +277,17 @@ def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:
 def require_flips(
     pairs: Sequence[PairRecord], benchmark: str, option: str = "augment.flip", remedy: str = "augment.flip=0"
 ) -> None:
-    """Refuse to mirror images of categories whose left-right permutation is unknown."""
-    lacking = sorted({pair.category for pair in pairs if pair.flip is None})
+    """Refuse to mirror images of categories whose left-right permutation is unknown; report those without sides."""
+    flips = {pair.category: pair.flip for pair in pairs}
+    lacking = sorted(category for category, flip in flips.items() if flip is None)
     if lacking:
         raise UserError(
             f"`{option}`: {benchmark} does not say which keypoints change places in a mirror image of "
-            f"{', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}. Set {remedy}."
+            f"{', '.join(lacking[:5])}{' ...' if len(lacking) > 5 else ''}. Set {remedy}, or name "
+            "each by `left` or `right`, with its twin."
+        )
+    if unsided := sorted(category for category, flip in flips.items() if flip == tuple(range(len(flip or ())))):
+        log.warning(
+            "`%s`: no keypoints of %s are named left and right, so a mirror image keeps all names",
+            *(option, ", ".join(unsided[:5]) + " ..." * (len(unsided) > 5)),
         )

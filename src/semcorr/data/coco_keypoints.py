@@ -28,6 +28,7 @@ from semcorr.data.record import (
     keypoint_bounding_box,
     log,
     longer_side,
+    pad_keypoints,
     require_root,
 )
 
@@ -70,6 +71,8 @@ class COCOKeypoints(PairDataModule):
         if box not in LAYOUTS:
             raise UserError(f"`data.box` must be one of {', '.join(LAYOUTS)}, got {box!r}")
         self.annotations, self.image_folder, self.box = annotations, images, box
+        if val + test > 1:
+            raise UserError(f"`data.val` and `data.test` must be at most 1 together, got {val:g} and {test:g}")
         self.shares = {"test": test, "val": val}
         self.min_shared, self.cap, self.pairs_seed = min_shared, pairs_per_category, pairs_seed
         self.content = cache(lambda: read_images(self.root, annotations, images, box))  # read once for all splits
@@ -79,6 +82,7 @@ class COCOKeypoints(PairDataModule):
         images, names = self.content()
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []
+        without_pair: list[str] = []
         for category in sorted(images):
             split_images = sorted(
                 (i for i in images[category] if split_of[i.name] == split), key=lambda image: image.name
@@ -86,12 +90,22 @@ class COCOKeypoints(PairDataModule):
             chosen_pairs = choose_coco_pairs(
                 split_images, self.min_shared, self.cap, f"{self.pairs_seed}/{category}/{split}"
             )
+            if not chosen_pairs:
+                without_pair.append(f"{category} ({len(split_images)} of {len(images[category])} images)")
             groups, flip = groups_from_names(names[category]), flip_from_names(names[category])
             pairs += [
                 PairRecord(f"{a.name}-{b.name}:{category}", category, a, b, longer_side(b.box), groups, flip)
                 for a, b in chosen_pairs
             ]
-        return name_pairs(pairs)
+        path = self.root / self.annotations
+        advice = f"data.test={self.shares['test']:g} and data.val={self.shares['val']:g} share images out"
+        if without_pair and not pairs:
+            raise UserError(
+                f"{path}: data.split={split} has no pair of images that share data.min_shared={self.min_shared} "
+                f"keypoints: {', '.join(without_pair[:5])}. {advice}: give other shares, or data.min_shared=1"
+            )
+        warn_notes(path, {f"categories have no pair in split {split}: {advice}": without_pair} if without_pair else {})
+        return name_pairs(pad_keypoints(pairs))
 
 
 def name_pairs(pairs: Sequence[PairRecord]) -> list[PairRecord]:

@@ -19,6 +19,7 @@ from semcorr.core.text_files import JsonObject
 
 Groups = tuple[tuple[int, ...], ...]
 
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # where a word of leftFrontPaw ends
 ABBREVIATIONS = {"l": "left", "r": "right", "f": "front", "b": "back"}
 
 
@@ -87,16 +88,27 @@ def groups_from_names(names: Sequence[str]) -> Groups:
     return tuple(tuple(ids) for ids in groups.values() if len(ids) > 1)
 
 
-def flip_from_names(names: Sequence[str]) -> tuple[int, ...]:
+def flip_from_names(names: Sequence[str]) -> tuple[int, ...] | None:
     """Derive the left-right permutation from the words left and right in the names, for a COCO file.
 
-    >>> flip_from_names(["left_eye", "right_eye", "nose"])
+    Returns:
+        The permutation; None if a name has a side and no single twin, since nothing is there in the mirror image.
+
+    >>> flip_from_names(["left_eye", "rightEye", "nose"])
     (1, 0, 2)
+    >>> flip_from_names(["left_eye", "left_ear", "right_ear"]) is None
+    True
     """
     swap = {"left": "right", "right": "left"}
-    index = {"_".join(_split_words(name)): i for i, name in enumerate(names)}
-    mirrored = ["_".join(swap.get(word, word) for word in _split_words(name)) for name in names]
-    return tuple(index.get(mirror, i) for i, mirror in enumerate(mirrored))
+    words = [tuple(_split_words(name)) for name in names]
+    order = [*range(len(names))]
+    for i, own in enumerate(words):
+        if _is_sided(names[i]):
+            twins = [j for j, other in enumerate(words) if other == tuple(swap.get(word, word) for word in own)]
+            if len(twins) != 1 or words.count(own) != 1:
+                return None
+            order[i] = twins[0]
+    return tuple(order)
 
 
 @cache
@@ -115,8 +127,9 @@ def _category_entry(benchmark: str, category: str) -> JsonObject:
 
 
 def _split_words(name: str) -> list[str]:
-    """Split a keypoint name into words; AnimalPose's `L_F_Paw` is left, front, paw."""
-    return [ABBREVIATIONS.get(word, word) for word in re.split(r"[^a-z0-9]+", name.lower())]
+    """Split a name into words of any script; AnimalPose's `L_F_Paw` and `leftFrontPaw` are left, front, paw."""
+    parts = re.findall(r"[^\W_]+", CAMEL.sub(" ", name))
+    return [ABBREVIATIONS.get(word, word) for word in map(str.lower, parts)]
 
 
 def _remove_words(name: str, words: Iterable[str]) -> str:

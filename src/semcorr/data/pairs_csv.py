@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, Unpack
+from unicodedata import normalize
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, quote_value
@@ -173,13 +174,20 @@ def _build_pair(images: _Images, location: str, line: int, row: Mapping[str, str
         images.record(row, side, points, (side == "target" and box) or _bounding_box(points), location)
         for side, points in sides.items()
     )
+    if extent == "keypoints" and len({point for point in sides["target"] if point is not None}) < 2:
+        raise UserError(
+            f"{location}: data.extent=keypoints needs two points in the target, since a single one has no extent. "
+            "Drop the row, or give data.extent=box or image."
+        )
     lengths = {
         "image": lambda: float(max(target.size)),
         "box": lambda: longer_side(target.box),
         "keypoints": lambda: longer_side(_bounding_box(sides["target"])),
     }
-    name, category = f"{line - 1:06d}-{source.name}-{target.name}", row.get("category", "").strip() or "object"
-    details = {column: row.get(column, "").strip() or None for column in DOMAINS}
+    # An é is one letter or two: programs write both
+    words = {column: normalize("NFC", row.get(column, "").strip()) for column in ("category", *DOMAINS)}
+    name, category = f"{line - 1:06d}-{source.name}-{target.name}", words["category"] or "object"
+    details = {column: words[column] or None for column in DOMAINS}
     return PairRecord(name, category, source, target, lengths[extent](), details=details)
 
 

@@ -138,7 +138,12 @@ def pad_keypoints(pairs: Sequence[PairRecord]) -> list[PairRecord]:
     """
     slots = max((len(image.visible) for pair in pairs for image in (pair.source, pair.target)), default=0)
     return [
-        pair._replace(source=_pad_record(pair.source, slots), target=_pad_record(pair.target, slots)) for pair in pairs
+        pair._replace(
+            source=_pad_record(pair.source, slots),
+            target=_pad_record(pair.target, slots),
+            flip=pair.flip and (*pair.flip, *range(len(pair.flip), slots)),
+        )
+        for pair in pairs
     ]
 
 

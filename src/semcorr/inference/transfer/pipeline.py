@@ -112,7 +112,7 @@ def open_source(
     points = limit_points(item, picture.size)
     crop = crop_picture(picture, None if item.box is None else enlarge_box(item.box, points[item.keypoint_mask]))
     order = flip_from_names(category["keypoints"])
-    mirror_order = order if flip and order != tuple(range(len(order))) else None  # no sides, no mirror image
+    mirror_order = order if flip and order != tuple(range(len(points))) else None  # no sides, no mirror image
     return encode_source(matcher, crop, points, item.keypoint_mask, item.id, mirror_order, has_box=item.box is not None)
 
 
