@@ -91,26 +91,26 @@ class ImageStream(BatchStream[ImageSampleIndex]):
         epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.categories, self.count, self.seed = categories, count, seed
-        self.visible = [torch.stack([image.visible for image in gallery.images]) for gallery in categories]
-        pairs = np.array([gallery.pairs for gallery in categories])
+        self.visible = [torch.stack([image.visible for image in category.images]) for category in categories]
+        pairs = np.array([category.pairs for category in categories])
         self.shares = pairs / pairs.sum()
-        images = sum(len(gallery.images) for gallery in categories)
+        images = sum(len(category.images) for category in categories)
         super().__init__(steps or images // count // world, rank, world, epoch)  # about a pass over the images
 
     def batch(self, number: int) -> ImageSampleIndex:
         """Return batch `number`; it depends on the seed and `number` alone."""
         rng = np.random.default_rng([self.seed, number, 1])  # augmentation takes [seed, number]
-        gallery = int(rng.choice(len(self.shares), p=self.shares))
-        visible = self.visible[gallery]
-        while True:  # ends: a gallery has two images that share a keypoint
+        category = int(rng.choice(len(self.shares), p=self.shares))
+        visible = self.visible[category]
+        while True:  # ends: a category has two images that share a keypoint
             images = rng.choice(len(visible), min(self.count, len(visible)), replace=False).tolist()
             if share_keypoint(visible[images]):
-                return ImageSampleIndex(gallery, tuple(images), number)
+                return ImageSampleIndex(category, tuple(images), number)
 
     def images_ahead(self, epochs: int, steps: int | None = None) -> list[ImageRecord]:
         """Return the images in the batches that `batches_ahead` lists, each once."""
         images_by_name: dict[str, ImageRecord] = {}
-        all_names = {image.name for gallery in self.categories for image in gallery.images}
+        all_names = {image.name for category in self.categories for image in category.images}
         for draw in self.batches_ahead(epochs, steps):
             images = self.categories[draw.category_index].images
             images_by_name.update((images[i].name, images[i]) for i in draw.images)
@@ -136,21 +136,21 @@ class TrainingImages(Dataset[ImageBatch]):
     ) -> None:
         self.categories, self.augment, self.seed = categories, augment, seed
         self.variants = variants or PoseVariant()
-        self.first_view = [0, *accumulate(len(gallery.images) for gallery in categories)]  # of each category
-        images = [image for gallery in categories for image in gallery.images]
+        self.first_view = [0, *accumulate(len(category.images) for category in categories)]  # of each category
+        images = [image for category in categories for image in category.images]
         self.views = ViewCache(images, side, resize, pixels, cache_gb, processes)
 
     def __getitem__(self, draw: ImageSampleIndex) -> ImageBatch:
-        gallery = self.categories[draw.category_index]
+        category = self.categories[draw.category_index]
         views = [self.views[self.first_view[draw.category_index] + i] for i in draw.images]
         if self.augment is not None:
-            views = self.augment.augment_views(views, gallery.flip, np.random.default_rng([self.seed, draw.number]))
+            views = self.augment.augment_views(views, category.flip, np.random.default_rng([self.seed, draw.number]))
         batch = default_collate(views)
         if not self.variants:
-            return ImageBatch(batch, gallery.category, find_queries(batch.visible))
-        mirrored = default_collate([mirror_annotations(view, gallery.flip) for view in views])
+            return ImageBatch(batch, category.category, find_queries(batch.visible))
+        mirrored = default_collate([mirror_annotations(view, category.flip) for view in views])
         weights = image_weights(batch.visible, mirrored.visible, self.variants)
-        return ImageBatch(batch, gallery.category, weights.nonzero(), [mirrored])
+        return ImageBatch(batch, category.category, weights.nonzero(), [mirrored])
 
 
 def find_queries(visible: Bool[Tensor, "m n"]) -> Int[Tensor, "r 3"]:

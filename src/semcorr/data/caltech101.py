@@ -47,7 +47,7 @@ class Caltech101(LabelTransferBenchmark):
     Arguments are those of every benchmark.
     """
 
-    name = "caltech101"
+    name, title = "caltech101", "Caltech-101"
     official: Mapping[str, int] = MappingProxyType({"pairs, test": 1515})
     recipe = DownloadRecipe(
         licence="research use; images collected from the web",

@@ -54,7 +54,7 @@ class DAVIS(EvaluationBenchmark):
 
     name = "davis"
     splits = ("val", "train")
-    cases_name, section, has_readout = "videos", "segmentation", False
+    title, cases_name, section, is_video, has_readout = "DAVIS", "videos", "segmentation", True, False
     official: Mapping[str, int] = MappingProxyType({"videos, train": 60, "videos, val": 30})
     recipe = DownloadRecipe(
         licence="terms of the DAVIS challenge (not verified here: see davischallenge.org)",

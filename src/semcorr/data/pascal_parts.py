@@ -47,7 +47,7 @@ class PascalParts(LabelTransferBenchmark):
         **options: As for every benchmark.
     """
 
-    name = "pascal_parts"
+    name, title = "pascal_parts", "PASCAL-Part"
 
     def __init__(self, *, pairs: str = "pairs.csv", **options: Unpack[PairOptions]) -> None:
         super().__init__(**options)

@@ -188,7 +188,7 @@ class TapVid(EvaluationBenchmark):
 
     name = "tapvid_davis"
     splits = ("test",)
-    cases_name, section = "videos", "tracking"
+    title, cases_name, section, is_video = "TAP-Vid", "videos", "tracking", True
     official: Mapping[str, int] = MappingProxyType({"videos": 30})
     recipe = DownloadRecipe(
         licence="annotations CC BY 4.0; the DAVIS videos have terms of their own (not verified here: see DAVIS)",

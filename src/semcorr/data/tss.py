@@ -57,7 +57,7 @@ class TSS(DenseBenchmark):
         **options: As for every benchmark.
     """
 
-    name, section, cases_name = "tss", "flow", "flows"
+    name, title, section, cases_name = "tss", "TSS", "flow", "flows"
     official: Mapping[str, int] = MappingProxyType({"pairs, test": 400})
     recipe = DownloadRecipe(
         licence="research use; images of FG3DCar, JODS and PASCAL VOC",

@@ -13,14 +13,6 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.segmentation import SegmentationModule
 from semcorr.engine.tracking import TrackingModule
 
-TITLES = {
-    "tapvid_davis": "TAP-Vid",
-    "davis": "DAVIS",
-    "tss": "TSS",
-    "caltech101": "Caltech-101",
-    "pascal_parts": "PASCAL-Part",
-}
-
 
 def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBenchmark) -> EvaluationModule:
     """Build the module that scores a benchmark by a matcher's backbone, head and read-out.
@@ -28,8 +20,8 @@ def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBench
     Raises:
         UserError: The benchmark cannot be scored by such a backbone, head, protocol or number of read-outs.
     """
-    title = TITLES.get(data.name, data.name)
-    if data.cases_name == "videos" and matcher.backbone.needs_pair:
+    title = data.title or data.name
+    if data.is_video and matcher.backbone.needs_pair:
         raise UserError(f"`data`: {matcher.backbone.name} sees images in pairs, which a video has not. Choose another")
     if any(spec.protocol.name != "semcorr" for spec in matcher.specs):
         raise UserError(f"`protocol`: {title} has its own. Leave `protocol` out.")

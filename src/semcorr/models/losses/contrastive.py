@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from semcorr.core.ranges import Positive, check_arguments
-from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
+from semcorr.models.losses.inputs import KeypointWeights, LossInputs, mask_values, weighted_mean
 
 
 def symmetric_contrastive(
     source: Float[Tensor, "b n c"],
     target: Float[Tensor, "b n c"],
-    mask: Counted,
+    mask: KeypointWeights,
     scale: float | Float[Tensor, ""] = 1 / 0.07,
 ) -> Float[Tensor, ""]:
     """Average the cross-entropy of finding each keypoint among those of its pair, from source to target and back.

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Share, Sigma, Temperature, Whole, check_arguments
 from semcorr.core.text_files import JsonObject
-from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
+from semcorr.models.losses.inputs import KeypointWeights, LossInputs, mask_values, weighted_mean
 
 MINIMUM = 0.001
 
@@ -79,7 +79,7 @@ Steps = Annotated[int, Range(least=1, most=255, odd=True)]
 def gaussian_cross_entropy(
     similarity: Float[Tensor, "b n h w"],
     cells: Float[Tensor, "b n 2"],
-    mask: Counted,
+    mask: KeypointWeights,
     temperature: Temperature | Float[Tensor, ""] | Float[Tensor, "b n 1 1"] = 0.03,
     kernel: Steps = 7,
     sigma: Sigma = 1.5,

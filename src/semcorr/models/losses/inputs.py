@@ -10,7 +10,7 @@ from torch import Tensor
 from semcorr.models.losses.pair_maps import PairMaps, SourceImages
 
 # Which points of each row, a pair, count; or the weight of each point, where a row is a variant or holds many pairs.
-Counted = Bool[Tensor, "b n"] | Float[Tensor, "b n"]
+KeypointWeights = Bool[Tensor, "b n"] | Float[Tensor, "b n"]
 
 
 class Descriptors(NamedTuple):
@@ -18,7 +18,7 @@ class Descriptors(NamedTuple):
 
     source: Float[Tensor, "p n c"]
     target: Float[Tensor, "p n c"]
-    mask: Tensor  # (p n), as `Counted`
+    mask: Tensor  # (p n), as `KeypointWeights`
     original: Bool[Tensor, " p"]  # whether neither image is mirrored in this variant of the pair
 
 
@@ -27,7 +27,7 @@ class LossInputs(NamedTuple):
 
     similarity: Float[Tensor, "b n h w"]
     cells: Float[Tensor, "b n 2"]  # true positions in the target, in cells of `similarity`
-    mask: Tensor  # (b n), as `Counted`
+    mask: Tensor  # (b n), as `KeypointWeights`
     starts: Float[Tensor, "b n 2"]  # positions in the source, in cells of the same size
     extent: Float[Tensor, "b n 2"]  # longer side of the target's box, in cells along x and along y
     number: int  # optimiser steps before this one
@@ -85,7 +85,7 @@ def point_lookup(loss: Loss | None) -> str:
     return loss.lookup if isinstance(loss, StructuredLoss) else "centre"
 
 
-def weighted_mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, ""]:
+def weighted_mean(value: Float[Tensor, "b n"], mask: KeypointWeights) -> Float[Tensor, ""]:
     """Average over the points of each pair, then over the pairs that have any, as the unified benchmark's code does.
 
     Args:
@@ -108,7 +108,7 @@ def weighted_mean(value: Float[Tensor, "b n"], mask: Counted) -> Float[Tensor, "
     return (weight * torch.where(weight > 0, value, 0.0)).sum() / weight.sum().clamp(min=1e-12)
 
 
-def mask_values(values: Float[Tensor, "b n *s"], mask: Counted) -> Float[Tensor, "b n *s"]:
+def mask_values(values: Float[Tensor, "b n *s"], mask: KeypointWeights) -> Float[Tensor, "b n *s"]:
     """Return values in single precision at least, with 0 at the points that do not count; their gradient is 0, too.
 
     Boolean indexing would do the same, but a GPU would have to report how many points there are.

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Temperature, Weight, Window, check_arguments
 from semcorr.matching.readouts import soft_argmax, window_soft_argmax
-from semcorr.models.losses.inputs import Counted, LossInputs, mask_values, weighted_mean
+from semcorr.models.losses.inputs import KeypointWeights, LossInputs, mask_values, weighted_mean
 
 
 def soft_argmax_distance(
     similarity: Float[Tensor, "b n h w"],
     cells: Float[Tensor, "b n 2"],
-    mask: Counted,
+    mask: KeypointWeights,
     temperature: float = 0.02,
     window: int | None = None,
 ) -> Float[Tensor, ""]:
@@ -34,7 +34,7 @@ def soft_argmax_distance(
 
 
 def _mean_distance(
-    predictions: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: Counted
+    predictions: Float[Tensor, "b n 2"], cells: Float[Tensor, "b n 2"], mask: KeypointWeights
 ) -> Float[Tensor, ""]:
     """Average the distance of predictions to the true cells over the points of each pair, then over pairs."""
     return weighted_mean(torch.linalg.vector_norm(predictions - mask_values(cells, mask), dim=-1), mask)
