@@ -6,10 +6,11 @@ from numbers import Integral
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate
 
+from semcorr.core.bilinear import bilinear_neighbours
 from semcorr.core.coords import to_grid, to_image
 from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
@@ -76,7 +77,8 @@ def transfer_points(
         matches = match_to_target(head, target, [source], [points], [rule])
         return matches.points[0], matches.score
     h, w = source.values.shape[-2:]
-    corners, weights = bilinear_cells(to_grid(points, source.stride), (w, h))
+    on_map = to_grid(points, source.stride).clamp(min=-0.5).minimum(points.new_tensor([w, h]) - 0.5)
+    corners, weights = bilinear_neighbours(on_map, (w, h))
     query_points = torch.cat((points[:, None], to_image(corners, source.stride)), dim=1)
     matches = match_to_target(head, target, [source], [query_points.flatten(0, 1)], [rule])
     direct, four = matches.cells[0].unflatten(0, (-1, 5)).split((1, 4), dim=1)
@@ -113,28 +115,6 @@ def transfer_with_cycle_check(
     return RoundTrip(
         matches, scores.float(), (cycle_points - points).norm(dim=-1) <= cycle * source.stride, cycle_points
     )
-
-
-def bilinear_cells(
-    cells: Float[Tensor, "n 2"], grid: tuple[int, int]
-) -> tuple[Float[Tensor, "n 4 2"], Float[Tensor, "n 4"]]:
-    """Return the four cells around each position and their bilinear weights; at the border they extrapolate.
-
-    >>> bilinear_cells(torch.tensor([[-0.5, 0.25]]), (3, 3))[1]
-    tensor([[ 1.1250,  0.3750, -0.3750, -0.1250]])
-    """
-    count = torch.tensor(grid, device=cells.device)
-    cells = cells.clamp(min=-0.5).minimum(count - 0.5)
-    low = cells.floor().clamp(min=0).minimum((count - 2).clamp(min=0))
-    share = cells - low
-    corners = _unit_square(cells.device)
-    weights = torch.where(corners.bool(), share[:, None], 1 - share[:, None]).prod(-1)
-    return (low[:, None] + corners).minimum((count - 1).to(low)), weights
-
-
-def _unit_square(device: torch.device) -> Int[Tensor, "4 2"]:
-    """Return the corners of the unit square."""
-    return torch.cartesian_prod(*[torch.arange(2, device=device)] * 2)  # (0 0), (0 1), (1 0), (1 1)
 
 
 COARSE = 96  # pixels of the longer side at which a flow is smoothed
