@@ -70,6 +70,17 @@ def test_flip_mirrors_both_images_and_swaps_no_ids(tmp_path):
     assert mirrored.source.box == (last - 90, 6, last - 5, 66)
 
 
+@pytest.mark.parametrize(("no", "yes"), [("0.0", "1.0"), ("False", "True"), ("FALSE", "TRUE"), ("", "1")])
+def test_a_list_that_pandas_or_an_editor_saved_mirrors_the_same_rows(tmp_path, no, yes):
+    data = pascal(write_pascal(tmp_path))
+    path = find_pair_list(tmp_path, "train")
+    head, *rows = path.read_text().split()
+    path.write_text("\n".join([head, *(row[:-1] + {"0": no, "1": yes}[row[-1]] for row in rows)]))
+
+    assert [pair.source.mirrored for pair in data.pairs("train")] == [False, True, True, False]
+    assert [entry.mirrored for entry in data.pair_list("train")] == [False, True, True, False]
+
+
 def test_a_mirrored_sample_shows_at_its_keypoints_what_the_plain_one_shows(tmp_path):
     root = write_pascal(tmp_path)
     for stem in ("2008_000001", "2008_000002"):
@@ -127,6 +138,8 @@ def test_points_measured_at_300_pixels_follow_vocs_larger_frames(tmp_path, caplo
 
 BROKEN = {
     "a class of 0": (lambda s: s.replace(",8,", ",0,"), ["train_pairs_pf_pascal.csv, line 2", "1 to 20", "'0'"]),
+    "a flip of 2": (lambda s: s.replace(",8,1", ",8,2", 1), ["train_pairs_pf_pascal.csv, line 3", "0 or 1", "'2'"]),
+    "a flip that is no number": (lambda s: s.replace(",8,0", ",8,nan"), ["line 2", "flip", "'nan'", "Restore"]),
     "no class column": (lambda s: s.replace("class", "klass"), ["no column class", "Restore the official list"]),
 }
 

@@ -14,7 +14,8 @@ from semcorr.data.coco_keypoints import COCOKeypoints
 from semcorr.data.dataset import ImageDataset, PairDataset
 from semcorr.data.image_variants import list_variants, unique_images
 from semcorr.data.proposal_flow import PFWillow
-from semcorr.data.spair import SPair
+from semcorr.data.spair import CLASSES, SPair
+from semcorr.metrics.breakdown import LABELS
 
 IMAGE, OTHER = "ImageAnnotation/cat/one.json", "ImageAnnotation/cat/two.json"
 PAIR, LAYOUT = "PairAnnotation/test/000001-one-two:cat.json", "Layout/large/test.txt"
@@ -73,6 +74,36 @@ SPAIR = {  # what is done to the tree: what the message must say
     "flat box": (
         lambda root: edit(root / IMAGE, put(bndbox=[2, 3, 2, 20])),
         [IMAGE, "box [2, 3, 2, 20]", "cat/one", "Correct"],
+    ),
+    "slots of no kind": (lambda root: edit(root / IMAGE, put(kps=None)), [IMAGE, "`kps`", "30 ids", "got None"]),
+    "a class by its name": (
+        lambda root: edit(root / PAIR, put(viewpoint_variation="hard")),
+        [PAIR, "`viewpoint_variation`", "'hard'", "whole number", "Correct"],
+    ),
+    "no such class": (lambda root: edit(root / PAIR, put(truncation=7)), [PAIR, "`truncation` is 7", "0 to 3", "null"]),
+    "a class below 0": (lambda root: edit(root / PAIR, put(occlusion=-1)), [PAIR, "`occlusion` is -1", "0 to 3"]),
+    "a domain that is no text": (
+        lambda root: edit(root / PAIR, put(trg_domain=["photo"])),
+        [PAIR, "`trg_domain`", "['photo']", "text", "Correct"],
+    ),
+    "ids of no kind": (lambda root: edit(root / PAIR, put(kps_ids=None)), [PAIR, "`kps_ids` is None", "list"]),
+    "an id that is no number": (
+        lambda root: edit(root / PAIR, put(kps_ids=["0", "x"])),
+        [PAIR, "entry 1 of field `kps_ids` is 'x'", "whole number", "Correct"],
+    ),
+    "points of no kind": (lambda root: edit(root / PAIR, put(src_kps=None)), [PAIR, "`src_kps` is None", "list"]),
+    "points that are numbers": (
+        lambda root: edit(root / PAIR, put(trg_kps=[8, None])),
+        [PAIR, "`trg_kps` differs", "cat/two", "Unpack"],
+    ),
+    "points of one number": (
+        lambda root: edit(root / PAIR, put(src_kps=[[4], [10, "6"]])),
+        [PAIR, "`src_kps` differs", "cat/one", "Unpack"],
+    ),
+    "a pair box of no kind": (lambda root: edit(root / PAIR, put(trg_bndbox=None)), [PAIR, "`trg_bndbox`", "list"]),
+    "a pair box of no numbers": (
+        lambda root: edit(root / PAIR, put(src_bndbox=[2, 3, None, "x"])),
+        [PAIR, "`src_bndbox` differs", "cat/one", "Unpack"],
     ),
     "nothing shared": (nothing_shared, ["000001-one-two:cat", "one.jpg", "two.jpg", "Drop it"]),
     "empty layout": (lambda root: (root / LAYOUT).write_text("\n"), ["spair test", "no pair", "Check its pair list"]),
@@ -140,6 +171,15 @@ def test_a_damaged_spair_tree_is_refused(tmp_path, case):
     assert said(error, parts), error.value
 
 
+def test_the_reader_takes_the_classes_that_are_scored(tmp_path):
+    assert {key: len(names) for key, names in LABELS.items() if key != "azimuth_difference"} == CLASSES
+    edit(write_spair(tmp_path) / PAIR, put(viewpoint_variation="2", scale_variation=1.0, truncation=3, occlusion=None))
+
+    details = SPair(root=str(tmp_path), size=32).pairs("test")[0].details
+
+    assert [details[key] for key in CLASSES] == [2, 1, 3, None]
+
+
 def test_a_refused_tree_leaves_no_progress_bar_running(tmp_path):
     """A bar that outlives its error holds a lock that the next bar may wait for."""
     (write_spair(tmp_path) / PAIR).unlink()
@@ -173,6 +213,14 @@ def test_a_damaged_willow_list_is_refused(tmp_path, case):
         PFWillow(root=str(tmp_path), size=32).pairs("test")
 
     assert said(error, parts), error.value
+
+
+@pytest.mark.parametrize("has_header", [True, False])
+def test_the_first_row_of_willows_list_is_a_pair_unless_it_is_a_header(tmp_path, has_header):
+    path = write_willow(tmp_path) / "test_pairs.csv"
+    path.write_text(path.read_text() if has_header else path.read_text().split("\n", 1)[1])
+
+    assert [pair.category for pair in PFWillow(root=str(tmp_path), size=32).pairs("test")] == ["car(G)", "duck(S)"]
 
 
 @pytest.mark.parametrize("benchmark", [SPair, PFWillow, COCOKeypoints])

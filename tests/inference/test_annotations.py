@@ -10,8 +10,10 @@ import pytest
 import torch
 from partly_labelled import alone, coco, typed, write
 
+from semcorr.core.errors import UserError
 from semcorr.inference.transfer.annotations import read_annotations
 from semcorr.inference.transfer.labels import skeleton_edges
+from semcorr.inference.transfer.objects import category_name
 
 
 @pytest.fixture
@@ -21,6 +23,22 @@ def written(tmp_path: Path) -> Callable[[dict], Path]:
 
 
 # -- files --
+
+
+def test_a_category_without_a_name_is_called_by_its_id(creatures, tmp_path):
+    content = coco(creatures, ("cat", "dog"))
+    content["categories"][0]["name"] = None
+    del content["categories"][1]["name"]
+    targets = [one["id"] for one in content["annotations"] if "keypoints" not in one]
+    content["annotations"] = [one for one in content["annotations"] if one["id"] not in targets]
+    path = write(tmp_path, content)
+
+    annotations = read_annotations(path, creatures / "JPEGImages", category="1")
+
+    assert {target.category for target in annotations.targets} == {1}
+    assert [category_name(category) for category in annotations.categories] == ["1", "2"]
+    with pytest.raises(UserError, match="no category 'None'; it has 1, 2"):
+        read_annotations(path, creatures / "JPEGImages", category="None")
 
 
 def test_animal_poses_dialect_is_read(creatures, written):

@@ -129,6 +129,19 @@ def test_several_objects_of_cvat_are_told_apart_by_group_or_by_box(tmp_path):
     }
 
 
+@pytest.mark.parametrize("empty_first", [True, False])
+def test_a_skeleton_of_cvat_without_a_point_is_in_no_box(tmp_path, empty_first):
+    start, end = CVAT.index("    <skeleton"), CVAT.index("    <box")
+    skeleton = CVAT[start:end]
+    empty = skeleton.replace('outside="0"', 'outside="1"')
+    text = CVAT.replace(skeleton, empty + skeleton if empty_first else skeleton + empty)
+
+    content = read_objects(edited(tmp_path, text, "a.xml"), write_images(tmp_path))
+
+    boxes = {bool(item.keypoint_mask.any()): item.box for item in content.objects if item.photo.name == "cats/1.jpg"}
+    assert boxes == {True: (5, 2, 30, 23), False: None}
+
+
 def test_two_names_of_cvat_are_never_one_file(tmp_path):
     text = PLAIN.format('<points label="nose" points="9.5,4.5"/>').replace("cats/2.jpg", "dogs/1.jpg")
 

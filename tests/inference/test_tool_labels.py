@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 from pathlib import Path
 from xml.etree import ElementTree
@@ -350,6 +351,14 @@ def test_what_a_format_cannot_hold_is_refused_before_any_work(tmp_path, creature
         require_writer(tmp_path / "o.csv", "deeplabcut", annotations)
 
     folder = write_images(tmp_path)
+    name = os.fsdecode(b"\xe4.jpg")  # not UTF-8
+    (folder / name).write_bytes((folder / "cats/2.jpg").read_bytes())
+    annotations = read_annotations(write_tool_files(tmp_path)["cvat"], folder, category="cat")
+    for suffix, kind in ((".json", "label-studio"), (".xml", "cvat"), (".csv", "deeplabcut")):
+        with pytest.raises(UserError, match=r"The image '\\udce4\.jpg' holds the character '\\udce4', which .* cannot"):
+            require_writer(tmp_path / f"o{suffix}", kind, annotations)
+    (folder / name).unlink()
+
     for parent in ("a", "b"):
         (folder / parent / "cats").mkdir(parents=True)
         (folder / parent / "cats/3.jpg").write_bytes((folder / "cats/2.jpg").read_bytes())

@@ -109,7 +109,8 @@ def _read_released_pair_names(root: Path, split: str) -> list[str]:
 
 
 def _released_image_reader(root: Path) -> Callable[[int], ImageRecord]:
-    paths = {int(path.stem): path for path in (root / "ImageAnnotation").glob("*/*/*.json")}
+    files = (root / "ImageAnnotation").glob("*/*/*.json")
+    paths = {int(path.stem): path for path in files if path.stem.isdecimal()}  # passes over ._12.json of macOS
 
     def image(key: int) -> ImageRecord:
         if key not in paths:

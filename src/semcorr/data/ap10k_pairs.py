@@ -20,7 +20,7 @@ from semcorr.core.files import temporary_folder
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.keypoints import benchmark_metadata
-from semcorr.data.record import read_annotation, require_field, require_whole_number
+from semcorr.data.record import read_annotation, require_field, require_list, require_whole_number
 
 ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
 TEST, VAL = 30, 20  # images per species
@@ -56,17 +56,18 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
     animals: dict[int, Animal] = {}
     for path in files:
         content = read_annotation(path)
-        images = {require_field(image, "id", path): image for image in require_field(content, "images", path)}
-        species = {require_field(c, "id", path): c for c in require_field(content, "categories", path)}
-        for entry in require_field(content, "annotations", path):
-            image, category = (
-                images.get(require_field(entry, "image_id", path)),
-                species.get(require_field(entry, "category_id", path)),
-            )
+        images, species = (
+            {require_whole_number(entry, "id", f"{path}, {key}"): entry for entry in require_list(content, key, path)}
+            for key in ("images", "categories")
+        )
+        location = f"{path}, annotations"
+        for entry in require_list(content, "annotations", path):
+            key = require_whole_number(entry, "image_id", location)
+            image, category = images.get(key), species.get(require_whole_number(entry, "category_id", location))
             if image is None or category is None:
                 raise UserError(f"{path}: an annotation names an image or category the file lacks. Restore the file.")
-            if image["id"] not in animals:
-                animals[image["id"]] = read_animal({**category, **entry, **image}, path)
+            if key not in animals:
+                animals[key] = read_animal({**category, **entry, **image}, path)
     return [animals[key] for key in sorted(animals)]
 
 
@@ -76,7 +77,7 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
     would halve the coordinates of an occluded point).
     """
-    flat, box = require_field(entry, "keypoints", path), require_field(entry, "bbox", path)
+    flat, box = require_list(entry, "keypoints", path), require_list(entry, "bbox", path)
     try:
         points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
         x, y, width, height = map(float, box)
@@ -86,13 +87,16 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
             f"{quote_value(entry.get('id'))} are not x, y, v of each keypoint and x, y, width, height. "
             "Restore the official annotation file."
         ) from None
+    key = require_whole_number(entry, "id", path)
+    species, family, file = (  # the first two are folders of the released tree
+        require_file_name(require_field(entry, field, path), f"{path}, image {key}, field `{field}`")
+        for field in ("name", "supercategory", "file_name")
+    )
     return Animal(
-        id=require_whole_number(entry, "id", path),
-        species=require_field(entry, "name", path),
-        family=require_field(entry, "supercategory", path),
-        file=require_file_name(
-            require_field(entry, "file_name", path), f"{path}, image {entry['id']}, field `file_name`"
-        ),
+        id=key,
+        species=species,
+        family=family,
+        file=file,
         size=(require_whole_number(entry, "width", path), require_whole_number(entry, "height", path)),
         keypoints=tuple(points),
         box=(x, y, x + width, y + height),

@@ -42,6 +42,8 @@ LISTS = {"train": ("train", "trn"), "val": ("val",), "test": ("test",)}
 FRAME = 300  # longer side of the images the points were measured in
 FOLDERS = ("PF-dataset-PASCAL", "PF-PASCAL", ".")  # the official one; HPF's and CATs' re-packed one
 EXTENTS = ("image", "box")
+# As published, and as pandas or an editor saves it again.
+FLIPS = dict.fromkeys(("0", "0.0", "false", ""), False) | dict.fromkeys(("1", "1.0", "true"), True)
 Annotation = tuple[list[Point], list[float]]  # keypoints, box
 
 
@@ -84,7 +86,7 @@ class PFPascal(PairDataModule):
                 Path(row["source_image"]).stem,
                 Path(row["target_image"]).stem,
                 _category(row["class"], f"{path}, line {i}"),
-                row.get("flip") == "1",
+                _is_mirrored(row, f"{path}, line {i}"),
             )
             for i, row in read_pair_list(path)
         ]
@@ -160,7 +162,7 @@ def _build_pair(
     annotation: Callable[[Path], Annotation],
 ) -> PairRecord:
     location = f"{path}, line {line}"
-    category, mirrored = _category(row["class"], location), row.get("flip") == "1"
+    category, mirrored = _category(row["class"], location), _is_mirrored(row, location)
     stems = [Path(row[f"{side}_image"]).stem for side in ("source", "target")]
     listed = [_parse_points(row, side, location) for side in "AB"] if "XA" in row else None
     records = []
@@ -213,6 +215,13 @@ def _parse_points(row: Mapping[str, str], side: str, location: str) -> list[Poin
         ) from None
 
 
+def _is_mirrored(row: Mapping[str, str], location: str) -> bool:
+    flip = row.get("flip", "")
+    if flip.strip().lower() not in FLIPS:
+        raise UserError(f"{location}: flip must be 0 or 1, got {quote_value(flip)}. Restore the official list.")
+    return FLIPS[flip.strip().lower()]
+
+
 def _category(number: str, location: str) -> str:
     classes = benchmark_metadata("pf_pascal")["classes"]  # 1-based, the 20 of PASCAL VOC
     if not re.fullmatch(r"[0-9]{1,3}", number) or not 1 <= int(number) <= len(classes):
@@ -254,8 +263,18 @@ def read_willow_pairs(root: Path) -> list[PairRecord]:
     if not path.is_file():
         raise UserError(f"{path} does not exist. Put the benchmark's pair list there.")
     size = cache(image_size)
-    rows = read_rows(path, "Restore the official list.")[1:]
+    rows = read_rows(path, "Restore the official list.")
+    if rows and not any(map(_is_number, rows[0].cells[2:])):  # a header, which an editor may have dropped
+        rows = rows[1:]
     return [_pair(root, path, line, row, size) for line, row in rows]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _pair(root: Path, path: Path, line: int, row: list[str], size: ImageSizes) -> PairRecord:

@@ -297,11 +297,15 @@ def require_list(entry: object, key: str, location: Path | str) -> list:
     return values
 
 
-def require_whole_number(entry: object, key: str, path: Path) -> int:
-    """Return a field that is a whole number; an error names the file and the field."""
-    value = require_field(entry, key, path)
+def require_whole_number(entry: object, key: str, location: Path | str) -> int:
+    """Return a field that is a whole number; an error names the file, or the place in it, and the field."""
+    return parse_whole_number(require_field(entry, key, location), f"{location}: field `{key}`")
+
+
+def parse_whole_number(value: object, location: str) -> int:
+    """Return a whole number, which may be written as text; an error names the place of the value."""
     if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
-        raise UserError(f"{path}: field `{key}` is {quote_value(value)}; it must be a whole number. Correct it.")
+        raise UserError(f"{location} is {quote_value(value)}; it must be a whole number. Correct it.")
     return int(float(value))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Unpack
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.terminal import Stage
-from semcorr.core.text_files import JsonMapping, read_lines
+from semcorr.core.text_files import JsonMapping, JsonObject, read_lines
 from semcorr.data.datamodule import OfficialCounts, PairDataModule, PairListEntry, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
@@ -24,14 +24,17 @@ from semcorr.data.record import (
     log,
     longer_side,
     pad_keypoints,
+    parse_whole_number,
     read_annotation,
     require_field,
+    require_list,
     require_root,
     require_whole_number,
 )
 
 FOLDERS = {"train": "trn", "val": "val", "test": "test"}  # our split to theirs
-DETAILS = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "src_pose", "trg_pose", "mirror")
+CLASSES = {"viewpoint_variation": 3, "scale_variation": 3, "truncation": 4, "occlusion": 4}  # classes of each, from 0
+DETAILS = ("src_pose", "trg_pose", "mirror")  # kept as they are
 
 
 class SPairTree(NamedTuple):
@@ -142,7 +145,8 @@ def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
     entry = read_annotation(path)
     slots = require_field(entry, "kps", path)
     if not isinstance(slots, Mapping) or len(slots) != (tree.slots or len(slots)):
-        raise UserError(f"{path}: field `kps` must map {tree.slots} ids to [x, y] or null, got {len(slots)} entries.")
+        given = f"{len(slots)} entries" if isinstance(slots, Mapping) else quote_value(slots)
+        raise UserError(f"{path}: field `kps` must map {tree.slots or 'all'} ids to [x, y] or null, got {given}.")
     keypoints = [require_field(slots, str(i), path) for i in range(len(slots))]
     size = (require_whole_number(entry, "image_width", path), require_whole_number(entry, "image_height", path))
     picture = (
@@ -174,14 +178,34 @@ def _build_pair(
     entry = read_annotation(path)
     if (contradiction := _find_contradiction(entry, source, target, path)) is not None:
         complain(contradiction)
-    details = {key: entry.get(key) for key in DETAILS}
+    details: JsonObject = {key: entry.get(key) for key in DETAILS}
+    details |= {key: _read_class(entry, key, path) for key in CLASSES}
     details |= {
-        f"{side}_domain": entry.get(f"{short}_domain") for side, short in (("source", "src"), ("target", "trg"))
+        f"{side}_domain": _read_domain(entry, f"{short}_domain", path)
+        for side, short in (("source", "src"), ("target", "trg"))
     }
     details["azimuth_difference"] = azimuth_difference(source.azimuth, target.azimuth)
     groups = symmetry_groups(tree.facts, category) if tree.facts else ()
     flip = flip_permutation(tree.facts, category) if tree.facts else None
     return PairRecord(name, category, source, target, longer_side(target.box), groups, flip, details)
+
+
+def _read_class(entry: JsonMapping, key: str, path: Path) -> int | None:
+    """Return the class of a pair, or None where it is not annotated."""
+    if entry.get(key) is None:
+        return None
+    number = require_whole_number(entry, key, path)
+    if not 0 <= number < CLASSES[key]:
+        raise UserError(f"{path}: field `{key}` is {number}; it must be 0 to {CLASSES[key] - 1}, or null. Correct it.")
+    return number
+
+
+def _read_domain(entry: JsonMapping, key: str, path: Path) -> str | None:
+    """Return the kind of image, or None where it is not annotated."""
+    name = entry.get(key)
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"{path}: field `{key}` is {quote_value(name)}; it must be a text, or null. Correct it.")
+    return name
 
 
 def azimuth_difference(source: int | None, target: int | None) -> int | None:
@@ -214,17 +238,18 @@ def _find_contradiction(entry: JsonMapping, source: ImageRecord, target: ImageRe
 
     It lists the keypoints visible in both images, in the order of their ids.
     """
-    ids = [int(i) for i in require_field(entry, "kps_ids", path)]
+    listed = enumerate(require_list(entry, "kps_ids", path))
+    ids = [parse_whole_number(value, f"{path}: entry {i} of field `kps_ids`") for i, value in listed]
     shared = (source.visible & target.visible).nonzero().flatten().tolist()
     if sorted(ids) != shared:
         return f"{path}: field `kps_ids` is {ids}, the image annotations share {shared}."
     for side, record in (("src", source), ("trg", target)):
-        points = require_field(entry, f"{side}_kps", path)
+        points = require_list(entry, f"{side}_kps", path)
         if len(points) != len(ids):
             return f"{path}: field `{side}_kps` has {len(points)} points for {len(ids)} ids."
-        if record.keypoints[ids].tolist() != [[float(x), float(y)] for x, y in points]:
+        if record.keypoints[ids].tolist() != points:  # whatever the points are: the record's are sound
             return f"{path}: field `{side}_kps` differs from the image annotation of {record.name}."
-        if tuple(map(float, require_field(entry, f"{side}_bndbox", path))) != record.box:
+        if require_list(entry, f"{side}_bndbox", path) != list(record.box):
             return f"{path}: field `{side}_bndbox` differs from the image annotation of {record.name}."
     return None
 

@@ -123,7 +123,7 @@ def _whole_image_objects(
             f"{len(images)} images, such as {images[0].name}, have no annotation, and {path} has {len(sources)} "
             "annotated categories. Name theirs with --category, or give each an annotation of its category"
         )
-    category_ids = [i for i, entry in categories.items() if entry.get("name") == category]
+    category_ids = [i for i, entry in categories.items() if category_name(entry) == category]
     if category is not None and not category_ids:
         available = ", ".join(category_name(entry) for entry in categories.values())
         raise UserError(f"--category: {path} has no category {category!r}; it has {available}")

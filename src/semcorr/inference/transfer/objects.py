@@ -110,7 +110,8 @@ def list_objects(annotations: Annotations) -> list[AnnotatedObject]:
 
 def category_name(category: JsonMapping) -> str:
     """Return a category's name, or its id if it has none."""
-    return str(category.get("name", category.get("id")))
+    name = category.get("name")
+    return str(category.get("id") if name is None else name)
 
 
 def build_categories(keypoints: Mapping[str, Iterable[str]]) -> dict[Id, JsonMapping]:

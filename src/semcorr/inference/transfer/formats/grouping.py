@@ -98,7 +98,8 @@ def assign_boxes(
     owners: dict[int, int] = {}  # of boxes, by number
     for number, (points, group) in enumerate(objects):
         choices = [i for i, box in enumerate(boxes) if group is not None and box.group == group]
-        choices = choices or [i for i, box in enumerate(boxes) if contains(box.corners, list(points.values()))]
+        if points and not choices:  # every box contains a skeleton without points
+            choices = [i for i, box in enumerate(boxes) if contains(box.corners, list(points.values()))]
         if len(choices) > 1 or any(i in owners for i in choices):
             raise UserError(f"{location}: it cannot be told which box is of which object. {remedy}")
         owners.update((i, number) for i in choices)

@@ -20,6 +20,7 @@ from semcorr.inference.transfer.objects import Annotations, category_name
 
 UNFIT: dict[Format, tuple[re.Pattern[str], str]] = {  # characters that a format has no place for
     "cvat": (re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"), "CVAT's XML"),
+    "label-studio": (re.compile("[\ud800-\udfff]"), "a task of Label Studio"),
     "deeplabcut": (re.compile("[\0\ud800-\udfff]"), "a table of DeepLabCut"),
 }
 
