@@ -155,7 +155,7 @@ def right(points: Tensor, thing: AnnotatedObject, part: Crop, target: EncodedPic
 def near(points: Tensor, thing: AnnotatedObject, part: Crop) -> Tensor:
     """Tell which points (k 2), in pixels of the crop, are correct (k)."""
     assert thing.box is not None
-    return (part.out_of(points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
+    return (part.from_crop(points) - thing.points).norm(dim=-1) <= ALPHA * max(thing.box[2:])
 
 
 def scored(vote: PropagatedKeypoints, thing: AnnotatedObject, part: Crop) -> Tensor:

@@ -35,7 +35,7 @@ def blobs(places: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", range(3))
 def test_a_blob_painted_at_a_keypoint_is_found_at_the_augmented_keypoint(kind, number):
-    geometry = KINDS[kind].geometry(chance(number))
+    geometry = KINDS[kind].sample_geometry(chance(number))
     painted, found = blobs(PLACES), 0
     moved = transform_annotations(seen(), geometry, SWAP)
     row_of = {i: i for i in range(5)} if not geometry.mirrored else dict(enumerate(SWAP))
@@ -59,9 +59,9 @@ def test_an_augmented_pair_has_the_pixels_of_its_geometry_and_colours():
     found = augment(pair, record(), chance(3))
 
     again = chance(3)
-    colours = [augment.colours(again) for _ in range(2)]
+    colours = [augment.sample_colours(again) for _ in range(2)]
     for before, after, colour in zip(pair[:2], found[:2], colours, strict=True):
-        geometry = augment.geometry(again)
+        geometry = augment.sample_geometry(again)
         expected = transform_annotations(before, geometry, SWAP)
         assert equal(
             after, expected._replace(image=transform_pixels(transform_colours(before.image, colour), geometry))
@@ -115,7 +115,7 @@ def test_a_keypoint_that_was_not_visible_does_not_appear():
 
 @pytest.mark.parametrize("number", range(6))
 def test_the_box_stays_around_the_object(number):
-    view, geometry = seen(), KINDS["all"].geometry(chance(number))
+    view, geometry = seen(), KINDS["all"].sample_geometry(chance(number))
     x1, y1, x2, y2 = view.box.long().tolist()
     image = torch.zeros(3, SIDE, SIDE)
     image[:, y1 : y2 + 1, x1 : x2 + 1] = 1
@@ -131,7 +131,7 @@ def test_ambiguity_is_that_of_what_is_still_visible(monkeypatch):
     """Row 1 has its twin, row 0, in the target; cut away, nothing can be mistaken for it."""
     for warp, expected in ((None, [True, True]), (away(0.5), [False, False])):
         drawn = iter([GeometricChange(), GeometricChange(warp=warp)])
-        monkeypatch.setattr(Augmentation, "geometry", lambda self, chance, drawn=drawn: next(drawn))
+        monkeypatch.setattr(Augmentation, "sample_geometry", lambda self, chance, drawn=drawn: next(drawn))
         found = Augmentation(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
         assert found.ambiguous[:2].tolist() == expected
 
@@ -139,7 +139,7 @@ def test_ambiguity_is_that_of_what_is_still_visible(monkeypatch):
 def test_a_draw_that_leaves_nothing_shared_is_drawn_again(monkeypatch):
     draws = [GeometricChange(), GeometricChange(warp=away(2.0)), GeometricChange(), GeometricChange(warp=away(0.1))]
     drawn = iter(draws)
-    monkeypatch.setattr(Augmentation, "geometry", lambda self, chance: next(drawn))
+    monkeypatch.setattr(Augmentation, "sample_geometry", lambda self, chance: next(drawn))
 
     found = Augmentation(shift=0.1)(pair_of(seen(), seen()), record(), chance(0))
 
@@ -148,7 +148,7 @@ def test_a_draw_that_leaves_nothing_shared_is_drawn_again(monkeypatch):
 
 
 def test_a_pair_that_no_draw_leaves_anything_of_keeps_its_geometry(monkeypatch):
-    monkeypatch.setattr(Augmentation, "geometry", lambda self, chance: GeometricChange(warp=away(2.0)))
+    monkeypatch.setattr(Augmentation, "sample_geometry", lambda self, chance: GeometricChange(warp=away(2.0)))
     pair = pair_of(seen(), seen())
 
     found = Augmentation(shift=0.1)(pair, record(groups=()), chance(0))
@@ -253,7 +253,7 @@ def test_an_option_out_of_range_is_told_its_range(options, message):
 def test_turning_one_option_changes_no_other():
     plain, more = Augmentation(rotate=30), Augmentation(rotate=30, flip=0.5, brightness=0.4)
 
-    assert torch.equal(plain.geometry(chance(5)).warp.affine, more.geometry(chance(5)).warp.affine)
+    assert torch.equal(plain.sample_geometry(chance(5)).warp.affine, more.sample_geometry(chance(5)).warp.affine)
 
 
 def test_mirroring_without_a_permutation_is_refused_as_the_pairs_are_read(monkeypatch):

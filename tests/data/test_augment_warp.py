@@ -23,7 +23,7 @@ STRONGEST = Augmentation(flip=0.5, rotate=180, scale=1, shift=0.2, shear=45, cro
 
 @pytest.mark.parametrize("number", range(8))
 def test_the_way_there_and_back_ends_within_a_thousandth_of_a_pixel(number):
-    warp = STRONGEST.geometry(chance(number)).warp
+    warp = STRONGEST.sample_geometry(chance(number)).warp
     points = torch.rand(200, 2, generator=torch.Generator().manual_seed(number)).double() * 840
 
     there = from_unit(warp_to_original(warp, to_unit(points, 840)), 840)
@@ -97,7 +97,7 @@ def test_every_pixel_comes_from_where_the_warp_says(side, number):
     """An image whose colours are its own coordinates, within 1/20 px."""
     line = torch.arange(side).float()
     y, x = torch.meshgrid(line, line, indexing="ij")
-    warp = KINDS["all"].geometry(chance(number)).warp
+    warp = KINDS["all"].sample_geometry(chance(number)).warp
 
     found = warp_image(torch.stack((x, y, torch.ones_like(x))), warp).flatten(1).T
 

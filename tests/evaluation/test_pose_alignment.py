@@ -165,11 +165,11 @@ def test_the_view_of_a_record_in_a_pose_is_the_view_in_that_pose(tmp_path, varia
     plain, turned = (make_view(one.source, SIDE, resize, pixels=False) for one in (pair, apply_variant(pair, variant)))
 
     order = FLIP if variant.mirrored else range(COUNT)
-    expected = variant.points(plain.keypoints[list(order)], (SIDE, SIDE))
+    expected = variant.transform_points(plain.keypoints[list(order)], (SIDE, SIDE))
 
     torch.testing.assert_close(turned.keypoints, expected)
     assert turned.name == plain.name
-    box = variant.pixels(box_cells(pair.source, SIDE, resize, SIDE))
+    box = variant.transform_pixels(box_cells(pair.source, SIDE, resize, SIDE))
     assert torch.equal(box_cells(apply_variant(pair, variant).source, SIDE, resize, SIDE), box)
 
 
@@ -177,17 +177,19 @@ def test_the_view_of_a_record_in_a_pose_is_the_view_in_that_pose(tmp_path, varia
 def test_points_go_where_pixels_go(variant):
     image = torch.zeros(7, 7)
     image[2, 5] = 1
-    x, y = variant.points(torch.tensor([5.0, 2.0]), size=(7, 7)).long()
+    x, y = variant.transform_points(torch.tensor([5.0, 2.0]), size=(7, 7)).long()
 
-    assert variant.pixels(image)[y, x] == 1
-    assert (variant == PLAIN) == bool((variant.pixels(image) == image).all())
+    assert variant.transform_pixels(image)[y, x] == 1
+    assert (variant == PLAIN) == bool((variant.transform_pixels(image) == image).all())
 
 
 @pytest.mark.parametrize(("there", "back"), [(1, 1), (2, 4), (3, 3), (4, 2)])
 def test_a_mirror_or_turn_is_undone_exactly(there, back):
     points = torch.tensor([[0.0, 3.0], [6.5, 1.25], [2.0, 2.0]])
 
-    moved = EVERY[back].points(EVERY[there].points(points, size=(7, 9)), size=(9, 7) if there in (2, 4) else (7, 9))
+    moved = EVERY[back].transform_points(
+        EVERY[there].transform_points(points, size=(7, 9)), size=(9, 7) if there in (2, 4) else (7, 9)
+    )
 
     assert torch.equal(moved, points)
 

@@ -15,8 +15,8 @@ def test_points_go_into_a_part_and_out_again():
     part = crop_picture(Picture(image, image.size, "a"), (20.0, 10.0, 15.0, 12.0))
 
     for one in (part, mirror_crop(part)):
-        inside = one.into(points)
-        assert_close(one.out_of(inside), points)
+        inside = one.to_crop(points)
+        assert_close(one.from_crop(inside), points)
         for (x, y), (u, v) in zip(points.int().tolist(), inside.int().tolist(), strict=True):
             assert one.picture.image.getpixel((u, v)) == image.getpixel((x, y))
 
@@ -26,8 +26,8 @@ def test_a_part_of_a_huge_picture_is_in_its_original_pixels():
     part = crop_picture(reduced, (80.0, 80.0, 160.0, 80.0), margin=0.0)
 
     assert (part.corner, part.picture.size) == ((10, 10), (20, 10))
-    assert_close(part.into(torch.tensor([[79.5, 79.5]])), torch.tensor([[-0.5, -0.5]]))  # the box's corner
-    assert_close(part.out_of(torch.tensor([[19.5, 9.5]])), torch.tensor([[239.5, 159.5]]))
+    assert_close(part.to_crop(torch.tensor([[79.5, 79.5]])), torch.tensor([[-0.5, -0.5]]))  # the box's corner
+    assert_close(part.from_crop(torch.tensor([[19.5, 9.5]])), torch.tensor([[239.5, 159.5]]))
 
 
 def test_a_box_is_enlarged_to_hold_its_keypoints():

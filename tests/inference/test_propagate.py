@@ -62,7 +62,7 @@ def test_a_source_finds_its_own_keypoints(matcher, sheet, cats, use):
 
     found = propagate(matcher, cats if use == "best" else cats[:1], target, use)
 
-    off = (part.out_of(found.points) - thing.points)[thing.keypoint_mask] / torch.tensor(part.picture.size) * 12
+    off = (part.from_crop(found.points) - thing.points)[thing.keypoint_mask] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1  # a cell
     assert found.fit.argmax() == 0
     assert found.scores[thing.keypoint_mask].min() > 0.4
@@ -78,7 +78,7 @@ def test_a_mirrored_source_labels_a_mirror_image_with_left_and_right_exchanged(m
 
     found = propagate(matcher, cats, matcher.encode(part.picture), "best")
 
-    truth, shown = part.into(thing.points)[order], thing.keypoint_mask[order]
+    truth, shown = part.to_crop(thing.points)[order], thing.keypoint_mask[order]
     assert cats[int(found.fit.argmax())].mirrored
     off = (found.points - truth)[shown] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1
@@ -93,7 +93,7 @@ def test_a_mirrored_source_shows_the_left_where_it_showed_the_right(random, crea
 
     assert own.keypoint_mask.tolist() == [True, True, False]
     assert other.keypoint_mask.tolist() == [False, True, True]
-    x, y = mirror_crop(part).into(points)[0].tolist()
+    x, y = mirror_crop(part).to_crop(points)[0].tolist()
     side = random.module.backbone.size
     scale = torch.tensor([side / part.picture.size[0], side / part.picture.size[1]])
     assert_close(other.points[2], (torch.tensor([x, y]) + 0.5) * scale - 0.5, atol=1e-2, rtol=0)

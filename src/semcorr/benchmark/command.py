@@ -112,7 +112,7 @@ def benchmark_evaluate(
         from semcorr.benchmark.runs import build_run_spec
 
         run = build_run_spec(root, scale, folder, resolve_device_name(device), backbone, size, random, part)
-        run = run.plus(f"data.workers={'null' if workers is None else workers}")
+        run = run.with_overrides(f"data.workers={'null' if workers is None else workers}")
         return benchmark_evaluation(run, SplitPart(split, pairs, naive_pairs), not together)
 
     _run_benchmark("evaluate", work, out, locals())

@@ -44,7 +44,7 @@ def benchmark_evaluation(run: RunSpec, part: SplitPart, isolated: bool = True) -
     """Evaluate the same split by the naive loop and by ours."""
     if part.naive_pairs < 1 or (part.pairs is not None and part.pairs < 1):
         raise UserError(f"--pairs and --naive-pairs must be at least 1, got {part.pairs} and {part.naive_pairs}")
-    run = run.plus("localise=all", f"data.split={part.split}")
+    run = run.with_overrides("localise=all", f"data.split={part.split}")
     limits = measure_machine(run.device)
     naive = measure(run_naive_evaluation, run, part, isolated=isolated)
     ours = measure(run_evaluation, run, part, isolated=isolated)

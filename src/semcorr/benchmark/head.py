@@ -35,7 +35,7 @@ def benchmark_head(run: RunSpec, pair: TimedPair, isolated: bool = True) -> Benc
     if pair.head not in choices:
         raise UserError(f"--head: no head is called {pair.head!r}. There are {', '.join(choices)}")
     limits = measure_machine(run.device)
-    measurement = measure(time_pair, run.plus(f"head={pair.head}"), pair, isolated=isolated)
+    measurement = measure(time_pair, run.with_overrides(f"head={pair.head}"), pair, isolated=isolated)
     return _build_result(run, pair, measurement, limits)
 
 

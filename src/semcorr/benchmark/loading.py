@@ -47,7 +47,7 @@ def benchmark_loading(run: RunSpec, spec: LoadedBatches, isolated: bool = True) 
         raise UserError(
             f"--images, --pairs and --batches must be at least 1, got {spec.images}, {spec.pairs} and {spec.batches}"
         )
-    run = run.plus(
+    run = run.with_overrides(
         f"data.workers={spec.workers}",
         f"data.encode_batch={spec.images}",
         f"data.batch_size={spec.pairs}",

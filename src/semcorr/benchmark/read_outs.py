@@ -38,7 +38,7 @@ def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = Tr
     """Evaluate the same split by one and by eleven read-outs, in turn; the best of some tries of each counts."""
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
-    run = run.plus(f"data.split={split}")
+    run = run.with_overrides(f"data.split={split}")
     limits = measure_machine(run.device)
     measurement = measure(run_both, run, tries, isolated=isolated)
     single, several = measurement.value
@@ -53,7 +53,7 @@ def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
     from semcorr.evaluation.protocols import build_scoring_specs
 
     runs: list[list[JsonObject]] = [[], []]
-    with compose_run("evaluate", run.plus("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
+    with compose_run("evaluate", run.with_overrides("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
         module = build_module(cfg)
         for _ in range(tries):
             for results, names in zip(runs, ((ONE,), MANY), strict=True):

@@ -29,7 +29,7 @@ class RunSpec(NamedTuple):
     device: str
     overrides: tuple[str, ...] = ()
 
-    def plus(self, *overrides: str) -> "RunSpec":
+    def with_overrides(self, *overrides: str) -> "RunSpec":
         """Return the same run with more overrides."""
         return self._replace(overrides=(*self.overrides, *overrides))
 

@@ -82,7 +82,7 @@ def run_fastest_evaluation(warm: RunSpec, run: RunSpec, tries: int) -> JsonObjec
 
 def measure_processes(run: RunSpec, shape: ScalingShape, count: int) -> list[Measurement[JsonObject]]:
     """Train by `count` processes, side by side."""
-    run = run.plus(
+    run = run.with_overrides(
         "trainer.strategy=ddp",
         f"trainer.devices={count}",
         "trainer.max_epochs=1",

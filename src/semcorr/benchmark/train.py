@@ -44,7 +44,7 @@ def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True)
             f"and {spec.blocks}"
         )
     workers = "null" if spec.workers is None else spec.workers
-    run = run.plus(
+    run = run.with_overrides(
         f"finetune.blocks={spec.blocks}",
         f"data.steps={spec.steps}",
         f"data.batch_size={spec.pairs}",
@@ -54,9 +54,9 @@ def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True)
         "+trainer.enable_checkpointing=false",
     )
     limits = measure_machine(run.device)
-    uncached = measure(run_steps, run.plus("store.place=off"), isolated=isolated)
+    uncached = measure(run_steps, run.with_overrides("store.place=off"), isolated=isolated)
     cached = measure(run_steps, run, isolated=isolated)
-    all_pairs = measure(run_steps, run.plus(f"data.all_pairs={2 * spec.pairs}"), isolated=isolated)
+    all_pairs = measure(run_steps, run.with_overrides(f"data.all_pairs={2 * spec.pairs}"), isolated=isolated)
     return _build_result(run, spec, limits, uncached, cached, all_pairs)
 
 

@@ -198,7 +198,7 @@ class Augmentation:
     ) -> tuple[list[View], list[GeometricChange]]:
         """Augment images of one category, and return the geometric change of each as well."""
         views = views if self.only_flips else [view._replace(image=to_unit_range(view.image)) for view in views]
-        colours = [self.colours(rng) for _ in views]
+        colours = [self.sample_colours(rng) for _ in views]
         geometries, transformed = self._draw_geometries(views, permutation, rng)
         augmented = [
             view._replace(image=transform_pixels(transform_colours(view.image, colour), geometry))
@@ -206,7 +206,7 @@ class Augmentation:
         ]
         return augmented, geometries
 
-    def geometry(self, rng: Generator) -> GeometricChange:
+    def sample_geometry(self, rng: Generator) -> GeometricChange:
         """Draw a geometric change; the count of random numbers is fixed, so that options are independent."""
         mirrored = bool(rng.random() < self.flip)
         rotate, zoom, shear, x, y, centre_x, centre_y = rng.uniform(-1, 1, 7).tolist()
@@ -224,7 +224,7 @@ class Augmentation:
         spline = thin_plate_coefficients(torch.from_numpy(2 * self.thin_plate * offsets)) if self.thin_plate else None
         return GeometricChange(mirrored, ImageWarp(matrix, spline))
 
-    def colours(self, rng: Generator) -> ColourChange:
+    def sample_colours(self, rng: Generator) -> ColourChange:
         """Draw a colour change, from a fixed count of random numbers, too."""
         brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4).tolist()
         return ColourChange(
@@ -240,7 +240,7 @@ class Augmentation:
     ) -> tuple[list[GeometricChange], list[View]]:
         """Draw until a keypoint is visible in two images; return the images unchanged if none is."""
         for _ in range(MAX_TRIES):
-            geometries = [self.geometry(rng) for _ in views]
+            geometries = [self.sample_geometry(rng) for _ in views]
             transformed = [
                 transform_annotations(view, geometry, permutation)
                 for view, geometry in zip(views, geometries, strict=True)

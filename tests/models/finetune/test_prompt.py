@@ -143,7 +143,7 @@ def test_words_of_a_pair_are_what_the_formula_says():
     module = conditioned(tokens=3, conditional=5).prompt
     seen = torch.rand(2, 16, 48)
 
-    words = module.conditional(seen)
+    words = module.compute_words(seen)
 
     projected = linear(seen, module.project.weight, module.project.bias)
     mixed = torch.einsum("mn,bnd->bmd", module.mix.weight, projected) + module.mix.bias[:, None]
@@ -158,8 +158,8 @@ def test_both_images_of_a_pair_get_the_prompt_made_of_source_then_target():
     module = backbone.prompt
 
     with torch.no_grad():
-        looks = [module.view(image[:1]) for image in (SOURCE, TARGET)]
-        words = torch.cat((module.words, module.conditional(torch.cat(looks, dim=2))), dim=1)
+        looks = [module.encode_cells(image[:1]) for image in (SOURCE, TARGET)]
+        words = torch.cat((module.words, module.compute_words(torch.cat(looks, dim=2))), dim=1)
         fixed.prompt = FixedPrompt(module.text.encode(words))
         a, b = backbone.pair(SOURCE, TARGET)
 

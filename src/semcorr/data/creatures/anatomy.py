@@ -120,12 +120,12 @@ def jitter_proportions(build: Proportions, rng: Generator) -> Proportions:
 def add_trunk(creature: Creature, b: Proportions) -> None:
     """Add the root bone, its origin halfway between shoulders and hips."""
     squash, low = (1.0, b.narrow, 1.0), -0.05
-    creature.bone("trunk", None, vector(0, 0, 0))
-    creature.part("trunk", vector(0.36, 0, -0.02), vector(-0.38, 0, 0), (b.chest, b.hip), squash=squash)
-    creature.part(
+    creature.add_bone("trunk", None, vector(0, 0, 0))
+    creature.add_part("trunk", vector(0.36, 0, -0.02), vector(-0.38, 0, 0), (b.chest, b.hip), squash=squash)
+    creature.add_part(
         "trunk", vector(0.10, 0, low), vector(-0.12, 0, low), (b.chest, b.hip), squash=(1.0, 1.05 * b.narrow, 1.0)
     )
-    creature.part("trunk", vector(0.42, 0, 0.02), vector(0.30, 0, 0.06), 0.85 * b.chest, squash=squash)
+    creature.add_part("trunk", vector(0.42, 0, 0.02), vector(0.30, 0, 0.06), 0.85 * b.chest, squash=squash)
 
 
 def skull_geometry(b: Proportions) -> tuple[Vector, Vector, Vector, Vector]:
@@ -138,22 +138,22 @@ def skull_geometry(b: Proportions) -> tuple[Vector, Vector, Vector, Vector]:
 def add_head(creature: Creature, b: Proportions) -> None:
     """Add neck, skull, muzzle and jaw, and a horse's mane."""
     neck, above = b.neck * direction_at_angle(b.rise), direction_at_angle(90 + b.rise)
-    creature.bone("neck", "trunk", vector(0.40, 0, 0.35 * b.chest))
-    creature.part("neck", vector(-0.02, 0, 0), neck, (0.78 * b.chest, 0.78 * b.skull), squash=(1.0, 0.75, 1.0))
-    creature.bone("head", "neck", neck)
+    creature.add_bone("neck", "trunk", vector(0.40, 0, 0.35 * b.chest))
+    creature.add_part("neck", vector(-0.02, 0, 0), neck, (0.78 * b.chest, 0.78 * b.skull), squash=(1.0, 0.75, 1.0))
+    creature.add_bone("head", "neck", neck)
     face, crown, centre, snout = skull_geometry(b)
     jaw, chin = centre - 0.35 * b.skull * crown, snout - 0.3 * b.snout * crown
-    creature.part("head", centre, centre, b.skull, squash=(1.0, 0.95, 0.92), tip=0.35)
-    creature.part("head", centre + 0.1 * b.skull * face, snout, (0.72 * b.skull, b.snout), tip=0.8)
-    creature.part("head", jaw, chin, (0.62 * b.skull, 0.8 * b.snout), squash=(1.0, 0.95, 1.0), tip=0.8)
+    creature.add_part("head", centre, centre, b.skull, squash=(1.0, 0.95, 0.92), tip=0.35)
+    creature.add_part("head", centre + 0.1 * b.skull * face, snout, (0.72 * b.skull, b.snout), tip=0.8)
+    creature.add_part("head", jaw, chin, (0.62 * b.skull, 0.8 * b.snout), squash=(1.0, 0.95, 1.0), tip=0.8)
     if b.maned:
         crest, top = 0.75 * b.skull * above, centre + b.skull * crown
         lock = centre + b.skull * (0.6 * crown + 0.85 * face)
-        creature.part("neck", 1.5 * crest, neck + crest, (0.085, 0.06), squash=(1.0, 0.45, 1.0), material=MANE)
-        creature.part("head", top, lock, (0.05, 0.03), material=MANE)
-    creature.mark("nape", "neck", creature.surface("neck", 0.8 * neck, above), 0.04)
+        creature.add_part("neck", 1.5 * crest, neck + crest, (0.085, 0.06), squash=(1.0, 0.45, 1.0), material=MANE)
+        creature.add_part("head", top, lock, (0.05, 0.03), material=MANE)
+    creature.add_landmark("nape", "neck", creature.surface("neck", 0.8 * neck, above), 0.04)
     brow = 0.9 * face + 0.75 * crown
-    creature.mark("forehead", "head", creature.surface("head", centre, brow), 0.03, brow)
+    creature.add_landmark("forehead", "head", creature.surface("head", centre, brow), 0.03, brow)
 
 
 def add_snout(creature: Creature, b: Proportions, *, black: bool) -> None:
@@ -161,12 +161,12 @@ def add_snout(creature: Creature, b: Proportions, *, black: bool) -> None:
     face, crown, _, snout = skull_geometry(b)
     mouth, half = creature.surface("head", snout, face - 0.75 * crown), vector(0, 0.35 * b.snout, 0)
     nose = creature.surface("head", snout, face + 0.45 * crown)
-    creature.mark("mouth", "head", mouth, 0.03, face)
-    creature.mark("nose", "head", nose + 0.3 * b.snout * face, 0.04)
-    creature.part("head", mouth - half, mouth + half, 0.012, material=DARK)
+    creature.add_landmark("mouth", "head", mouth, 0.03, face)
+    creature.add_landmark("nose", "head", nose + 0.3 * b.snout * face, 0.04)
+    creature.add_part("head", mouth - half, mouth + half, 0.012, material=DARK)
     if not b.hoofed:
         size, material = (0.42 * b.snout, DARK) if black else (0.28 * b.snout, SKIN)
-        creature.part("head", nose, nose, size, squash=(0.8, 1.2, 0.8), material=material)
+        creature.add_part("head", nose, nose, size, squash=(0.8, 1.2, 0.8), material=material)
 
 
 def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None:
@@ -176,12 +176,12 @@ def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None
     eye, outward = creature.surface("head", centre, outward), outward / np.linalg.norm(outward)
     radius = 0.022 + 0.11 * b.skull
     ball, pupil = eye - 0.45 * radius * outward, eye + 0.28 * radius * outward
-    creature.part("head", ball, ball, radius, material=IRIS)
-    creature.part("head", pupil, pupil, 0.5 * radius, material=DARK)
-    creature.mark(f"{side} eye", "head", pupil + 0.5 * radius * outward, 0.02, outward)
+    creature.add_part("head", ball, ball, radius, material=IRIS)
+    creature.add_part("head", pupil, pupil, 0.5 * radius, material=DARK)
+    creature.add_landmark(f"{side} eye", "head", pupil + 0.5 * radius * outward, 0.02, outward)
     nostril = creature.surface("head", snout, face + vector(0, 0.5 * sign, 0) + 0.3 * crown)
-    creature.part("head", nostril, nostril, 0.008 + 0.07 * b.snout, material=DARK)
-    creature.mark(f"{side} nostril", "head", nostril, 0.03, face + vector(0, 0.5 * sign, 0) + 0.3 * crown)
+    creature.add_part("head", nostril, nostril, 0.008 + 0.07 * b.snout, material=DARK)
+    creature.add_landmark(f"{side} nostril", "head", nostril, 0.03, face + vector(0, 0.5 * sign, 0) + 0.3 * crown)
 
 
 def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
@@ -189,12 +189,12 @@ def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
     ear, lift = f"{side} ear", np.radians(b.ear_lift)
     root = creature.surface("head", skull_geometry(b)[2], vector(-0.15, sign * (0.35 + 0.4 * np.cos(lift)), 0.75))
     tip, front = b.ear * vector(0, sign * np.cos(lift), np.sin(lift)), vector(0.024, 0, 0)
-    creature.bone(ear, "head", root)
-    creature.part(ear, -0.1 * tip, tip, (b.ear_width, 0.014), squash=(0.4, 0.9, 1.0), tip=0.9)
+    creature.add_bone(ear, "head", root)
+    creature.add_part(ear, -0.1 * tip, tip, (b.ear_width, 0.014), squash=(0.4, 0.9, 1.0), tip=0.9)
     skin = (0.68 * b.ear_width, 0.008)
-    creature.part(ear, 0.05 * tip + front, 0.85 * tip + front / 3, skin, squash=(0.3, 0.9, 1.0), material=SKIN)
-    creature.mark(ear, ear, 0.2 * tip, 0.06)
-    creature.mark(f"{ear}-tip", ear, tip, 0.05)
+    creature.add_part(ear, 0.05 * tip + front, 0.85 * tip + front / 3, skin, squash=(0.3, 0.9, 1.0), material=SKIN)
+    creature.add_landmark(ear, ear, 0.2 * tip, 0.06)
+    creature.add_landmark(f"{ear}-tip", ear, tip, 0.05)
 
 
 def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curled: bool) -> None:
@@ -202,9 +202,9 @@ def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curl
     root = creature.surface("head", skull_geometry(b)[2], vector(-0.1, 0.5 * sign, 0.8))
     bend = root + b.horn * (vector(-0.5, 0.45 * sign, 0.1) if curled else vector(0, 0.75 * sign, 0.25))
     tip = bend + b.horn * (vector(0.15, 0.4 * sign, -0.65) if curled else vector(0.1, 0.1 * sign, 0.7))
-    creature.part("head", root, bend, (0.05, 0.036), material=HORN)
-    creature.part("head", bend, tip, (0.036, 0.010), material=HORN)
-    creature.mark(f"{side} horn", "head", tip, 0.05)
+    creature.add_part("head", root, bend, (0.05, 0.036), material=HORN)
+    creature.add_part("head", bend, tip, (0.036, 0.010), material=HORN)
+    creature.add_landmark(f"{side} horn", "head", tip, 0.05)
 
 
 def add_leg(creature: Creature, b: Proportions, leg: str, sign: float) -> None:
@@ -216,19 +216,19 @@ def add_leg(creature: Creature, b: Proportions, leg: str, sign: float) -> None:
     hock = vector(0.03 if front else -0.10, 0, -0.22 * b.leg)
     ankle = vector(0.03 if front else -0.06, 0, -0.47 * b.leg)
     thigh, shin, foot = f"{leg} thigh", f"{leg} shin", f"{leg} foot"
-    creature.bone(thigh, "trunk", hip, limb=True)
-    creature.bone(shin, thigh, knee, limb=True)
-    creature.bone(foot, shin, ankle, limb=True)
+    creature.add_bone(thigh, "trunk", hip, limb=True)
+    creature.add_bone(shin, thigh, knee, limb=True)
+    creature.add_bone(foot, shin, ankle, limb=True)
     above, radius = vector(0, 0, 0.02), (bulk * b.limb, 0.62 * b.limb)
-    creature.part(thigh, above, knee, radius, squash=(1.0, 0.72, 1.0), tip=0.2)
-    creature.part(shin, vector(0, 0, 0), hock, (0.62 * b.limb, 0.5 * b.limb), tip=0.6)
-    creature.part(shin, hock, ankle, (0.5 * b.limb, 0.45 * b.limb), tip=0.9)
+    creature.add_part(thigh, above, knee, radius, squash=(1.0, 0.72, 1.0), tip=0.2)
+    creature.add_part(shin, vector(0, 0, 0), hock, (0.62 * b.limb, 0.5 * b.limb), tip=0.6)
+    creature.add_part(shin, hock, ankle, (0.5 * b.limb, 0.45 * b.limb), tip=0.9)
     size, length, material = (0.58, 0.25, HOOF) if b.hoofed else (0.66, 0.65, FUR)
     toe, heel = vector(length * b.limb, 0, -0.02), above if b.hoofed else vector(0, 0, 0)
     radius = (0.9 * size * b.limb, size * b.limb)
-    creature.part(foot, heel, toe, radius, squash=(1.0, 1.0, 0.75), material=material, tip=1.0)
-    creature.mark(f"{leg} knee", shin, vector(0.55 * b.limb, 0, 0), 1.3 * b.limb)
-    creature.mark(foot, foot, toe + vector(0.7 * size * b.limb, 0, 0), 2.6 * size * b.limb)
+    creature.add_part(foot, heel, toe, radius, squash=(1.0, 1.0, 0.75), material=material, tip=1.0)
+    creature.add_landmark(f"{leg} knee", shin, vector(0.55 * b.limb, 0, 0), 1.3 * b.limb)
+    creature.add_landmark(foot, foot, toe + vector(0.7 * size * b.limb, 0, 0), 2.6 * size * b.limb)
 
 
 def add_tail(creature: Creature, b: Proportions) -> None:
@@ -239,11 +239,11 @@ def add_tail(creature: Creature, b: Proportions) -> None:
         bone = f"tail {i}"
         tuft = i == 2 and (b.maned or b.tail_radius < 0.03)
         radius = (thick * b.tail_radius, (1.2 if tuft else thin) * b.tail_radius)
-        creature.bone(bone, parent, piece if i else root)
-        creature.part(bone, 0 * piece, piece, radius, material=MANE if b.maned or tuft else FUR, tip=0.3 * (i + 1))
+        creature.add_bone(bone, parent, piece if i else root)
+        creature.add_part(bone, 0 * piece, piece, radius, material=MANE if b.maned or tuft else FUR, tip=0.3 * (i + 1))
         parent = bone
-    creature.mark("tail-base", "tail 0", 0 * piece, b.tail_radius + 0.03)
-    creature.mark("tail-tip", "tail 2", 1.08 * piece, 2 * b.tail_radius + 0.02)
+    creature.add_landmark("tail-base", "tail 0", 0 * piece, b.tail_radius + 0.03)
+    creature.add_landmark("tail-tip", "tail 2", 1.08 * piece, 2 * b.tail_radius + 0.02)
 
 
 def sample_pose(category: str, rng: Generator) -> dict[str, Angles]:

@@ -58,7 +58,7 @@ class Creature:
     parts: list[BodyPart] = field(default_factory=list)
     landmarks: dict[str, Landmark] = field(default_factory=dict)
 
-    def bone(self, name: str, parent: str | None, joint: Vector, *, limb: bool = False) -> None:
+    def add_bone(self, name: str, parent: str | None, joint: Vector, *, limb: bool = False) -> None:
         """Add a bone; the first bone of a limb starts the coat space its bones share."""
         above = self.bones[parent] if parent else Bone(None, joint, joint)
         coat = above.coat + joint
@@ -66,7 +66,7 @@ class Creature:
             coat = above.coat + joint * (0, 0, 1) if above.limb else np.zeros(3)
         self.bones[name] = Bone(parent, joint, coat, limb)
 
-    def part(
+    def add_part(
         self,
         bone: str,
         start: Vector,
@@ -81,7 +81,7 @@ class Creature:
         ends = radius if isinstance(radius, tuple) else (radius, radius)
         self.parts.append(BodyPart(bone, start, end, ends, np.array(squash, float), material, tip))
 
-    def mark(self, name: str, bone: str, point: Vector, slack: float, facing: Vector | None = None) -> None:
+    def add_landmark(self, name: str, bone: str, point: Vector, slack: float, facing: Vector | None = None) -> None:
         """Add a landmark."""
         self.landmarks[name] = Landmark(bone, point, slack, np.zeros(3) if facing is None else facing)
 

@@ -48,10 +48,10 @@ class PoseTransform(NamedTuple):
         """Return the variant of an image in this pose: the backbone's input, and the key of its features."""
         return ImageVariant(record, *self)
 
-    def points(self, points: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
+    def transform_points(self, points: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
         """Transform pixels of an image of this width and height.
 
-        >>> PoseTransform(turned=90).points(torch.tensor([3.0, 0.0]), size=(4, 2))  # upper right, now upper left
+        >>> PoseTransform(turned=90).transform_points(torch.tensor([3.0, 0.0]), size=(4, 2))  # now upper left
         tensor([0., 0.])
         """
         x, y = points.unbind(-1)
@@ -61,7 +61,7 @@ class PoseTransform(NamedTuple):
             x, y, width, height = y, width - 1 - x, height, width
         return torch.stack((x, y), dim=-1)
 
-    def pixels(self, values: Shaped[Tensor, "*c s s"]) -> Shaped[Tensor, "*c s s"]:
+    def transform_pixels(self, values: Shaped[Tensor, "*c s s"]) -> Shaped[Tensor, "*c s s"]:
         """Transform the image itself, or anything on its grid."""
         values = values.flip(-1) if self.mirrored else values
         return values.rot90(self.turned // 90, (-2, -1))
@@ -236,7 +236,7 @@ class PoseAligner:
         """Return the object's cells of an image in a pose."""
         maps = features(variant.image_variant(record).name)
         mask = self.masks(record, maps)
-        return cells_of_object(maps, None if mask is None else variant.pixels(mask), self.options.grid)
+        return cells_of_object(maps, None if mask is None else variant.transform_pixels(mask), self.options.grid)
 
     def _distance(self, source: ObjectCells, target: ObjectCells) -> float:
         """Compute the distance of two objects, as the options say."""
@@ -253,7 +253,7 @@ class PoseAligner:
             assert record.flip is not None, "AdaptivePose.check comes first"
             usable = batch.shared[i] if self.options.twins == "shared" else visible
             keypoints, visible = mirror_twins(keypoints, visible, usable, record.flip)
-        points = variant.points(keypoints, (source.image.shape[-1],) * 2)
+        points = variant.transform_points(keypoints, (source.image.shape[-1],) * 2)
         return source._replace(keypoints=points, visible=visible, name=variant.image_variant(record.source).name)
 
 
@@ -283,8 +283,8 @@ def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:
     """Transform a pair as if its source had been photographed in a pose: original pixels, all keypoints then shown."""
     source = record.source
     order = _pad_flip(record.flip or () if variant.mirrored else (), len(source.keypoints))
-    points = variant.points(source.keypoints[order], source.size)
-    corners = variant.points(torch.tensor(source.box).reshape(2, 2), source.size)
+    points = variant.transform_points(source.keypoints[order], source.size)
+    corners = variant.transform_points(torch.tensor(source.box).reshape(2, 2), source.size)
     x1, y1, x2, y2 = torch.cat((corners.amin(0), corners.amax(0))).tolist()
     size = source.size[::-1] if variant.turned % 180 else source.size
     changed = source._replace(size=size, keypoints=points, visible=source.visible[order], box=(x1, y1, x2, y2))

@@ -23,12 +23,12 @@ class Crop(NamedTuple):
     scale: tuple[float, float]  # that image's pixels per original pixel; 1 except for a huge JPEG
     mirrored: bool = False
 
-    def into(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
+    def to_crop(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Convert points from original pixels to pixels of the part."""
         inside = (points + 0.5) * torch.tensor(self.scale) - 0.5 - torch.tensor(self.corner)
         return self._mirror_points(inside)
 
-    def out_of(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
+    def from_crop(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Convert points from pixels of the part to original pixels."""
         return (self._mirror_points(points) + torch.tensor(self.corner) + 0.5) / torch.tensor(self.scale) - 0.5
 

@@ -157,7 +157,7 @@ def _label_chunk(
         items, crops, matcher.encode_all([crop.picture for crop in crops]), strict=True
     ):
         keypoints = propagate(matcher, sources, target, use, 0.0 if item.box is None else prior_weight)
-        points, scores = crop.out_of(keypoints.points), keypoints.scores.round(decimals=4)  # rounded as in the file
+        points, scores = crop.from_crop(keypoints.points), keypoints.scores.round(decimals=4)  # rounded as in the file
         contributions = contributing_sources(sources, keypoints.weights)
         label = KeypointLabel(item, picture.size, points, scores, scores > min_score, contributions)
         if folder is not None:

@@ -167,7 +167,7 @@ def encode_source(
     for oriented_crop, order, picture in zip(
         crops, orders, matcher.encode_all([item.picture for item in crops]), strict=True
     ):
-        view_points = picture.placement.to_view(oriented_crop.into(points[order])).to(matcher.device)
+        view_points = picture.placement.to_view(oriented_crop.to_crop(points[order])).to(matcher.device)
         sources.append(
             LabelledSource(
                 picture, view_points, keypoint_mask[order].to(matcher.device), name, oriented_crop.mirrored, has_box

@@ -46,7 +46,7 @@ class Prompt(nn.Module):
 
     pairwise = False
 
-    def view(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
+    def encode_cells(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
         """Compute what a pairwise prompt is made of, of each image alone."""
         raise NotImplementedError(f"{type(self).__name__} is not made of images")
 
@@ -249,7 +249,7 @@ class StableDiffusion(Backbone):
         _require_range("depth", depth, 0, len(self.units), "")
         latent, size = self.encode(image), (image.shape[-2], image.shape[-1])
         if depth == 0:
-            view = {"view": self.prompt.view(image)} if self.pairwise else {}
+            view = {"view": self.prompt.encode_cells(image)} if self.pairwise else {}
             return BackboneState({"latent": latent} | view, size)
         text, maps = self.prompt(), dict[int, Tensor]()
         state = self._walk(self._initial_state(latent), text, maps, 0, depth)

@@ -101,15 +101,15 @@ class ConditionalPrompt(Prompt):
         """Return the text encoder's hidden states for pairs, from the cells of their images; both get the same."""
         cells = torch.cat((source, target.expand_as(source)), dim=2)
         words = self.words.expand(len(cells), -1, -1)
-        return self.text.encode(torch.cat((words, self.conditional(cells)), dim=1))
+        return self.text.encode(torch.cat((words, self.compute_words(cells)), dim=1))
 
     @torch.no_grad()
-    def view(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
+    def encode_cells(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n c"]:
         """Encode the cells of an image, resized to a square; SD4Match crops its centre instead."""
         side = self.vision.size
         return self.vision(resize_image(image, (side, side))).values.flatten(2).mT
 
-    def conditional(self, cells: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
+    def compute_words(self, cells: Float[Tensor, "b n c"]) -> Float[Tensor, "b m d"]:
         """Compute the words of a pair from the cells of both images."""
         mixed = self.mix(self.project(cells).mT)
         pooled = adaptive_max_pool1d(mixed, self.position.shape[1]).mT

@@ -80,7 +80,7 @@ def mine_pair(pair: PairMaps, keypoints: PointPairs, rules: MiningRules, rng: np
     """Mine the matches of one pair from a teacher's features; those of the keypoints off either mask are not used."""
     assert pair.masks is not None, "the step was not asked for them"
     masks = [mask[0].cpu().numpy() for mask in pair.masks]
-    on_object = [lookup(mask, points) for mask, points in zip(masks, keypoints, strict=True)]
+    on_object = [is_on_mask(mask, points) for mask, points in zip(masks, keypoints, strict=True)]
     keypoints = keypoints.select(np.logical_and(*on_object))
     if not len(keypoints.source):  # no region could be confirmed
         return keypoints
@@ -114,7 +114,7 @@ def find_neighbours(pair: PairMaps, ratio: float) -> PointPairs:
     return PointPairs(lattice[here][source].double().cpu().numpy(), centres.double().cpu().numpy())
 
 
-def lookup(mask: Bool[np.ndarray, "s s"], points: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+def is_on_mask(mask: Bool[np.ndarray, "s s"], points: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
     """Tell which points lie on a mask; those beyond the image are at its border."""
     column, row = np.rint(points).clip(0, len(mask) - 1).astype(int).T
     return mask[row, column]
