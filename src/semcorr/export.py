@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # this imports torch, which --help does not need
 # Their paths in RUN/export.
 FORMATS = {"merged": "backbone.safetensors", "peft": "peft", "onnx": "backbone.onnx", "hf": "hf"}
 LAST = {"peft": "adapter_config.json", "hf": "config.yaml"}  # in a folder, the file without which it counts for none
+HEAD = "head.safetensors"  # beside it, of a head that has weights
 CHECKPOINTS = ("best", "last")
 SIDES = Pattern(r"[1-9]\d{0,4}(x[1-9]\d{0,4})?", "a side in pixels, or HEIGHTxWIDTH, as 448 or 448x672")
 LICENSE = Pattern(r"[a-z0-9][a-z0-9.-]{0,63}", "an identifier of a licence, as apache-2.0, cc-by-nc-4.0 or other")
@@ -126,6 +127,8 @@ def _run_export(options: ExportOptions) -> None:
         lock_folder(options.run, "export") if in_run else nullcontext(),
         place_export(final, options.force) as staged,
     ):
+        if options.format != "hf":
+            _write_head(module, staged, final, provenance, options.force)
         difference = _write_files(module, cfg, options, staged, provenance)
         if difference is not None and not difference <= TOLERANCE:
             raise UserError(
@@ -141,7 +144,7 @@ def _run_export(options: ExportOptions) -> None:
 
 def _require_weights(options: ExportOptions) -> None:
     """Refuse a run without that checkpoint and a missing file of weights, before the network is built."""
-    from semcorr.engine.checkpoints import checkpoint_path
+    from semcorr.engine.shared_run import checkpoint_path
 
     paths = {which: checkpoint_path(options.run, which) for which in CHECKPOINTS}
     existing = [which for which, path in paths.items() if path.is_file()]
@@ -172,15 +175,26 @@ def _collect_provenance(module: "CorrespondenceModule", options: ExportOptions) 
     }
 
 
+def _write_head(
+    module: "CorrespondenceModule", staged: Path, final: Path, provenance: dict[str, str], force: bool
+) -> None:
+    """Write the weights of the head, unless another format of the same run has left them beside `final`."""
+    from semcorr.engine.export import export_head, holds_weights
+
+    path = final.with_name(HEAD)
+    if not module.head.state_dict() or (not force and path.is_file() and holds_weights(path, module.head)):
+        return
+    _refuse_existing(path, force)
+    export_head(module.head, staged.with_name(HEAD), provenance)
+
+
 def _write_files(
     module: "CorrespondenceModule", cfg: DictConfig, options: ExportOptions, path: Path, provenance: dict[str, str]
 ) -> float | None:
     """Write the files into the folder of `path`; return by how much their features differ, None if unknown."""
-    from semcorr.engine.export import export_adapter, export_head, export_merged
+    from semcorr.engine.export import export_adapter, export_merged
 
     backbone = module.backbone
-    if options.format != "hf":
-        export_head(module.head, path.with_name("head.safetensors"), provenance)
     if options.format == "onnx":
         from semcorr.engine.export import export_onnx, parse_sides
 
@@ -210,7 +224,7 @@ def _write_shared_run(module: "CorrespondenceModule", cfg: DictConfig, options: 
 def _print_summary(
     options: ExportOptions, provenance: dict[str, str], files: list[Path], difference: float | None
 ) -> None:
-    from semcorr.engine.checkpoints import checkpoint_path
+    from semcorr.engine.shared_run import checkpoint_path
 
     for path in files:
         print(f"Wrote {path} ({path.stat().st_size:,} bytes)")

@@ -21,6 +21,7 @@ from semcorr.cli.verb_line import Needs, Without, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advise_on_interrupt
+from semcorr.core.ranges import NotEmpty, require
 from semcorr.core.terminal import Terminal
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.packages import list_choices
@@ -75,6 +76,8 @@ def prepare_benchmark(
 
 def _one(name: str, options: PrepareOptions) -> int:
     cfg = compose_benchmark(name)
+    if options.root is None:
+        require("data_root", cfg.data_root, NotEmpty)
     folder = options.root or Path(cfg.data.root)
     is_official = _verify(name, cfg, folder, options.report) if options.verify else _install(name, cfg, folder, options)
     if not is_official:

@@ -12,6 +12,7 @@ from exported_runs import run as run
 from exported_runs import runs as runs
 from exported_runs import typed as typed
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from semcorr.evaluate import evaluate
 
@@ -51,6 +52,25 @@ def test_what_is_there_is_replaced_only_by_force(typed, run, tmp_path, capfd, fo
     assert typed(*line, "--force") == 0
     assert all(path.stat().st_mtime_ns > then for path, then in written.items())
     assert set(written) == {path for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_formats_share_the_file_of_the_head_or_are_refused_before_the_work(
+    typed, run, tmp_path, capfd, monkeypatch, same
+):
+    trained, head, made = run("frozen", "head=bottleneck"), tmp_path / "head.safetensors", []
+    assert typed(trained, "--out", "b.safetensors") == 0
+    if not same:
+        save_file({name: value + 1 for name, value in load_file(head).items()}, head)
+    before = head.read_bytes()
+
+    monkeypatch.setattr("semcorr.engine.export.export_onnx", lambda _, path, *__: made.append(path.touch()) or 0.0)
+    assert typed(trained, "--format", "onnx", "--out", "b.onnx") == (0 if same else 2)
+    assert (head.read_bytes() == before, len(made)) == (True, same)
+    assert ("head.safetensors exists. Replace it with --force" in capfd.readouterr().err) != same
+
+    assert typed(trained, "--format", "onnx", "--out", "b.onnx", "--force") == 0
+    assert head.read_bytes() != before or same
 
 
 # -- mistakes --

@@ -19,9 +19,10 @@ from repository import SMALL
 from started_programs import Program
 from torch.utils.data import DataLoader, Dataset
 
+from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, ProcessWatch
+from semcorr.core.ranks import LAUNCHED, LostProcessError, ProcessWatch, is_first_process
 from semcorr.data.loaders import BatchSize, LoaderPlan, count_cores, plan_loading, require_workers
 from semcorr.data.synthetic import Synthetic
 from semcorr.engine.module import CorrespondenceModule
@@ -324,3 +325,20 @@ def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
     told = [each for each in program.printed["err"].splitlines() if re.match(said, each)]
     assert len(told) == 1, program.printed["err"]
     assert program.printed["err"].count("Traceback") == (1 if "defect" in fault else 0)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_a_number_of_a_launcher_is_one_or_unset(monkeypatch, capfd, name):
+    monkeypatch.setenv(name, "")
+    with report_user_errors("evaluate"):
+        assert name not in os.environ  # Lightning reads them as well
+    assert is_first_process()
+
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(SystemExit) as stop, report_user_errors("evaluate"):
+        raise AssertionError("nothing is run")
+    assert stop.value.code == 2
+    assert capfd.readouterr().err == (
+        f"Error: the environment variable {name} must be a whole number, as torchrun and SLURM set it, got 'x'. "
+        "Unset it\n"
+    )

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import part_path
-from semcorr.engine.run_dir import read_scores, replace_results
+from semcorr.engine.run_dir import config_hash, read_scores, replace_results
 from semcorr.engine.run_lock import LOCK, lock_folder, lock_new_folder
 
 HOLDS = """
@@ -202,3 +203,16 @@ def test_a_command_that_fails_leaves_no_lock(tmp_path: Path) -> None:
         raise UserError("a mistake")
 
     assert names(tmp_path) == ["config.yaml"]
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "start_from"])
+@pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "model.safetensors"])  # of a run, and of one that is shared
+def test_other_weights_at_the_same_path_are_another_run(tmp_path, key, file):
+    weights = tmp_path / file
+    weights.parent.mkdir(exist_ok=True)
+    hashes = set()
+    for content in ("one", "other weights"):
+        weights.write_text(content)
+        hashes.add(config_hash(OmegaConf.create({key: str(tmp_path)})))
+
+    assert len(hashes) == 2

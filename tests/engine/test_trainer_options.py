@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from semcorr.cli.errors import user_message
 from semcorr.core.errors import UserError
 from semcorr.engine.callbacks import checkpoint_callbacks
 from semcorr.engine.trainer import build_trainer
@@ -65,3 +66,18 @@ def test_a_training_that_keeps_no_best_epoch_needs_no_validation(config, tiny):
     """As those that are timed."""
     cfg = config("train", *tiny, "+trainer.limit_val_batches=0", "+trainer.enable_checkpointing=false")
     build_trainer(cfg, Path(cfg.run_dir))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("limit_test_batches=0", "`trainer.limit_test_batches` must be positive or null, got 0"),
+        ("limit_train_batches=0.0", "`trainer.limit_train_batches` must be positive or null, got 0"),
+        ("limit_test_batches=0.01", "`trainer`: You requested to check 0.01 of the `test_dataloader` but 0.01 * 15 "),
+    ],
+)
+def test_a_limit_that_leaves_no_batch_is_a_sentence(config, tiny, option, said):
+    with pytest.raises(Exception) as error:
+        evaluate(config("evaluate", *tiny, f"+trainer.{option}"))
+
+    assert str(user_message(error.value, "evaluate")).startswith(said)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import struct
 import sys
 import time
@@ -16,6 +17,8 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from semcorr import train
+from semcorr.core.errors import UserError
+from semcorr.engine.loggers import wandb
 
 pytestmark = pytest.mark.integration
 
@@ -229,3 +232,18 @@ def test_tensorboard_holds_the_scalars_of_csv_pictures_and_hparams(typed, tmp_pa
     assert not {"run_dir", "logger._target_", "provenance.git"} & {*options}
     compared = [info.name.tag for info in summaries["_hparams_/experiment"].experiment.metric_infos]
     assert sorted(compared) == ["test/all/pck@0.1", "test/geo/pck@0.1", "test/std/pck@0.1"]
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("WANDB_MODE", "'offline'"), ("WANDB_CONSOLE", "'redirect'")])
+def test_variables_that_wandb_refuses_are_a_sentence(monkeypatch, tmp_path, name, allowed):
+    monkeypatch.setenv(name, "foo")
+    with pytest.raises(UserError, match=f"^the environment variable {name}: .*{allowed}.*, got 'foo'. Correct or"):
+        wandb(tmp_path)
+
+
+def test_an_empty_mode_is_unset(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setattr("wandb.login", lambda prompt: False)
+
+    assert wandb(tmp_path)._wandb_init["mode"] == "offline"
+    assert "WANDB_MODE" not in os.environ  # where W&B would refuse it

@@ -8,7 +8,7 @@ import torch
 from tiny_runs import made, run_dir
 
 from semcorr.data.record import ImageRecord, PairRecord
-from semcorr.report.azimuth import ALPHAS, plot_sensitivity
+from semcorr.report.azimuth import ALPHAS, AZIMUTH, plot_azimuth, plot_sensitivity
 from semcorr.report.categories import plot_categories
 from semcorr.report.document import NONE
 
@@ -78,3 +78,10 @@ def test_categories_have_geo_and_std_of_metrics_json_at_every_tolerance(tmp_path
     rings, discs = (sum(panel.count(f'class="{kind} ') for panel in figure.panels) for kind in ("ring", "dot"))
     shown = [cell for row in figure.table.rows for cell in row[2:] if cell != NONE]
     assert rings + discs == len(shown)
+
+
+def test_runs_of_which_one_has_no_azimuths_have_no_such_plot(tmp_path):
+    classes = {AZIMUTH: {"unknown": 0} | {str(i): {"pairs": 1, "image": {"0.1": 0.5}} for i in range(5)}}
+    runs = run_dir(tmp_path / "a", classes=classes), run_dir(tmp_path / "b", config={"seed": 2})
+
+    assert "no azimuth to compare" in str(plot_azimuth(made(*runs)))

@@ -2,10 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 from statistics import mean, stdev
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from tiny_runs import made, run_dir, typed, window
+
+from semcorr.report.runs import find_runs
 
 pytestmark = pytest.mark.integration
 
@@ -62,6 +67,39 @@ def test_runs_on_other_pairs_are_refused(tmp_path):
     assert "scored 80 pairs" in output
 
 
+def rename_category(run: Path) -> None:
+    """As if a typo in the annotations had been corrected since."""
+    rows, metrics = pq.read_table(run / "predictions.parquet"), run / "metrics.json"
+    names = pc.replace_substring(rows["category"], "bus", "bun")
+    pq.write_table(
+        rows.set_column(rows.schema.get_field_index("category"), "category", names), run / "predictions.parquet"
+    )
+    metrics.write_text(metrics.read_text().replace("bus", "bun"))
+
+
+def test_categories_of_other_names_are_refused(tmp_path):
+    runs = run_dir(tmp_path / "a"), run_dir(tmp_path / "b", config={"seed": 2})
+    rename_category(runs[1])
+
+    code, output = typed(*runs, "--out", tmp_path / "out")
+
+    assert code == 2
+    assert "of the same names, but of other categories: another version of the benchmark?" in output
+
+
+def test_domains_of_other_names_are_refused(tmp_path):
+    scores = {"source": "photo", "target": "art", "pairs": 1, "image": {"0.1": 0.5}, "point": {"0.1": 0.5}}
+    runs = [
+        run_dir(tmp_path / name, config={"seed": i}, classes={"domains": {"unknown": 0, name: scores}})
+        for i, name in enumerate(("photo to art", "photo to arts"))
+    ]
+
+    code, output = typed(*runs, "--out", tmp_path / "out")
+
+    assert code == 2
+    assert "name the domains of their images differently: only one has pairs of photo to art. Evaluate" in output
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -97,6 +135,14 @@ def test_every_unfinished_run_of_a_sweep_is_named_at_once(tmp_path):
 
     assert code == 2
     assert output.count("has not finished") == 2
+
+
+def test_what_a_run_exported_is_no_run_of_the_sweep(tmp_path):
+    run = window(tmp_path / "sweep", 5)
+    (run / "export" / "hf").mkdir(parents=True)
+    shutil.copy(run / "config.yaml", run / "export" / "hf")
+
+    assert find_runs([tmp_path / "sweep"]) == [run]
 
 
 def test_a_run_given_twice_is_refused(tmp_path):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from semcorr.__main__ import main
+from semcorr.cli.errors import user_message
 from semcorr.store import FeatureStore, default_root
 from semcorr.store import __main__ as verb
 from semcorr.store.entry_file import pack_entry
@@ -239,6 +241,14 @@ def test_the_store_is_where_the_environment_says_or_in_the_users_cache(monkeypat
     for empty in (lambda: monkeypatch.setenv("SEMCORR_STORE", ""), lambda: monkeypatch.delenv("SEMCORR_STORE")):
         empty()
         assert default_root() == Path.home() / ".cache/semcorr/features"
+
+
+def test_a_run_refuses_an_empty_store(config, monkeypatch):
+    """It would be the current folder."""
+    monkeypatch.setenv("SEMCORR_STORE", "")
+    with pytest.raises(Exception) as error:
+        instantiate(config("evaluate", "store=disk").store)
+    assert user_message(error.value, "evaluate") == "`store.root` must be text, not empty, or null, got ''"
 
 
 def test_it_is_a_verb_of_semcorr(stores, tmp_path, capfd, monkeypatch):

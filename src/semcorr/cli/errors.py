@@ -19,7 +19,7 @@ from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.interrupt import Guard, Interrupted, guard_signals
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, is_first_process
+from semcorr.core.ranks import LostProcessError, check_launched, is_first_process
 from semcorr.core.terminal import escape_controls
 from semcorr.engine.known_targets import conf_dir
 
@@ -44,6 +44,7 @@ def report_user_errors(name: str) -> Iterator[None]:
             try:
                 if guard is not None:
                     guard.begin()
+                check_launched()
                 yield
                 if sys.stdout is not None:
                     sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends
@@ -132,14 +133,15 @@ def user_message(error: BaseException, name: str) -> str | None:
         return str(error) or "another process of this run has failed, and says why"
     if (limit := explain_limit(error)) is not None:
         return limit
+    for refusal in (error, error.__cause__):
+        if type(refusal).__name__ == "MisconfigurationException":  # Lightning's, of its own options
+            return f"`trainer`: {' '.join(str(refusal).split())}"
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     if type(error).__name__ == "InstantiationException":
         reason, match = error.__cause__, re.match(r"Error locating target '[^']*'", str(error))
         if match:  # typed, or of a plug-in
             return f"{match[0]} ({reason}). Correct `_target_`, or install what it is in."
-        if type(reason).__name__ == "MisconfigurationException":  # Lightning's, of its own options
-            return f"`trainer`: {' '.join(str(reason).split())}"
         return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:

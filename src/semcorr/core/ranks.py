@@ -5,6 +5,7 @@ first process started the others and sees how they ended; they see whether it is
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from semcorr.core.errors import UserError
+
 EVERY = 0.5  # seconds between two checks
 PATIENCE = 3.0  # seconds the main thread has, after another process is lost, to end by itself
 OTHER_MACHINE = (
     "the connection to a process of this run on another machine may have been lost: then it has ended, and its output "
     "there says why, or the network has failed; the others were ended. PyTorch said"
 )
+# Numbers that torchrun or SLURM gives the processes that it starts; Lightning reads them, too.
+LAUNCHED = (
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
+)
+NUMBER = re.compile(r"[0-9]{1,9}")
 FAREWELL = 30.0  # seconds the others have to end once all work is done
 
 
@@ -136,19 +145,42 @@ def is_of_collective(error: BaseException) -> bool:
 
 def is_on_several_machines() -> bool:
     """Tell whether torchrun has started processes of this run on other machines, which nobody sees from here."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    return world > int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    world = read_launched("WORLD_SIZE", 1)
+    return world > read_launched("LOCAL_WORLD_SIZE", world)
 
 
 def _describe_lost_parent() -> str:
     """Return the message for a lost parent in the one process that reports it."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ
-    if int(os.environ.get("LOCAL_RANK", 0)) != (0 if launched else 1):
+    if read_launched("LOCAL_RANK") != (0 if launched else 1):
         return ""
     return f"{'torchrun' if launched else 'the first process of this run'} has gone; the others were ended."
 
 
 def is_first_process() -> bool:
     """Tell whether this process prints and writes for all processes of a run."""
-    names = ("RANK",) if "RANK" in os.environ else ("SLURM_PROCID",) if "SLURM_PROCID" in os.environ else ()
-    return all(int(os.environ.get(name, 0)) == 0 for name in (*names, *(() if names else ("LOCAL_RANK", "NODE_RANK"))))
+    own = read_launched("RANK", read_launched("SLURM_PROCID", -1))
+    return own == 0 if own >= 0 else read_launched("LOCAL_RANK") == read_launched("NODE_RANK") == 0
+
+
+def check_launched() -> None:
+    """Refuse numbers of the environment that are none; empty ones are unset, as Lightning reads them as well.
+
+    Raises:
+        UserError: A variable holds something else than a whole number.
+    """
+    for name in LAUNCHED:
+        text = os.environ.get(name, "")
+        if text and not NUMBER.fullmatch(text):
+            raise UserError(
+                f"the environment variable {name} must be a whole number, as torchrun and SLURM set it, got "
+                f"{text!r:.60}. Unset it"
+            )
+        if not text:
+            os.environ.pop(name, None)
+
+
+def read_launched(name: str, otherwise: int = 0) -> int:
+    """Read a number that a launcher gives; `otherwise` where it is none, which `check_launched` refuses."""
+    text = os.environ.get(name, "")
+    return int(text) if NUMBER.fullmatch(text) else otherwise

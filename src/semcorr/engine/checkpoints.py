@@ -20,7 +20,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
 from semcorr.engine.run_dir import flatten_config
-from semcorr.engine.shared_run import WEIGHTS, is_shared, read_shared_weights
+from semcorr.engine.shared_run import WEIGHTS, checkpoint_path, read_shared_weights
 from semcorr.models.weights.checkpoints import format_reason
 from semcorr.models.weights.file_kinds import describe_other, describe_unreadable
 from semcorr.models.weights.loading import require_finite_weights
@@ -147,11 +147,6 @@ def read_checkpoint(run: Path, which: str = "best") -> JsonObject:
     if not path.is_file():
         raise UserError(f"`checkpoint`: {path} does not exist. Give the run_dir of a training run.")
     return load_checkpoint(path)
-
-
-def checkpoint_path(run: Path, which: str = "best") -> Path:
-    """Return the path of a run's checkpoint; in a folder that was exported for sharing, that of its weights."""
-    return run / WEIGHTS if which == "best" and is_shared(run) else run / "checkpoints" / f"{which}.ckpt"
 
 
 def load_checkpoint(path: Path) -> JsonObject:

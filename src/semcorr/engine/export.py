@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -89,6 +89,18 @@ def export_head(head: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write the weights of a head, if it has any."""
     if head.state_dict():
         _save(head.state_dict(), path, metadata)
+
+
+def holds_weights(path: Path, module: nn.Module) -> bool:
+    """Tell whether a safetensors file holds the weights of a module, and no others."""
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError):
+        return False
+    own = module.state_dict()
+    return found.keys() == own.keys() and all(
+        value.dtype == own[name].dtype and torch.equal(value, own[name]) for name, value in found.items()
+    )
 
 
 def export_shared_run(cfg: DictConfig, folder: Path, run: Path, which: str, card: str) -> float:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:  # these import torch, which --help does not need
 
     from semcorr.metrics.predictions import Predictions
 
-SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image")
+SAME = ("keypoint", "target", "extent", "ambiguous", "source_image", "target_image", "category")
+TEXTS = ("images", "categories")  # by which rows are numbered
 
 
 class EvaluatedRun(NamedTuple):
@@ -65,10 +66,11 @@ def require_same_pairs(first: EvaluatedRun, second: EvaluatedRun) -> None:
         )
     values = [{name: getattr(run.rows, name) for name in ("pair", *SAME)} for run in (first, second)]
     different = [name for name, value in values[0].items() if not _are_close(value, values[1][name])]
-    if different or first.rows.images != second.rows.images:
+    different += [name for name in TEXTS if getattr(first.rows, name) != getattr(second.rows, name)]
+    if different:
         raise UserError(
-            f"{first.name} and {second.name} scored pairs of the same names, but of other "
-            f"{(different or ['images'])[0]}: another version of the benchmark? Give runs on the same pairs"
+            f"{first.name} and {second.name} scored pairs of the same names, but of other {different[0]}: "
+            "another version of the benchmark? Give runs on the same pairs"
         )
 
 

@@ -175,7 +175,8 @@ def wandb(
     """
     import wandb as client
 
-    options.setdefault("mode", os.environ.get("WANDB_MODE") or None)
+    _check_variables()
+    options.setdefault("mode", os.environ.get("WANDB_MODE"))
     if options["mode"] is None and not client.login(prompt=False):
         options["mode"] = "offline"
     require_tags(options.get("tags"))
@@ -187,6 +188,23 @@ def wandb(
     logger = WandbSideLogger(save_dir=str(Path(save_dir).resolve()), project=project, group=group, **options)
     logger._wandb_init.pop("anonymous", None)  # Lightning's, of which W&B warns that it has no effect
     return logger
+
+
+def _check_variables() -> None:
+    """Refuse variables of the environment that W&B refuses by a traceback; an empty WANDB_MODE is unset."""
+    import wandb as client
+    from pydantic import ValidationError  # which W&B checks its settings by
+
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)
+    try:
+        client.Settings().update_from_env_vars(dict(os.environ))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"the environment variable WANDB_{str(first['loc'][0]).upper()}: {first['msg']}, got "
+            f"{first['input']!r:.60}. Correct or unset it"
+        ) from None
 
 
 def require_tags(tags: object) -> None:

@@ -16,7 +16,6 @@ from semcorr.engine.checkpoints import (
     RESUME_STATE,
     TRAINED_AS,
     checkpoint_error,
-    checkpoint_path,
     find_changed_setting,
     load_trained,
     read_checkpoint,
@@ -27,6 +26,7 @@ from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, refuse_longer
 from semcorr.engine.saved_config import to_plain_types
+from semcorr.engine.shared_run import checkpoint_path
 
 
 def resume_training(

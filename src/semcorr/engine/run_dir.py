@@ -238,7 +238,9 @@ def config_hash(cfg: DictConfig, *excluded: str) -> str:
         del content["start_from"]
     for key, name in (("checkpoint", "trained"), ("start_from", "started")):
         if content.get(key):  # the same path may hold other weights by now
-            weights = Path(content[key]) / "checkpoints" / "best.ckpt"
+            from semcorr.engine.shared_run import checkpoint_path  # imports this module
+
+            weights = checkpoint_path(Path(content[key]))
             content[name] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

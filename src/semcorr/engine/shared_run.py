@@ -32,6 +32,11 @@ def is_shared(run: Path) -> bool:
     return (run / WEIGHTS).is_file() and not (run / "checkpoints").is_dir()
 
 
+def checkpoint_path(run: Path, which: str = "best") -> Path:
+    """Return the path of a run's checkpoint; in a folder that was exported for sharing, that of its weights."""
+    return run / WEIGHTS if which == "best" and is_shared(run) else run / "checkpoints" / f"{which}.ckpt"
+
+
 def shared_config_text(cfg: DictConfig) -> str:
     """Format a run's configuration as YAML, without the places where files lay on this machine.
 

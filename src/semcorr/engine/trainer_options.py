@@ -21,6 +21,7 @@ from omegaconf import DictConfig, ListConfig
 from semcorr.core.device import float32_products
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, require
+from semcorr.core.ranks import read_launched
 from semcorr.core.text_files import JsonMapping, JsonObject
 
 AUTO = "auto"  # bf16-mixed on a GPU that has it, else 32-true; config.yaml says which it was
@@ -43,9 +44,9 @@ OPTIONS: JsonObject = {  # types and ranges; Lightning's own checks let NaN, 1e3
     "val_check_interval": Positive | None,
     "num_sanity_val_steps": Annotated[int, Range(least=-1)] | None,
     "fast_dev_run": bool | Whole,
-    "limit_train_batches": Annotated[float, Range(least=0)] | None,
+    "limit_train_batches": Positive | None,
     "limit_val_batches": Annotated[float, Range(least=0)] | None,
-    "limit_test_batches": Annotated[float, Range(least=0)] | None,
+    "limit_test_batches": Positive | None,
     "enable_model_summary": bool | None,
     "accelerator": str,
     "strategy": str,
@@ -297,8 +298,8 @@ def _check_devices(devices: object, on_gpu: bool, nodes: int) -> None:
     if not 1 <= count <= available:
         kind = f"of the {available} GPUs here" if on_gpu else f"from 1 to {available} processes of a CPU"
         raise UserError(f"`trainer.devices` must be auto or a number {kind}, got {devices}")
-    started = os.environ["WORLD_SIZE"] if "TORCHELASTIC_RUN_ID" in os.environ else str(count * nodes)
-    if int(started) != count * nodes:
+    started = read_launched("WORLD_SIZE", 1) if "TORCHELASTIC_RUN_ID" in os.environ else count * nodes
+    if started != count * nodes:
         raise UserError(
             f"`trainer.devices`: torchrun has started {started} processes, got {devices} on {nodes} nodes. "
             "scripts/torchrun.sh gives both"

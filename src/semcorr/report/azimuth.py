@@ -31,10 +31,9 @@ CategorySensitivity = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # 
 
 def plot_azimuth(entries: Sequence[Configuration]) -> ReportFigure | str:
     """Plot the scores by the change of azimuth, or return why there are none."""
-    classes = entries[0].runs[0].metrics.get("classes", {}).get(AZIMUTH)
-    if classes is None:
+    if any(AZIMUTH not in run.metrics["classes"] for entry in entries for run in entry.runs):
         return "The benchmark does not say from where its images are seen, so there is no azimuth to compare."
-    steps = LABELS[AZIMUTH]
+    classes, steps = entries[0].runs[0].metrics["classes"][AZIMUTH], LABELS[AZIMUTH]
     annotated = [step for step in steps if classes[step]["pairs"]]
     if len(annotated) < 2:
         return f"Fewer than two azimuth classes have pairs ({classes['unknown']:,} pairs are not annotated)."

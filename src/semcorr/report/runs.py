@@ -55,7 +55,8 @@ def find_runs(given: Sequence[Path]) -> list[Path]:
     folders: list[Path] = []
     for path in given:
         has_runs_below = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
-        below = sorted({file.parent for file in path.rglob(CONFIG)}) if has_runs_below else []
+        configured = {file.parent for file in path.rglob(CONFIG)} if has_runs_below else set()
+        below = sorted(folder for folder in configured if not configured.intersection(folder.parents))  # not its export
         if has_runs_below and not below:
             raise UserError(f"{path} holds no run: no config.yaml in it or below. Give run_dirs of finished runs")
         folders += below or [path]
@@ -93,6 +94,14 @@ def require_comparable(runs: Sequence[FinishedRun]) -> None:
             )
     for run in runs[1:]:
         require_same_pairs(runs[0].evaluated, run.evaluated)
+    domains = [(run.folder, {*run.metrics["classes"].get("domains", {})}) for run in runs]
+    named = [(folder, names) for folder, names in domains if names]  # older runs have none
+    for folder, names in named[1:]:
+        if differing := sorted(names ^ named[0][1]):
+            raise UserError(
+                f"{named[0][0]} and {folder} name the domains of their images differently: only one has pairs of "
+                f"{differing[0]}. Evaluate again with the same annotations"
+            )
 
 
 def _read_run(folder: Path) -> FinishedRun:

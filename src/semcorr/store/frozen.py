@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone
-from semcorr.core.ranges import Positive, require_fields
+from semcorr.core.ranges import NotEmpty, Positive, require_fields
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import BackboneState, FeatureMap, ImageMaps
 from semcorr.data.datamodule import PairDataModule
@@ -35,7 +35,7 @@ class FeatureCacheConfig:
             every training step.
     """
 
-    root: str | None = None
+    root: NotEmpty | None = None
     dtype: str | None = None
     max_gb: Positive | None = None
     place: str = "auto"

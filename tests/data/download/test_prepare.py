@@ -121,6 +121,16 @@ def test_a_benchmark_goes_to_its_data_root(typed, server, tmp_path, capfd, monke
     assert "preparing" not in (root / "verify.json").read_text() + capfd.readouterr().out
 
 
+@pytest.mark.parametrize("line", ["spair", "spair --verify"])
+def test_an_empty_data_root_is_not_the_root_of_the_disk(typed, tmp_path, capfd, monkeypatch, line):
+    monkeypatch.setenv("SEMCORR_DATA", "")
+    for step in ("_install", "_verify"):  # which write there
+        monkeypatch.setattr(prepare, step, lambda name, cfg, folder, *_: pytest.fail(f"goes to {folder}"))
+    assert typed(line) == 2
+    assert "`data_root` must be text, not empty, got ''" in capfd.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_licence_address_and_size_are_told_first(typed, server, capfd, monkeypatch):
     del server.files["test_pairs.csv"]  # so that it ends after the first download
     assert typed("pf_willow --root here") == 2
