@@ -144,7 +144,7 @@ def _run_export(options: ExportOptions) -> None:
 
 def _require_weights(options: ExportOptions) -> None:
     """Refuse a run without that checkpoint and a missing file of weights, before the network is built."""
-    from semcorr.engine.shared_run import checkpoint_path
+    from semcorr.engine.run_dir import checkpoint_path
 
     paths = {which: checkpoint_path(options.run, which) for which in CHECKPOINTS}
     existing = [which for which, path in paths.items() if path.is_file()]
@@ -224,7 +224,7 @@ def _write_shared_run(module: "CorrespondenceModule", cfg: DictConfig, options: 
 def _print_summary(
     options: ExportOptions, provenance: dict[str, str], files: list[Path], difference: float | None
 ) -> None:
-    from semcorr.engine.shared_run import checkpoint_path
+    from semcorr.engine.run_dir import checkpoint_path
 
     for path in files:
         print(f"Wrote {path} ({path.stat().st_size:,} bytes)")

@@ -44,10 +44,9 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.resume import resume_training, start_from_run
-    from semcorr.engine.run_dir import refuse_other_run
+    from semcorr.engine.run_dir import checkpoint_path, refuse_other_run
     from semcorr.engine.saved_config import begin_run
     from semcorr.engine.scoring import score_and_save
-    from semcorr.engine.shared_run import checkpoint_path
     from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products

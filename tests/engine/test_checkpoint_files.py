@@ -19,8 +19,8 @@ from semcorr.engine.callbacks import checkpoint_callbacks, refuse_to_replace
 from semcorr.engine.checkpoints import CheckpointFiles, load_checkpoint, load_trained, read_checkpoint
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.resume import resume_training
+from semcorr.engine.run_dir import checkpoint_path
 from semcorr.engine.saved_config import begin_run
-from semcorr.engine.shared_run import checkpoint_path
 from semcorr.engine.trainer import build_trainer
 from semcorr.train import build_training, train
 

@@ -33,7 +33,8 @@ from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import weight_settings
 from semcorr.engine.hub import push_run
 from semcorr.engine.model_card import format_model_card
-from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
+from semcorr.engine.run_dir import WEIGHTS
+from semcorr.engine.shared_run import CARD, shared_config_text, shared_facts
 from semcorr.inference.load import restore_model
 
 pytestmark = pytest.mark.integration

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import NotEmpty, require
 from semcorr.engine.known_targets import conf_dir, config_search_path
+from semcorr.engine.run_dir import is_shared
 from semcorr.engine.saved_config import escape_interpolations, read_run_config
-from semcorr.engine.shared_run import is_shared
 
 if TYPE_CHECKING:
     from semcorr.data.evaluation_only import EvaluationBenchmark

@@ -19,7 +19,7 @@ from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.interrupt import Guard, Interrupted, guard_signals
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LostProcessError, check_launched, is_first_process
+from semcorr.core.ranks import LostProcessError, check_launch_numbers, is_first_process
 from semcorr.core.terminal import escape_controls
 from semcorr.engine.known_targets import conf_dir
 
@@ -44,7 +44,7 @@ def report_user_errors(name: str) -> Iterator[None]:
             try:
                 if guard is not None:
                     guard.begin()
-                check_launched()
+                check_launch_numbers()
                 yield
                 if sys.stdout is not None:
                     sys.stdout.flush()  # a pipe that nobody reads is noticed here, not while the interpreter ends

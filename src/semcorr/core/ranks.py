@@ -23,7 +23,7 @@ OTHER_MACHINE = (
     "there says why, or the network has failed; the others were ended. PyTorch said"
 )
 # Numbers that torchrun or SLURM gives the processes that it starts; Lightning reads them, too.
-LAUNCHED = (
+LAUNCH_VARIABLES = (
     *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_PORT"),
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
 )
@@ -145,31 +145,31 @@ def is_of_collective(error: BaseException) -> bool:
 
 def is_on_several_machines() -> bool:
     """Tell whether torchrun has started processes of this run on other machines, which nobody sees from here."""
-    world = read_launched("WORLD_SIZE", 1)
-    return world > read_launched("LOCAL_WORLD_SIZE", world)
+    world = read_launch_number("WORLD_SIZE", 1)
+    return world > read_launch_number("LOCAL_WORLD_SIZE", world)
 
 
 def _describe_lost_parent() -> str:
     """Return the message for a lost parent in the one process that reports it."""
     launched = "TORCHELASTIC_RUN_ID" in os.environ
-    if read_launched("LOCAL_RANK") != (0 if launched else 1):
+    if read_launch_number("LOCAL_RANK") != (0 if launched else 1):
         return ""
     return f"{'torchrun' if launched else 'the first process of this run'} has gone; the others were ended."
 
 
 def is_first_process() -> bool:
     """Tell whether this process prints and writes for all processes of a run."""
-    own = read_launched("RANK", read_launched("SLURM_PROCID", -1))
-    return own == 0 if own >= 0 else read_launched("LOCAL_RANK") == read_launched("NODE_RANK") == 0
+    rank = read_launch_number("RANK", read_launch_number("SLURM_PROCID", -1))
+    return rank == 0 if rank >= 0 else read_launch_number("LOCAL_RANK") == read_launch_number("NODE_RANK") == 0
 
 
-def check_launched() -> None:
+def check_launch_numbers() -> None:
     """Refuse numbers of the environment that are none; empty ones are unset, as Lightning reads them as well.
 
     Raises:
         UserError: A variable holds something else than a whole number.
     """
-    for name in LAUNCHED:
+    for name in LAUNCH_VARIABLES:
         text = os.environ.get(name, "")
         if text and not NUMBER.fullmatch(text):
             raise UserError(
@@ -180,7 +180,7 @@ def check_launched() -> None:
             os.environ.pop(name, None)
 
 
-def read_launched(name: str, otherwise: int = 0) -> int:
-    """Read a number that a launcher gives; `otherwise` where it is none, which `check_launched` refuses."""
+def read_launch_number(name: str, otherwise: int = 0) -> int:
+    """Read a number that a launcher gives; `otherwise` where it is none, which `check_launch_numbers` refuses."""
     text = os.environ.get(name, "")
     return int(text) if NUMBER.fullmatch(text) else otherwise

@@ -19,8 +19,8 @@ from semcorr.core.pickles import require_torch_file
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.renamed_targets import RENAMED_TARGETS
-from semcorr.engine.run_dir import flatten_config
-from semcorr.engine.shared_run import WEIGHTS, checkpoint_path, read_shared_weights
+from semcorr.engine.run_dir import WEIGHTS, checkpoint_path, flatten_config
+from semcorr.engine.shared_run import read_shared_weights
 from semcorr.models.weights.checkpoints import format_reason
 from semcorr.models.weights.file_kinds import describe_other, describe_unreadable
 from semcorr.models.weights.loading import require_finite_weights

@@ -31,8 +31,9 @@ from semcorr.core.text_files import JsonObject
 from semcorr.engine.build import build_backbone
 from semcorr.engine.checkpoints import find_changed_setting, load_checkpoint, read_checkpoint, weight_settings
 from semcorr.engine.plain_yaml import read_plain_config
+from semcorr.engine.run_dir import WEIGHTS
 from semcorr.engine.saved_config import CONFIG, read_run_config
-from semcorr.engine.shared_run import CARD, WEIGHTS, shared_config_text, shared_facts
+from semcorr.engine.shared_run import CARD, shared_config_text, shared_facts
 from semcorr.models.backbones.wrapped import unwrap_backbone
 from semcorr.models.finetune.merge import merge_adapters
 

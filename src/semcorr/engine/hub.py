@@ -8,8 +8,9 @@ from pathlib import Path
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_error
+from semcorr.engine.run_dir import WEIGHTS
 from semcorr.engine.saved_config import CONFIG
-from semcorr.engine.shared_run import CARD, WEIGHTS
+from semcorr.engine.shared_run import CARD
 from semcorr.models.weights.hub import require_hub
 
 SCHEME = "hf://"

@@ -25,8 +25,8 @@ from semcorr.engine.checkpoints import (
 from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, refuse_longer
+from semcorr.engine.run_dir import checkpoint_path
 from semcorr.engine.saved_config import to_plain_types
-from semcorr.engine.shared_run import checkpoint_path
 
 
 def resume_training(

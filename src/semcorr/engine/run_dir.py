@@ -19,6 +19,7 @@ from semcorr.core.text_files import JsonObject, read_mapping
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.metrics.sections import HEADLINES, PAIRS
 
+WEIGHTS = "model.safetensors"  # of a run that was exported for sharing
 METRICS = "metrics.json"  # written last: a run is finished when it exists
 RESULTS = (
     METRICS,
@@ -44,6 +45,16 @@ UNSCORED_SECTIONS = (
 )
 LOADER_OPTIONS = ("workers", "cache_gb", "encode_batch")  # options of a benchmark that no number depends on
 LOGS = ("wandb/id.txt", "tensorboard/events.*", "*-profile*.txt")  # files that loggers would continue
+
+
+def is_shared(run: Path) -> bool:
+    """Tell whether a folder was exported for sharing: it holds trained weights, and no checkpoints of a training."""
+    return (run / WEIGHTS).is_file() and not (run / "checkpoints").is_dir()
+
+
+def checkpoint_path(run: Path, which: str = "best") -> Path:
+    """Return the path of a run's checkpoint; in a folder that was exported for sharing, that of its weights."""
+    return run / WEIGHTS if which == "best" and is_shared(run) else run / "checkpoints" / f"{which}.ckpt"
 
 
 @contextmanager
@@ -238,8 +249,6 @@ def config_hash(cfg: DictConfig, *excluded: str) -> str:
         del content["start_from"]
     for key, name in (("checkpoint", "trained"), ("start_from", "started")):
         if content.get(key):  # the same path may hold other weights by now
-            from semcorr.engine.shared_run import checkpoint_path  # imports this module
-
             weights = checkpoint_path(Path(content[key]))
             content[name] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -19,22 +19,11 @@ from semcorr.engine.saved_config import escape_interpolations
 if TYPE_CHECKING:  # torch takes seconds, which the commands that only name these files do not need
     from torch import Tensor
 
-WEIGHTS = "model.safetensors"
 CARD = "README.md"
 FACTS = ("base", "trained_as")  # what a checkpoint says of its weights, here JSON in the file's metadata
 FILES = re.compile(
     r"(backbone|head)\.(.+[._])?weights|finetune\.(.+\.)?(block_)?weights"
 )  # options that are files of weights
-
-
-def is_shared(run: Path) -> bool:
-    """Tell whether a folder was exported for sharing: it holds trained weights, and no checkpoints of a training."""
-    return (run / WEIGHTS).is_file() and not (run / "checkpoints").is_dir()
-
-
-def checkpoint_path(run: Path, which: str = "best") -> Path:
-    """Return the path of a run's checkpoint; in a folder that was exported for sharing, that of its weights."""
-    return run / WEIGHTS if which == "best" and is_shared(run) else run / "checkpoints" / f"{which}.ckpt"
 
 
 def shared_config_text(cfg: DictConfig) -> str:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig
 from semcorr.core.device import float32_products
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, Count, Pattern, Positive, Range, Whole, require
-from semcorr.core.ranks import read_launched
+from semcorr.core.ranks import read_launch_number
 from semcorr.core.text_files import JsonMapping, JsonObject
 
 AUTO = "auto"  # bf16-mixed on a GPU that has it, else 32-true; config.yaml says which it was
@@ -298,7 +298,7 @@ def _check_devices(devices: object, on_gpu: bool, nodes: int) -> None:
     if not 1 <= count <= available:
         kind = f"of the {available} GPUs here" if on_gpu else f"from 1 to {available} processes of a CPU"
         raise UserError(f"`trainer.devices` must be auto or a number {kind}, got {devices}")
-    started = read_launched("WORLD_SIZE", 1) if "TORCHELASTIC_RUN_ID" in os.environ else count * nodes
+    started = read_launch_number("WORLD_SIZE", 1) if "TORCHELASTIC_RUN_ID" in os.environ else count * nodes
     if started != count * nodes:
         raise UserError(
             f"`trainer.devices`: torchrun has started {started} processes, got {devices} on {nodes} nodes. "
