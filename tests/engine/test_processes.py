@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from semcorr.cli.errors import report_user_errors
 from semcorr.core.errors import UserError
 from semcorr.core.limits import explain_limit
-from semcorr.core.ranks import LAUNCHED, LostProcessError, ProcessWatch, is_first_process
+from semcorr.core.ranks import LAUNCH_VARIABLES, LostProcessError, ProcessWatch, is_first_process
 from semcorr.data.loaders import BatchSize, LoaderPlan, count_cores, plan_loading, require_workers
 from semcorr.data.synthetic import Synthetic
 from semcorr.engine.module import CorrespondenceModule
@@ -327,7 +327,7 @@ def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
     assert program.printed["err"].count("Traceback") == (1 if "defect" in fault else 0)
 
 
-@pytest.mark.parametrize("name", LAUNCHED)
+@pytest.mark.parametrize("name", LAUNCH_VARIABLES)
 def test_a_number_of_a_launcher_is_one_or_unset(monkeypatch, capfd, name):
     monkeypatch.setenv(name, "")
     with report_user_errors("evaluate"):

@@ -67,7 +67,7 @@ class PixelPairs(StableDiffusion):
         return FeatureMap(a, self.stride), FeatureMap(b, self.stride)
 
     def pair_alone(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        text = self.prompt(*map(self.prompt.view, (source, target))) if self.prompt.pairwise else self.prompt()
+        text = self.prompt(*map(self.prompt.encode_cells, (source, target))) if self.prompt.pairwise else self.prompt()
         layers = [self._read(self.encode(image), text) for image in (source, target)]
         unit = self.components is None and self.unit_layers
         if self.components is not None:

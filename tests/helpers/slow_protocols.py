@@ -133,7 +133,7 @@ def squashed(source, target, point, sizes, truth, box, by_image, corners, half_o
     def factors(size):
         return [(SIDE - 1) / (length - 1) if corners else SIDE / length for length in size]
 
-    def to_crop(place, size):
+    def into(place, size):
         return [min(max(p * f, 1e-4), SIDE - 1 - 1e-4) for p, f in zip(place, factors(size), strict=True)]
 
     x, y = into(point, sizes[0])
@@ -169,7 +169,7 @@ def marco_corner(source, target, point, sizes, truth, box, by_image):
     def inner(size):
         return [round(length * SIDE / max(size)) for length in size]
 
-    def to_crop(place, size):
+    def into(place, size):
         return [
             min(max(p * n / length, 1e-4), n - 1 - 1e-4) for p, n, length in zip(place, inner(size), size, strict=True)
         ]

@@ -193,17 +193,17 @@ def wandb(
 def _check_variables() -> None:
     """Refuse variables of the environment that W&B refuses by a traceback; an empty WANDB_MODE is unset."""
     import wandb as client
-    from pydantic import ValidationError  # which W&B checks its settings by
 
     if not os.environ.get("WANDB_MODE"):
         os.environ.pop("WANDB_MODE", None)
     try:
         client.Settings().update_from_env_vars(dict(os.environ))
-    except ValidationError as error:
-        first = error.errors()[0]
+    except ValueError as error:  # of pydantic: a title, then a line for the field and one for the reason
+        _, field, reason, *_ = [*str(error).splitlines(), "", "", ""]
+        name = f"WANDB_{field.upper()}"
+        reason = reason.strip().partition(" [")[0]
         raise UserError(
-            f"the environment variable WANDB_{str(first['loc'][0]).upper()}: {first['msg']}, got "
-            f"{first['input']!r:.60}. Correct or unset it"
+            f"the environment variable {name}: {reason}, got {os.environ.get(name, '')!r:.60}. Correct or unset it"
         ) from None
 
 

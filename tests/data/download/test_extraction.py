@@ -20,7 +20,7 @@ KINDS = ["zip", "tar", "tar.gz"]
 
 
 @pytest.fixture
-def to_crop(tmp_path: Path) -> Path:
+def into(tmp_path: Path) -> Path:
     folder = tmp_path / "inner" / "into"
     folder.mkdir(parents=True)
     return folder
