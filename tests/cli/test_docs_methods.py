@@ -141,7 +141,6 @@ def test_a_command_of_no_settings_is_of_a_known_program():
     assert {found[0] for command in others if (found := LINES[command])} == {
         "benchmark",
         "report",
-        "export",
         "prepare",
         "search",
     }
