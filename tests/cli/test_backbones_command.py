@@ -69,7 +69,7 @@ def named_by_timm(facts) -> bool:
     return facts.network in timm.list_models(f"{facts.network.partition('.')[0]}.*", pretrained=True)
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(24)
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED) - ELSEWHERE))
 def test_sizes_are_those_of_the_network_that_is_built(monkeypatch, name):
     for module in (timm_model, segment_anything, diffusion, vjepa2):

@@ -286,10 +286,11 @@ def test_a_damaged_image_is_named_and_nothing_is_left(typed, capfd, tmp_path):
     assert not (tmp_path / "OUT" / "metrics.json").exists()
 
 
-def test_the_program_is_a_module_and_a_command():
-    for command in ([sys.executable, "-m", "semcorr.train"], [str(Path(sys.executable).with_name("semcorr")), "train"]):
-        done = subprocess.run([*command, "--cfg", "job", "--resolve"], capture_output=True, text=True, check=True)
-        assert "vit_base_patch14_dinov2.lvd142m" in done.stdout
-    unknown = subprocess.run([Path(sys.executable).with_name("semcorr"), "trian"], capture_output=True, text=True)
+def test_the_program_is_a_command():
+    """`python -m semcorr.train` is run by test_distributed.py and test_interrupted.py."""
+    script = Path(sys.executable).with_name("semcorr")
+    done = subprocess.run([script, "train", "--cfg", "job", "--resolve"], capture_output=True, text=True, check=True)
+    assert "vit_base_patch14_dinov2.lvd142m" in done.stdout
+    unknown = subprocess.run([script, "trian"], capture_output=True, text=True)
     assert unknown.returncode == 2
     assert "Did you mean train" in unknown.stderr

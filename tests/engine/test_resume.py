@@ -1,5 +1,7 @@
 """Going on with a run: where it was, and no further than its learning rate was laid out."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -11,6 +13,16 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.train import train
 
 QUICK = ["finetune.blocks=1", "data.steps=3", "data.batch_size=4"]
+LINE = [*QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
+
+
+@pytest.fixture
+def first(config, tiny, tmp_path_factory) -> Path:
+    """A run of `LINE`, trained when it is first asked for. None may change it."""
+    run_dir = tmp_path_factory.getbasetemp() / "resume" / "first"
+    if not (run_dir / "metrics.json").exists():
+        train(config("train", *tiny, *LINE, f"run_dir={run_dir}"))
+    return run_dir
 
 
 @pytest.mark.slow
@@ -64,35 +76,31 @@ def test_a_run_at_a_constant_rate_may_be_made_longer(config, tiny, tmp_path):
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 9
 
 
-def test_a_run_may_start_from_the_weights_of_another(config, tiny, tmp_path):
+def test_a_run_may_start_from_the_weights_of_another(config, tiny, tmp_path, first):
     """It begins with them and trains them further; where it learns nothing it ends with them."""
-    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
-    train(config("train", *line))
-    first = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["state_dict"]
+    line = [*tiny, *LINE]
+    before = load_checkpoint(first / "checkpoints" / "best.ckpt")["state_dict"]
 
     still = ["optimizer.lr=1e-30", "optimizer.backbone_lr=1e-30", "optimizer.weight_decay=0"]
-    train(config("train", *line, *still, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'still'}"))
-    train(config("train", *line, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}"))
+    train(config("train", *line, *still, f"start_from={first}", f"run_dir={tmp_path / 'still'}"))
+    train(config("train", *line, f"start_from={first}", f"run_dir={tmp_path / 'on'}"))
 
     unchanged, further = (
         load_checkpoint(tmp_path / name / "checkpoints" / "best.ckpt")["state_dict"] for name in ("still", "on")
     )
-    assert first.keys() == unchanged.keys() == further.keys()
-    assert all(torch.equal(first[name], unchanged[name]) for name in first)
-    assert not any(torch.equal(first[name], further[name]) for name in first)
+    assert before.keys() == unchanged.keys() == further.keys()
+    assert all(torch.equal(before[name], unchanged[name]) for name in before)
+    assert not any(torch.equal(before[name], further[name]) for name in before)
 
 
-def test_a_run_that_cannot_be_started_from_is_refused_before_anything_is_written(config, tiny, tmp_path):
-    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
-    train(config("train", *line))
-
+def test_a_run_that_cannot_be_started_from_is_refused_before_anything_is_written(config, tiny, tmp_path, first):
     for override, message in (
         ("start_from=absent", r"`start_from`: .*absent"),
         ("head=cosine", r"`start_from`: .*head"),
         ("start_from=3", r"`start_from` must be"),
     ):
         with pytest.raises(UserError, match=message):
-            train(config("train", *line, f"start_from={tmp_path / 'run'}", f"run_dir={tmp_path / 'on'}", override))
+            train(config("train", *tiny, *LINE, f"start_from={first}", f"run_dir={tmp_path / 'on'}", override))
         assert not (tmp_path / "on").exists(), override
 
 
@@ -114,12 +122,11 @@ def compose_resumed(tmp_path, *line):
     return compose_config("train", [f"checkpoint={tmp_path / 'run'}", *line])
 
 
-def test_a_resumed_run_has_the_configuration_that_it_began_with(config, tiny, tmp_path):
+def test_a_resumed_run_has_the_configuration_that_it_began_with(config, tiny, tmp_path, first):
     """Also what decides which weights are kept, and what is scored: nothing of it is typed again."""
-    line = [*tiny, *QUICK, "head=bottleneck", "trainer.max_epochs=1", "scheduler=constant"]
-    train(config("train", *line, f"run_dir={tmp_path / 'first'}"))
+    line = [*tiny, *LINE]
     kept = ["monitor=val/std/pck@0.05", "keep_from=0.2", "corrupt=fog", "corrupt.severity=5", "name=own"]
-    train(config("train", *line, *kept, "pose=adaptive", f"start_from={tmp_path / 'first'}"))
+    train(config("train", *line, *kept, "pose=adaptive", f"start_from={first}"))
     before = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     (tmp_path / "run" / "metrics.json").unlink()  # as where it was killed while it was scored
 

@@ -66,7 +66,7 @@ def told(model: object) -> str:
 
 
 def test_a_shared_folder_is_the_run_to_the_bit(run, shared):
-    ours, theirs = (Matcher.load(folder, device="cpu") for folder in (run("last_blocks"), shared))
+    ours, theirs = (Matcher.load(folder, device="cpu") for folder in (run("last_blocks", *LINE), shared))
 
     assert all(torch.equal(value, weights(theirs)[name]) for name, value in weights(ours).items())
     assert torch.equal(answers(ours), answers(theirs))
@@ -76,7 +76,7 @@ def test_a_shared_folder_is_the_run_to_the_bit(run, shared):
 def test_the_card_says_what_the_model_is_and_what_it_scores(run, shared):
     _, front, text = (shared / CARD).read_text().split("---\n", 2)
     card = yaml.safe_load(front)
-    scores = json.loads((run("last_blocks") / "metrics.json").read_text())["pck"]
+    scores = json.loads((run("last_blocks", *LINE) / "metrics.json").read_text())["pck"]
     config = yaml.safe_load((shared / "config.yaml").read_text())
 
     assert (card["license"], card["library_name"]) == ("apache-2.0", "semcorr")
@@ -124,7 +124,7 @@ def test_a_command_asks_the_hub_once_and_records_its_address(shared, hub, tmp_pa
 
 def test_what_is_pushed_is_what_is_loaded(run, shared, typed, hub, monkeypatch, capfd):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert typed(run("last_blocks"), "--format", "hf", "--out", "pushed", "--push", "someone/cats") == 0
+    assert typed(run("last_blocks", *LINE), "--format", "hf", "--out", "pushed", "--push", "someone/cats") == 0
     assert f"Uploaded: {hub.address}/someone/cats/commit/{COMMIT} (public)" in capfd.readouterr().out
     assert sorted(hub.repos["someone/cats"]) == [CARD, "config.yaml", WEIGHTS]
     assert 'Matcher.load("hf://someone/cats")' in hub.repos["someone/cats"][CARD].decode()
@@ -134,7 +134,7 @@ def test_what_is_pushed_is_what_is_loaded(run, shared, typed, hub, monkeypatch, 
 
 
 def test_pushing_without_a_token_is_refused_before_any_work(run, typed, hub, tmp_path, capfd, monkeypatch):
-    line = (run("last_blocks"), "--format", "hf", "--out", "pushed", "--push")
+    line = (run("last_blocks", *LINE), "--format", "hf", "--out", "pushed", "--push")
     capfd.readouterr()
     assert typed(*line, "someone/cats") == 2
     assert "--push needs a token that may write: set HF_TOKEN" in capfd.readouterr().err
@@ -142,7 +142,7 @@ def test_pushing_without_a_token_is_refused_before_any_work(run, typed, hub, tmp
     assert "--push must be USER/NAME" in capfd.readouterr().err
     assert typed(*line, "someone/a--b") == 2
     assert "--push must be USER/NAME on the Hugging Face Hub, got 'someone/a--b'" in capfd.readouterr().err
-    assert typed(run("last_blocks"), "--push", "someone/cats") == 2
+    assert typed(run("last_blocks", *LINE), "--push", "someone/cats") == 2
     assert "--push goes with --format hf, got --format merged. Give that" in capfd.readouterr().err
     assert typed(*line[:-1], "--private") == 2
     assert "--private goes with --push" in capfd.readouterr().err

@@ -166,7 +166,8 @@ def test_a_loss_that_learns_from_a_teacher_needs_one(config, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_resumed_without_its_teacher_stays_as_it_is(config, tiny, tmp_path):
+def test_a_run_that_is_resumed_without_its_teacher_or_made_longer_stays_as_it_is(config, tiny, tmp_path):
+    """Made longer it is not, where its teacher's momentum rises."""
     line = [*tiny, *LINE, "scheduler=constant", "data.steps=1", "trainer.max_epochs=1"]
     train(config("train", *line))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
@@ -175,6 +176,10 @@ def test_a_run_that_is_resumed_without_its_teacher_stays_as_it_is(config, tiny, 
 
     with pytest.raises(UserError, match=r"there is none. Give callbacks=ema_teacher as well"):
         train(resumed)
+    longer = config("train", *(each for each in line if not each.startswith("trainer.max")), "trainer.max_epochs=2")
+    longer.checkpoint = longer.run_dir
+    with pytest.raises(UserError, match=r"teacher's momentum of this run was laid out for 1 steps, .* last for 2\."):
+        train(longer)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 
 
@@ -211,16 +216,6 @@ def test_a_loss_that_learns_from_no_teacher_has_none(config, tiny, tmp_path, cap
 def test_an_evaluation_has_no_teacher(config, tiny):
     with pytest.raises(UserError, match=r"`callbacks.ema_teacher` is a teacher, and nothing is trained here"):
         build_user_callbacks(config("evaluate", *tiny, "callbacks=ema_teacher"))
-
-
-def test_a_run_whose_teachers_momentum_rises_is_not_made_longer(config, tiny, tmp_path):
-    line = [*tiny, *LINE, "scheduler=constant", "data.steps=1"]
-    train(config("train", *line, "trainer.max_epochs=1"))
-    longer = config("train", *line, "trainer.max_epochs=2")
-    longer.checkpoint = longer.run_dir
-
-    with pytest.raises(UserError, match=r"teacher's momentum of this run was laid out for 1 steps, .* last for 2\."):
-        train(longer)
 
 
 def test_the_weights_of_a_checkpoint_are_let_go_once_the_teacher_has_them():

@@ -27,7 +27,7 @@ def _weights(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / f"{which}.ckpt", weights_only=True)["state_dict"]
 
 
-def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
+def test_only_the_last_two_blocks_and_the_norm_move_and_the_checkpoint_holds_them_and_names_its_base(config, tiny):
     """After three steps everything else is bit-identical."""
     cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
     module, _ = build_datamodule_and_module(cfg)
@@ -40,6 +40,9 @@ def test_only_the_last_two_blocks_and_the_norm_move(config, tiny):
     assert all(".blocks." in name or ".norm." in name for name in after)
     moved = {name for name, value in after.items() if not value.equal(before[name.removeprefix("backbone.")])}
     assert moved == set(after)
+    checkpoint = torch.load(Path(cfg.run_dir) / "checkpoints/best.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == set(module.trainable_state_dict())
+    assert checkpoint["base"] == {"backbone": "vit_tiny_patch16_224", "sha256": module.backbone.sha256}
 
 
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
@@ -72,24 +75,19 @@ def test_training_lowers_the_loss_and_leaves_every_file(config, tiny, tmp_path):
     assert {"val/all/pck@0.1", "val/geo/pck@0.1", "val/std/pck@0.1", "test/all/pck@0.05"} <= set(lines[0])
 
 
-def test_a_checkpoint_holds_what_moves_and_names_its_base(config, tiny, tmp_path):
+def test_evaluating_a_run_gives_the_number_it_was_trained_to_and_it_is_not_trained_into_twice(config, tiny, tmp_path):
+    """Where nothing was saved it is: a training that is killed while it first saves leaves an empty folder."""
     cfg = config("train", *tiny, *QUICK, "trainer.max_epochs=1")
-    train(cfg)
-
-    checkpoint = torch.load(tmp_path / "run/checkpoints/best.ckpt", weights_only=True)
-    module, _ = build_datamodule_and_module(cfg)
-    assert set(checkpoint["state_dict"]) == set(module.trainable_state_dict())
-    assert checkpoint["base"] == {"backbone": "vit_tiny_patch16_224", "sha256": module.backbone.sha256}
-
-
-def test_evaluating_a_run_gives_the_number_it_was_trained_to(config, tiny, tmp_path):
-    trained = train(config("train", *tiny, *QUICK, "trainer.max_epochs=2"))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    trained = train(cfg)
 
     line = ["finetune.blocks=2", "protocol=unified", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'e'}"]
     again = evaluate(config("evaluate", *tiny, *line))
 
     assert again["pck"] == trained["pck"]
     assert again["protocols"] == trained["protocols"]
+    with pytest.raises(UserError, match="already holds a training run"):
+        train(cfg)
 
 
 @pytest.mark.slow
@@ -100,16 +98,6 @@ def test_another_base_is_refused_by_name(config, tiny, tmp_path):
     other.run_dir = str(tmp_path / "other")
     with pytest.raises(UserError, match="trained on vit_tiny_patch16_224 with weights sha256"):
         evaluate(other)
-
-
-def test_a_run_directory_is_not_trained_into_twice(config, tiny, tmp_path):
-    """Unless nothing was saved: a training that is killed while it saves for the first time leaves an empty folder."""
-    cfg = config("train", *tiny, *QUICK, "data.steps=1", "trainer.max_epochs=1")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    train(cfg)
-
-    with pytest.raises(UserError, match="already holds a training run"):
-        train(cfg)
 
 
 def _command(creatures: Path, run: Path, *more: str) -> list[str]:

@@ -64,9 +64,14 @@ CHOICES = {"components": PCA, "both": [*PCA, *CPM], "prompt": CPM}
 
 
 @pytest.mark.parametrize("options", [["store.place=memory"], ["store.place=disk", "head=bottleneck"]])
-def test_components_take_one_pass_an_image_and_score_as_pair_by_pair(config, sd, options):
+def test_components_take_one_pass_an_image_and_score_as_pair_by_pair(config, sd, monkeypatch, options):
+    """A pixel backbone of pairs sees at most the pairs that are encoded at once."""
+    together, pair = [], PixelPairs.pair
+    monkeypatch.setattr(PixelPairs, "pair", lambda self, a, b: together.append(len(a)) or pair(self, a, b))
     passes, pck, rows, (images, pairs) = scored(config("evaluate", *sd, *PCA, *options))
+    assert not together
     slow_passes, slow_pck, slow_rows, _ = scored(config("evaluate", *sd, *PCA, *options), slowly=True)
+    assert (max(together), sum(together)) == (2, pairs)
 
     assert sum(passes.vae) == sum(passes.unet) == images < pairs
     assert max(passes.vae + passes.unet) == 2  # data.encode_batch
@@ -104,20 +109,6 @@ def test_another_run_reads_the_maps_from_the_store(config, sd, tmp_path):
 
     assert (sum(first.unet), second.unet, second.vae) == (images, [], [])
     require_same_rows(again, rows, 1e-6)
-
-
-def test_a_pixel_backbone_of_pairs_sees_at_most_the_pairs_that_are_encoded_at_once(config, sd, monkeypatch):
-    seen = []
-    original = PixelPairs.pair
-
-    def pair(self, source, target):
-        seen.append(len(source))
-        return original(self, source, target)
-
-    monkeypatch.setattr(PixelPairs, "pair", pair)
-    *_, (_, pairs) = scored(config("evaluate", *sd, *PCA), slowly=True)
-
-    assert (max(seen), sum(seen)) == (2, pairs)
 
 
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")

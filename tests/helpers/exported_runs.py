@@ -3,6 +3,7 @@
 Its fixtures are imported as `run as run`: an argument of that name is no use that a linter sees.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +29,10 @@ QUICK = [
 FACTS = {"base": "some"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of one epoch, each trained when it is first asked for. None may change them."""
-    return tmp_path_factory.mktemp("runs")
+    """Runs of one epoch, each trained when any file of tests first asks for it. None may change them."""
+    return tmp_path_factory.getbasetemp() / "exported_runs"
 
 
 @pytest.fixture
@@ -39,9 +40,10 @@ def run(runs: Path, tiny: list[str], config: Callable[..., DictConfig]) -> Calla
     """run("lora") is the directory of a run with finetune=lora; it reads the second of the network's four blocks."""
 
     def trained(finetune: str, *more: str) -> Path:
-        if not (runs / finetune / "metrics.json").exists():
-            train(config("train", *tiny, *QUICK, f"finetune={finetune}", *more, f"run_dir={runs / finetune}"))
-        return runs / finetune
+        run_dir = runs / hashlib.sha256(" ".join(more).encode()).hexdigest()[:8] / finetune
+        if not (run_dir / "metrics.json").exists():
+            train(config("train", *tiny, *QUICK, f"finetune={finetune}", *more, f"run_dir={run_dir}"))
+        return run_dir
 
     return trained
 

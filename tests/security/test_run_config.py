@@ -139,7 +139,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("attack", "run"),
     [

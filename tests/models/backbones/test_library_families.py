@@ -1,5 +1,7 @@
 """One network of each family of timm and transformers: it is a backbone, or refused in one sentence."""
 
+from functools import cache
+
 import pytest
 import timm
 import torch
@@ -18,6 +20,7 @@ SMALLEST += ("_s", "18", "26", "mobile", "base")
 SIZES = (224, 256, 448)  # the first that the patch divides
 # Families whose smallest network was a backbone when this test was written; losing one of them is a mistake.
 TIMM = ("beit", "hiera", "hieradet_sam2", "naflexvit", "eva", "vision_transformer", "resnet", "convnext")
+PARTS = 16
 SHAPE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 96}
 SHAPE |= {"patch_size": 8, "image_size": 64}
 HUGGING_FACE = (
@@ -67,6 +70,7 @@ def test_a_family_of_timm_is_a_backbone_or_refused_in_a_sentence(family):
         require_backbone(backbone, torch.rand(2, 3, backbone.size, backbone.size))
 
 
+@cache
 def encoders() -> list[str]:
     """List the families of the library whose config, or that of their vision part, speaks of images."""
     logging.set_verbosity_error()
@@ -85,8 +89,19 @@ def encoders() -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the library, on networks that are built here alone
-@pytest.mark.parametrize("family", encoders())
-def test_a_family_of_transformers_is_a_backbone_or_refused_in_a_sentence(family):
+@pytest.mark.parametrize("part", range(PARTS))  # the names take seconds, and whoever collects tests has no need of them
+def test_a_family_of_transformers_is_a_backbone_or_refused_in_a_sentence(part):
+    families = encoders()[part::PARTS]
+    assert families
+    for family in families:
+        try:
+            require_backbone_or_sentence(family)
+        except Exception as error:
+            error.add_note(f"family {family}")
+            raise
+
+
+def require_backbone_or_sentence(family: str) -> None:
     known = AutoConfig.for_model(family).to_dict()
     shape = {key: value for key, value in SHAPE.items() if isinstance(known.get(key), int)}
     torch.manual_seed(0)

@@ -132,7 +132,7 @@ def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
     assert_close(window_soft_argmax(similarity)[0], found, atol=0.1, rtol=0)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(11)
 @pytest.mark.parametrize("name", LEARNED)
 def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path, name):
     overrides = [*tiny, f"head={name}", "backbone.size=32", "protocol=semcorr"]

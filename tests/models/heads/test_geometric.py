@@ -248,6 +248,7 @@ def test_gradients_of_features_are_those_of_finite_differences(transform):
 # -- learning --
 
 
+@pytest.mark.slow
 def test_it_learns_the_warps_of_a_map_without_keypoints():
     """Pairs of a smooth map and what an affine map shows of it: the error falls to a fraction."""
     torch.manual_seed(0)

@@ -94,6 +94,7 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda a: read_field(a, asked), field)
 
 
+@pytest.mark.slow
 def test_it_learns_shifts_that_one_step_cannot_reach():
     """Of up to three cells, by windows that reach one: three steps find what one step does not."""
 
