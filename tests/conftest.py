@@ -60,15 +60,8 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(creatures: Path) -> list[str]:
     """Overrides for a run of seconds: random four-block transformer, tiny drawings."""
-    return [
-        "data=synthetic",
-        f"data.root={creatures}",
-        *SMALL,
-        "data.workers=0",
-        "backbone=tiny",
-        "trainer=cpu",
-        "trainer.val_check_interval=null",
-    ]
+    data = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0"]
+    return [*data, "backbone=tiny", "trainer=cpu", "trainer.val_check_interval=null"]
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from semcorr.core.errors import UserError
 from semcorr.engine.module import CorrespondenceModule
 
 SEARCH = "hydra/sweeper=optuna"
+SOFT = ["localise=window_soft_argmax"]
+TEMPERATURE = "localise.temperature=tag(log, interval(1e-3,1))"
 RATE = "optimizer.backbone_lr=tag(log, interval(1e-4,1e-2))"
 QUICK = ["data.steps=2", "data.batch_size=2", "trainer.max_epochs=1", "finetune.blocks=1", "data.split=val"]
 
@@ -44,7 +46,7 @@ def read_scores(folder: Path) -> dict[str, float]:
     return {path.parent.name: json.loads(path.read_text())["pck"]["all"]["point"]["0.1"] for path in files}
 
 
-def read_rates(folder: Path) -> dict[str, float]:
+def read_temperatures(folder: Path) -> dict[str, float]:
     notes = {path.parent.name: json.loads(path.read_text())["overrides"] for path in folder.glob("*/job.json")}
     return {name: float(overrides[0].partition("=")[2]) for name, overrides in notes.items()}
 
@@ -134,8 +136,8 @@ def test_what_cannot_be_searched_is_told(text, told):
 def test_four_trials_end_with_the_best_and_the_table_and_grow(typed, tmp_path, tiny, capfd, caplog):
     """One job of the first four fails, and the search goes on; the same line with more trials adds those alone."""
     pytest.importorskip("optuna")
-    step = CorrespondenceModule.training_step
-    line = ["-m", SEARCH, RATE, "objective=pck.all.point.0.1", *QUICK, *tiny, "run_dir=S"]
+    step = CorrespondenceModule.test_step
+    line = ["-m", SEARCH, TEMPERATURE, "objective=pck.all.point.0.1", *SOFT, "data.split=val", *tiny, "run_dir=S"]
 
     def broken(self, batch):
         if self.trainer.default_root_dir.endswith("S/1"):
@@ -143,8 +145,8 @@ def test_four_trials_end_with_the_best_and_the_table_and_grow(typed, tmp_path, t
         return step(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CorrespondenceModule, "training_step", broken)
-        assert typed(train, *line, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=maximize") == 2
+        patch.setattr(CorrespondenceModule, "test_step", broken)
+        assert typed(evaluate, *line, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=maximize") == 2
 
     said = capfd.readouterr()
     scores = read_scores(tmp_path / "S")
@@ -153,21 +155,21 @@ def test_four_trials_end_with_the_best_and_the_table_and_grow(typed, tmp_path, t
     assert "Trial 2 of 4, job 1: failed; the search goes on without it" in said.out
     assert re.search(
         rf"Best of 4 trials, 1 of them without a number: job {best} with pck.all.point.0.1 = "
-        rf"{scores[best]:.6g}, by optimizer.backbone_lr=\d",
+        rf"{scores[best]:.6g}, by localise.temperature=\d",
         said.out,
     )
     assert said.out.index("Best of 4") < said.out.index("3 jobs, scored on synthetic val")
     assert "Error: job S/1 failed" in said.err
     assert "The search is by" not in caplog.text  # it is by validation pairs
-    rates = read_rates(tmp_path / "S")
-    assert len({*rates.values()}) == 4
-    assert all(1e-4 <= rate <= 1e-2 for rate in rates.values())
+    temperatures = read_temperatures(tmp_path / "S")
+    assert len({*temperatures.values()}) == 4
+    assert all(1e-3 <= temperature <= 1 for temperature in temperatures.values())
 
-    assert typed(train, *line, "hydra.sweeper.n_trials=5") == 0
+    assert typed(evaluate, *line, "hydra.sweeper.n_trials=5") == 0
 
     said = capfd.readouterr().out
     assert re.findall(r"^Job (\d):", said, re.MULTILINE) == ["1", "4"]
-    assert {name: rate for name, rate in read_rates(tmp_path / "S").items() if name != "4"} == rates
+    assert {name: value for name, value in read_temperatures(tmp_path / "S").items() if name != "4"} == temperatures
     assert {name: score for name, score in read_scores(tmp_path / "S").items() if name in scores} == scores
 
 
@@ -175,8 +177,9 @@ def test_four_trials_end_with_the_best_and_the_table_and_grow(typed, tmp_path, t
 def test_choices_that_are_made_twice_are_run_once(typed, tmp_path, tiny, capfd, caplog):
     pytest.importorskip("optuna")
     line = ["-m", SEARCH, "localise=argmax,window_5", "hydra.sweeper.n_trials=5", "hydra.sweeper.n_jobs=2"]
+    line += ["finetune.blocks=1", "data.steps=1", "data.batch_size=2", "trainer.max_epochs=1"]
 
-    assert typed(evaluate, *line, *tiny, "run_dir=S") == 0
+    assert typed(train, *line, *tiny, "run_dir=S") == 0
 
     said = capfd.readouterr()
     assert len(read_scores(tmp_path / "S")) == 2

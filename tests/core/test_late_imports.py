@@ -142,7 +142,8 @@ def require_success(*scripts: str) -> None:
 def test_what_waits_is_loaded_when_it_is_asked_for_and_pytorch_is_as_the_stand_in_of_its_compiler_takes_it_to_be():
     """It saves an evaluation 4 of 16 seconds of a processor.
 
-    Where `RELIED_ON` fails, PyTorch or an importer has changed: follow it in core/late_imports.py, or delete `postpone_compiler` if a run loads the compiler anyway.
+    Where `RELIED_ON` fails, PyTorch or an importer has changed: follow it in core/late_imports.py, or delete
+    `postpone_compiler` if a run loads the compiler anyway.
     """
     require_success(RELIED_ON, METRICS, COMPILER, ASKED_FOR.format(line=LINES[0]))
 
