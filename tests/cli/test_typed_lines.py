@@ -122,10 +122,21 @@ def test_it_is_told_and_nothing_is_left(typed, tmp_path, capfd, line, told):
     assert [*tmp_path.rglob("*")] == []
 
 
-@pytest.mark.parametrize("line", ["+loss.x=1", "feature_dropout=0.1", "kap=treu", "backbone=dinov22", "seed=x"])
-def test_evaluate_refuses_as_train_does(typed, tmp_path, capfd, line):
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("+loss.x=1", "Error: `+loss.x=1`: nothing reads `loss`. There are backbone, "),
+        ("feature_dropout=0.1", "Error: unknown config key `feature_dropout`. See the keys with --cfg job."),
+        ("kap=treu", "Error: `kap` must be true or false, got 'treu'"),
+        ("backbone=dinov22", "Error: `backbone` has no choice 'dinov22'. Did you mean dinov2 or "),
+        ("seed=x", "Error: `seed` must be a whole number, between 0 and 4294967295, got 'x'"),
+    ],
+)
+def test_evaluate_tells_what_it_does_not_take_and_leaves_nothing(typed, tmp_path, capfd, line, told):
     assert typed(evaluate, [*BASE, line]) == 2
-    assert "Error: " in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert told in error
+    assert ("Traceback" in error, error.count("Error: ")) == (False, 1)
     assert [*tmp_path.rglob("*")] == []
 
 

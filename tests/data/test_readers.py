@@ -1,7 +1,6 @@
 import pytest
 import torch
-from PIL import Image
-from tiny_benchmarks import edit, picture, write_spair, write_willow
+from tiny_benchmarks import edit, write_spair, write_willow
 
 from semcorr.core.coords import from_view
 from semcorr.data.dataset import PairDataset
@@ -9,7 +8,6 @@ from semcorr.data.image_variants import unique_images
 from semcorr.data.proposal_flow import PFWillow
 from semcorr.data.record import pad_keypoints
 from semcorr.data.spair import SPair
-from semcorr.data.views import load_image
 from semcorr.evaluate import evaluate
 from semcorr.metrics.pck import pck
 
@@ -115,12 +113,3 @@ def test_the_layouts_empty_last_line_is_no_pair(tmp_path):
     layout = root / "Layout" / "large" / "test.txt"
     layout.write_text(layout.read_text() + "\n\n")
     assert len(SPair(root=str(root), size=32).pairs("test")) == 2
-
-
-def test_exif_orientation_is_not_applied(tmp_path):
-    """No benchmark's annotations expect it; readers that turn images move every keypoint."""
-    path = picture(tmp_path / "a.jpg", (40, 30))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(path).save(path, exif=exif)
-    assert load_image(path).size == (40, 30)

@@ -122,6 +122,7 @@ def test_floats_are_not_divided_again():
 
 
 def test_exif_orientation_is_not_applied(tmp_path):
+    """No benchmark's annotations expect it; readers that turn images move every keypoint."""
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)

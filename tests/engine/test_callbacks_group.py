@@ -2,11 +2,14 @@
 
 import inspect
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import SimpleProfiler
@@ -25,12 +28,17 @@ from semcorr.evaluate import evaluate
 
 pytestmark = pytest.mark.integration
 
+
+class OwnCPU(CPUAccelerator):
+    """A user's."""
+
+
 DDP = {"_target_": "lightning.pytorch.strategies.DDPStrategy", "find_unused_parameters": True}
 HONOURED = {  # of the trainer: what is typed, and where it is then seen
-    "accelerator": ("cpu", lambda made: type(made.accelerator).__name__ == "CPUAccelerator"),
+    "accelerator": ({"_target_": f"{__name__}.OwnCPU"}, lambda made: type(made.accelerator).__name__ == "OwnCPU"),
     "strategy": (DDP, lambda made: isinstance(made.strategy, DDPStrategy)),
-    "devices": (1, lambda made: made.num_devices == 1),
-    "num_nodes": (1, lambda made: made.num_nodes == 1),
+    "devices": (2, lambda made: made.num_devices == 2),
+    "num_nodes": (2, lambda made: made.num_nodes == 2),
     "precision": ("bf16-mixed", lambda made: made.precision == "bf16-mixed"),
     "fast_dev_run": (2, lambda made: made.fast_dev_run == 2),
     "max_epochs": (5, lambda made: made.max_epochs == 5),
@@ -46,13 +54,13 @@ HONOURED = {  # of the trainer: what is typed, and where it is then seen
     "check_val_every_n_epoch": (2, lambda made: made.check_val_every_n_epoch == 2),
     "num_sanity_val_steps": (2, lambda made: made.num_sanity_val_steps == 2),
     "log_every_n_steps": (3, lambda made: made.log_every_n_steps == 3),
-    "enable_progress_bar": (False, lambda made: made.progress_bar_callback is None),
+    "enable_progress_bar": (True, lambda made: made.progress_bar_callback is not None),
     "enable_model_summary": (True, lambda made: any("ModelSummary" in type(e).__name__ for e in made.callbacks)),
     "accumulate_grad_batches": (2, lambda made: made.accumulate_grad_batches == 2),
     "gradient_clip_val": (0.5, lambda made: made.gradient_clip_val == 0.5),
     "gradient_clip_algorithm": ("value", lambda made: made.gradient_clip_algorithm == "value"),
-    "deterministic": (False, lambda made: True),
-    "benchmark": (True, lambda made: True),
+    "deterministic": (True, lambda made: torch.are_deterministic_algorithms_enabled()),
+    "benchmark": (True, lambda made: torch.backends.cudnn.benchmark),
     "inference_mode": (False, lambda made: made.test_loop.inference_mode is False),
     "profiler": ("simple", lambda made: isinstance(made.profiler, SimpleProfiler) and made.profiler.dirpath),
     "detect_anomaly": (True, lambda made: made._detect_anomaly),
@@ -83,8 +91,20 @@ def training(config, tiny):
     return config("train", *tiny, "trainer.max_epochs=2")
 
 
+@pytest.fixture
+def _process_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a trainer sets for the whole process is undone; and somebody has started the processes of two nodes."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # so that it is restored
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.mark.sampled(8)
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("_process_as_before")
 @pytest.mark.parametrize("key", HONOURED)
 def test_an_option_of_the_trainer_is_seen_on_it(training, tmp_path, key):
     value, is_seen = HONOURED[key]

@@ -84,7 +84,10 @@ def test_a_run_with_a_keypoint_less_is_refused(tmp_path):
     rows = pq.read_table(second / "predictions.parquet")
     pq.write_table(rows.filter(pc.not_equal(rows["keypoint"], 6)), second / "predictions.parquet")
 
-    assert typed(first, second)[0] == 2
+    code, output = typed(first, second)
+
+    assert code == 2
+    assert "b scored pairs of the same names, but of other pair: another version of the benchmark?" in output
 
 
 def test_runs_under_other_protocols_are_refused(tmp_path):

@@ -131,10 +131,15 @@ def test_a_run_leaves_config_metrics_and_table(config, tmp_path, capsys, name, w
     assert "mean" in capsys.readouterr().out
 
 
-def test_a_head_that_compares_both_images_is_scored(config, tmp_path):
+def test_a_head_that_compares_both_images_carries_labels_that_cosines_alone_lose(config, tmp_path):
+    """Features are of random weights: what a cell's neighbours agree on is right far more often."""
     root = write_caltech(tmp_path / "data")
-    metrics = evaluate(config("evaluate", *line("caltech101", root, "head=consensus")))
-    assert 0 <= metrics["labels"]["IoU"] <= 1
+    alone, both = (
+        evaluate(config("evaluate", *line("caltech101", root, f"head={head}", f"run_dir={tmp_path / head}")))["labels"]
+        for head in ("cosine", "consensus")
+    )
+    assert alone["LT_ACC"] < 0.5 < 0.8 < both["LT_ACC"] <= 1
+    assert alone["IoU"] < 0.5 < both["IoU"] <= 1
 
 
 @pytest.mark.parametrize(

@@ -7,18 +7,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from augmented_pairs import pair_of, record, seen
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+from PIL import Image
 from random_pairs import made_pairs, made_sources
 from torch import nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Positive, Temperature, require
 from semcorr.core.types import FeatureMap
+from semcorr.data.corruptions.corruption import Uncorrupted
 from semcorr.data.spair import SPair
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.options import accepted_options, check_options
@@ -115,6 +119,19 @@ def works_trainer(node: dict[str, Any]) -> list[torch.Tensor]:
     check_numbers(node | {"accelerator": "cpu"})
     instantiate(node, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     return []
+
+
+def works_corrupt(node: dict[str, Any]) -> list[torch.Tensor]:
+    made, picture = instantiate(node), np.random.default_rng(0).random((40, 48, 3))
+    if isinstance(made, Uncorrupted):
+        return []
+    assert made(Image.fromarray((picture * 255).astype(np.uint8)), "one").size == (48, 40)
+    return [torch.from_numpy(made.change(picture, np.random.default_rng(0)))]
+
+
+def works_augment(node: dict[str, Any]) -> list[torch.Tensor]:
+    made = instantiate(node)(pair_of(seen(), seen()), record(), np.random.default_rng(0))
+    return [part for view in made[:2] for part in (view.image, view.keypoints, view.box)]
 
 
 def works_data(node: dict[str, Any]) -> list[torch.Tensor]:

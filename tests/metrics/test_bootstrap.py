@@ -125,7 +125,10 @@ def test_a_run_compared_with_itself_differs_by_nothing():
     rows = load_predictions(table(batches(60)))
     hits = is_correct(rows, [0.1])
 
-    for entry in pck_differences(rows, hits, hits, [0.1], draws=200):
+    entries = pck_differences(rows, hits, hits, [0.1], draws=200)
+
+    assert len(entries) == 6
+    for entry in entries:
         assert (entry["difference"], entry["interval"], entry["p"]) == (0.0, [0.0, 0.0], 1.0)
 
 
