@@ -27,7 +27,13 @@ def to_image(cells: Float[Tensor, "*b 2"], stride: float) -> Float[Tensor, "*b 2
 def cell_centres(
     size: tuple[int, int], stride: float, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "h w 2"]:
-    """Return the centres of all cells of a map of `size` (h, w), in pixels.
+    """Return the centres of all cells of a map, in pixels.
+
+    Args:
+        size: Height and width of the map, in cells.
+        stride: Image pixels per cell.
+        device: Device of the result; None: PyTorch's default.
+        dtype: Floating point type of the result.
 
     >>> cell_centres((1, 2), 8.0)
     tensor([[[ 3.5000,  3.5000],
@@ -43,6 +49,11 @@ def to_view(
     """Convert original pixels to the pixels of a resized, padded view.
 
     The original's corner (-0.5, -0.5) lands `offset` pixels from the view's own corner.
+
+    Args:
+        points: Points (x, y) in original pixels.
+        scale: View pixels per original pixel, along x and y.
+        offset: Padding to the left of the original and above it, in view pixels.
 
     >>> import torch
     >>> corner = torch.tensor([[-0.5, -0.5]])

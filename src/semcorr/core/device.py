@@ -1,4 +1,4 @@
-"""Waiting for a device, which is rare and in one place: its clock, its numbers in one copy; and its precision."""
+"""Work that a GPU makes different: waiting for it, by a clock or by one copy to the host, and its precision."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def read_clock(device: torch.device) -> float:
-    """Return the seconds of a clock, after what a device other than the CPU has been given is done.
+    """Return the seconds of a clock, once a device other than the CPU has done all that it was given.
 
     A GPU works behind the program that drives it: without the wait, the time of a stage would be counted in the next.
-    It is for the borders of stages, not for their batches.
+    The wait costs time itself, so read the clock between stages, not between batches.
     """
     if device.type == "mps":
         torch.mps.synchronize()  # there is one such device, and PyTorch lets nobody name it
@@ -23,7 +23,7 @@ def read_clock(device: torch.device) -> float:
 
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
-    """Let CUDA multiply single precision in TF32, with 10 bits of 23, or not, until the block ends.
+    """Let CUDA multiply single precision in TF32, which keeps 10 of its 23 bits, or not, until the block ends.
 
     >>> with float32_products(tf32=True):
     ...     torch.get_float32_matmul_precision()
@@ -43,7 +43,10 @@ def float32_products(tf32: bool) -> Iterator[None]:
 def full_float32(device_type: str) -> Iterator[None]:
     """Multiply single precision in single precision: neither in a smaller type by autocast, nor in TF32.
 
-    Cosines are compared with each other: of 0.9971 and 0.9974, 10 bits leave two equal numbers.
+    Cosines are compared with each other, and 10 bits may make equal what differs by less than 0.0005 below 1.
+
+    Args:
+        device_type: `type` of the device that multiplies, as `cuda`.
     """
     with torch.autocast(device_type, enabled=False):
         if device_type != "cuda":

@@ -22,8 +22,8 @@ from unicodedata import normalize
 from semcorr.core.errors import UserError
 
 UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
-ROOM = 1 << 18  # bytes: what a run leaves at the least
-REASONS = {  # what is nobody's mistake in a program: the disk, the permissions, the limits of a process
+ROOM = 1 << 18  # bytes that a run writes, at the least
+REASONS = {  # errors of the disk, of permissions and of limits, which are no defects of the program
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -41,9 +41,9 @@ REASONS = {  # what is nobody's mistake in a program: the disk, the permissions,
     errno.ENOENT,
     errno.ENXIO,
 }
-# Bytes of a file's own name in that of its unfinished copy: with the rest it is as long as names may be.
+# Bytes of a file's own name in that of its unfinished copy, so that the whole is no longer than names may be.
 MAX_NAME_BYTES = 80
-WRITTEN: list[Path] = []  # by this process, in their places: what a command that is interrupted has left
+WRITTEN: list[Path] = []  # files that this process has written, for the message of an interrupted command
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def replace_file(path: Path, option: str | None = None) -> Iterator[Path]:
         option: Option that names the file, as `run_dir`; named in the error.
 
     Raises:
-        UserError: The disk is full, the folder cannot be written, ...
+        UserError: The file cannot be written: the disk is full, the folder is read-only or missing, ...
     """
     beside = part_path(path)
     try:
@@ -84,7 +84,12 @@ def write_text(path: Path, text: str, option: str | None = None) -> None:
 
 
 def write_json(path: Path, content: object, option: str | None = None) -> None:
-    """Write a JSON file, as `replace_file` does; NaN, for which JSON has no word, is an error of ours."""
+    """Write a JSON file, as `replace_file` does.
+
+    Raises:
+        UserError: The file cannot be written.
+        ValueError: A number is NaN or infinite, for which JSON has no word.
+    """
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n", option)
 
 
@@ -130,7 +135,13 @@ def move_files(folder: Path, out: Path, last: str | None = None) -> list[Path]:
 
 
 def write_error(path: Path, error: OSError, option: str | None = None) -> str:
-    """Return the sentence for a file or folder that cannot be written."""
+    """Return the sentence for a file or folder that cannot be written.
+
+    Args:
+        path: The file or folder.
+        error: Error of the system.
+        option: Option that names it, a key of the configuration or a flag (`--out`); None: no option does.
+    """
     start = f"`{option}`: " if option and not option.startswith("--") else f"{option}: " if option else ""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "Free some space, or choose another folder" if full else "Choose another folder"
@@ -280,6 +291,9 @@ def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
     Args:
         out: Folder of the results; may be missing.
         option: Option that names the folder.
+
+    Raises:
+        UserError: The folder cannot be written.
     """
     home = require_output_dir(out, option)
     try:
@@ -291,7 +305,15 @@ def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
 
 
 def require_output_dir(out: Path, option: str = "--out") -> Path:
-    """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists."""
+    """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists.
+
+    Args:
+        out: Folder of the results; may be missing.
+        option: Option that names the folder.
+
+    Raises:
+        UserError: It or the folder above it is a file, is read-only, or its disk is full.
+    """
     try:
         home = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     except OSError as error:  # a name that is too long, links in a circle
@@ -303,7 +325,17 @@ def require_output_dir(out: Path, option: str = "--out") -> Path:
 
 
 def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path], option: str = "--out") -> None:
-    """Refuse, before anything is computed, outputs that would overwrite an input."""
+    """Refuse, before anything is computed, outputs that would overwrite an input.
+
+    Args:
+        folder: Folder of the outputs.
+        files: Names of the outputs in the folder.
+        read: Paths of the inputs; links are followed.
+        option: Option that names the outputs.
+
+    Raises:
+        UserError: An output is one of the inputs.
+    """
     inputs = {path.resolve() for path in read}
     for path in (folder / file for file in files):
         if path.resolve() in inputs:
@@ -313,13 +345,16 @@ def require_inputs_kept(folder: Path, files: Iterable[str], read: Iterable[Path]
 
 
 def unique_names(wished: Iterable[Sequence[str]], endings: Sequence[str] = ("",)) -> list[str]:
-    """Choose for each the first of its possible names whose files no other has; with a number, if there is none.
+    """Choose for each item the first of its possible names whose files no other has; with a number, if there is none.
 
     A and a are the same, as they are on some disks, and so are two spellings of ä.
 
     Args:
-        wished: Possible names of each, at least one.
+        wished: Possible names of each item, at least one, the preferred one first.
         endings: Endings of the files that are written under a name.
+
+    Returns:
+        A name for each item.
 
     >>> unique_names([["a"], ["a", "b"], ["A"]])
     ['a', 'b', 'A-2']

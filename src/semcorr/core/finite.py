@@ -8,7 +8,7 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 
-BEHIND = 32  # batches that are looked at together on a device that would have to be waited for
+BEHIND = 32  # batches that are checked together on a device for which each check would have to wait
 HALF = (torch.float16, torch.bfloat16)
 REMEDY = "Check the weights; in half precision, try trainer.precision=32-true and store.dtype=float32"
 
@@ -40,11 +40,11 @@ def require_finite(origin: str, names: Sequence[str], values: Mapping[str, Tenso
     Args:
         origin: What computed the features, or where they were read.
         names: Names of the images.
-        values: Features, first axis first; more than one tensor where a network was cut.
+        values: Features by name, batch first; more than one tensor where a network was cut.
         remedy: Sentence that tells what to do.
 
     Raises:
-        UserError: It names the first image.
+        UserError: Features are not finite; the message names the first image of which.
     """
     watch = FiniteWatch(origin, remedy)
     watch.record(names, values)
@@ -64,7 +64,15 @@ class FiniteWatch:
         self._flags: list[tuple[Sequence[str], Tensor]] = []
 
     def record(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
-        """Check a batch: at once where nothing has to be waited for, else together with later ones."""
+        """Check a batch: at once on the CPU, elsewhere together with later ones, so that it does not wait.
+
+        Args:
+            names: Names of the images.
+            values: Features by name, batch first.
+
+        Raises:
+            UserError: It names the first image whose features are not finite, of this batch or of an earlier one.
+        """
         flags = [are_finite(value.detach()) for value in values.values()]
         if flags:
             self._flags.append((names, torch.stack(flags).all(0)))

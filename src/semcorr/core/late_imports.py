@@ -2,7 +2,7 @@
 
 Lightning, timm and torchvision import PyTorch's compiler (`torch._dynamo`, with SymPy and Inductor) for a class to test
 against and a decorator, and Lightning imports all of torchmetrics (with SciPy's statistics and transformers) for two
-classes. A run waits for both longer than for PyTorch itself. Here both wait until something is asked of them.
+classes. A run waits for both longer than for PyTorch itself. Here both wait until something of them is needed.
 """
 
 import importlib
@@ -47,7 +47,7 @@ class _MetricsPackage(ModuleType):
 
 
 def postpone_metrics() -> None:
-    """Let `torchmetrics` wait, for the rest of the process, until more than its base classes is asked of it."""
+    """Let `torchmetrics` wait, for the rest of the process, until more of it is needed than its base classes."""
     spec = None if METRICS in sys.modules else find_spec(METRICS)
     if spec is not None:
         module = module_from_spec(spec)
@@ -78,6 +78,11 @@ class OptimizedModule(metaclass=_CompiledType):
 
 def disable(function: Callable | None = None, recursive: bool = True, **options: str | bool | None) -> Callable:
     """Return a function that is not compiled: the stand-in of the decorator `torch.compiler.disable`.
+
+    Args:
+        function: Function; None returns a decorator.
+        recursive: Whether the functions that it calls are not compiled either.
+        **options: Other options of the compiler's own decorator.
 
     >>> disable(lambda x: x + 1)(1)
     2
@@ -136,7 +141,7 @@ class _Loaded(Loader):
 
 @contextmanager
 def postpone_compiler() -> Iterator[None]:
-    """Let PyTorch's compiler wait while other packages are imported; who asks more of it than they do, loads it."""
+    """Let PyTorch's compiler wait while other packages are imported; whatever needs more of it loads it."""
     import torch  # noqa: F401 # it imports parts of the compiler itself, in an order of its own
 
     if COMPILER in sys.modules:

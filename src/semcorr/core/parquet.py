@@ -138,7 +138,7 @@ class DamagedTableError(ValueError):
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table of numbers, truth values and texts."""
+    """Write a table of numbers, truth values and texts, with a checksum of each column in its footer."""
     sums = json.dumps({name: column_checksum(table[name], name) for name in table.schema.names})
     noted = table.replace_schema_metadata({**(table.schema.metadata or {}), CHECKSUMS: sums})
     pq.write_table(noted, path, write_page_checksum=True)

@@ -32,12 +32,12 @@ def resolve_inside(root: Path, name: object, location: str, option: str) -> Path
 
     Args:
         root: The folder that the user gave.
-        name: A path below it, as it stands in a file.
+        name: A path below the root, as it stands in a file.
         location: Which file says so, and where in it, as `pairs.csv, line 3, column source_image`.
-        option: What the user gives the folder by, for the remedy.
+        option: Option by which the user gives the folder, for the remedy.
 
     Raises:
-        UserError: It leads elsewhere, is no name of a file, or is a pipe, a device or a folder.
+        UserError: The name leads elsewhere, is no name of a file, or is that of a pipe, a device or a folder.
     """
     path = root / require_file_name(name, location, folders=True)
     home, end = os.path.realpath(root), os.path.realpath(path)
@@ -133,7 +133,10 @@ def require_file_name(name: object, location: str, folders: bool = False) -> str
     Args:
         name: The name.
         location: Which file says so, and where in it.
-        folders: Whether it may be of a folder below, with `/` between.
+        folders: Whether the file may lie in a folder below, with `/` between the parts of its path.
+
+    Raises:
+        UserError: It is no such name.
     """
     if isinstance(name, str) and (ORDINARY_PATH if folders else ORDINARY).fullmatch(name):
         return name
@@ -145,7 +148,12 @@ def require_file_name(name: object, location: str, folders: bool = False) -> str
 
 
 def name_fault(name: object, folders: bool) -> str | None:
-    """Say what is wrong with the name of a file; None if nothing is."""
+    """Say what is wrong with the name of a file; None if nothing is.
+
+    Args:
+        name: The name, as it stands in a file.
+        folders: Whether the file may lie in a folder below, with `/` between the parts of its path.
+    """
     if not isinstance(name, str):
         return "is no text"
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -170,7 +178,10 @@ def require_plain(path: Path, location: str | None = None) -> None:
 
     Args:
         path: The file; it need not exist.
-        location: File that names it, if not the user.
+        location: File that names it, and where in it; None: the user does.
+
+    Raises:
+        UserError: It is a folder, a pipe, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode

@@ -88,6 +88,9 @@ def require_bounded_archive(archive: zipfile.ZipFile, size: int) -> None:
     Args:
         archive: Archive of PyTorch; begins with its first member.
         size: Size of the file, in bytes.
+
+    Raises:
+        BombError: The archive has too many members, or they take more than its size explains.
     """
     members = archive.infolist()
     if len(members) > MEMBERS:

@@ -33,8 +33,8 @@ from semcorr.core.errors import UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-LARGEST = 1e6  # of a number whose range states no upper end: what is larger is a slip of the keyboard
-WHOLE = 2**31 - 1  # of a whole number: sizes beyond it are none
+LARGEST = 1e6  # most that a number may be whose range states no end: what is larger is a slip of the keyboard
+WHOLE = 2**31 - 1  # the same of a whole number: no count or size is larger
 BUILT = "something that is built, with a _target_"  # what an object of ours is in a configuration
 DIGITS = 60  # characters of a value that a message shows
 
@@ -44,10 +44,10 @@ class Range:
     """Range in which a number must lie.
 
     Args:
-        least: Smallest number that is allowed.
-        most: Largest number that is allowed.
-        above: Number that it must exceed.
-        below: Number that it must stay below.
+        least: Smallest number that is allowed; None: no such end.
+        most: Largest number that is allowed; None: no such end.
+        above: Number that it must exceed; None: no such end.
+        below: Number that it must stay below; None: no such end.
         off: Whether the smallest number switches something off.
         odd: Whether it must be odd.
     """
@@ -99,9 +99,9 @@ class OptionsOf(NamedTuple):
     """Marker of `**options` that are passed on: `**options: Annotated[object, OptionsOf(StableDiffusion)]`.
 
     Attributes:
-        target: To what; or, with `by`, a function from the value of that option to a list of such: an empty one where
-            nobody knows.
-        by: The option that it depends on.
+        target: Function or class that takes the options; or, with `by`, a function from the value of that option to a
+            list of such targets, empty where none is known.
+        by: The option that decides which target takes the options; empty if none does.
     """
 
     target: Callable[..., Any]
@@ -168,8 +168,16 @@ def require(option: str, value: object, hint: object) -> None:
 def require_kind(option: str, value: object, hint: object) -> None:
     """Refuse a value of another type than a third-party annotation says, as far as it can be checked.
 
-    Their ranges are unknown, null often stands for a default that their annotation leaves out, and what is no type of
-    plain values may be made of any.
+    The ranges of such options are unknown, null often stands for a default that the annotation leaves out, and what is
+    no type of plain values may be made of any.
+
+    Args:
+        option: Name of the option, as a user types it.
+        value: Value that was given; None is allowed.
+        hint: Annotation of another package.
+
+    Raises:
+        UserError: It is of another type.
 
     >>> require_kind("head.width", "wide", int)
     Traceback (most recent call last):
@@ -208,10 +216,10 @@ def _describe_kind_refusal(value: object, hint: object) -> str | None:
 
 
 def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function or a constructor: its arguments must be what its annotations say.
+    """Decorate a function or a constructor: its arguments must be what its annotations say, or it raises a UserError.
 
     Args:
-        group: Group of its options, as `loss`.
+        group: Group of its options in the configuration, as `loss`; named in the message.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -238,7 +246,15 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def require_fields(options: DataclassInstance, group: str) -> None:
-    """Check the fields of a dataclass, as the first line of its `__post_init__`."""
+    """Refuse a field of a dataclass that its annotation does not allow; the first line of its `__post_init__`.
+
+    Args:
+        options: The object.
+        group: Group of its options in the configuration, as `store`; named in the message.
+
+    Raises:
+        UserError: A field is of another type, or out of range.
+    """
     for option in fields(options):
         require(f"{group}.{option.name}", getattr(options, option.name), option.type)
 

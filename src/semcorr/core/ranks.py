@@ -105,14 +105,14 @@ class ProcessWatch(threading.Thread):
         return LostProcessError(f"{OTHER_MACHINE}: {said}")
 
     def interrupt(self, number: int) -> None:
-        """Send a signal on to the other processes, which then end as this one does."""
+        """Send a signal on to the processes that this one has started, which then end as it does."""
         self._over.set()
         for process in self.children:
             with suppress(OSError):
                 process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     def kill(self) -> None:
-        """Kill the other processes that still run, as after a failure of this one."""
+        """Kill the processes that this one has started and that still run, as after a failure of this one."""
         self._over.set()
         for process in self.children:
             with suppress(OSError):
@@ -120,7 +120,7 @@ class ProcessWatch(threading.Thread):
             process.wait()
 
     def close(self) -> None:
-        """Wait for the other processes, whose work is done as well, and stop watching."""
+        """Stop watching, and wait for the processes that this one has started; kill those that outlast `FAREWELL`."""
         self._over.set()
         deadline = time.monotonic() + FAREWELL
         for process in self.children:
@@ -164,7 +164,7 @@ def is_first_process() -> bool:
 
 
 def check_launch_numbers() -> None:
-    """Refuse numbers of the environment that are none; empty ones are unset, as Lightning reads them as well.
+    """Refuse variables of a launcher that hold no number; remove empty ones, which Lightning would read.
 
     Raises:
         UserError: A variable holds something else than a whole number.
@@ -181,6 +181,6 @@ def check_launch_numbers() -> None:
 
 
 def read_launch_number(name: str, otherwise: int = 0) -> int:
-    """Read a number that a launcher gives; `otherwise` where it is none, which `check_launch_numbers` refuses."""
+    """Read a number that a launcher gives; return `otherwise` where the variable is unset or holds no number."""
     text = os.environ.get(name, "")
     return int(text) if NUMBER.fullmatch(text) else otherwise

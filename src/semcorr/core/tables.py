@@ -25,16 +25,16 @@ SAVE = 'Save it as "CSV UTF-8".'
 class TableRow(NamedTuple):
     """A row of a table."""
 
-    line: int  # in the file, counted from 1: that of its end
+    line: int  # line of the file in which the row ends, counted from 1
     cells: list[str]
 
 
 class Spreadsheet(NamedTuple):
     """A user's table."""
 
-    rows: list[tuple[int, dict[str, str]]]  # with their lines
+    rows: list[tuple[int, dict[str, str]]]  # line of the file, and cells by their columns
     others: list[str]  # columns that were not looked for
-    encoding: str
+    encoding: str  # `utf-8`, also for UTF-16 with its mark, or `Windows-1252`
 
 
 def read_rows(path: Path, remedy: str = REMEDY) -> list[TableRow]:
@@ -59,9 +59,9 @@ def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list
 def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Spreadsheet:
     """Read a user's table, as spreadsheets and data frames write it.
 
-    It may be in UTF-8, in UTF-16 with its mark, or in Windows-1252, which is said; between its cells stand commas,
-    semicolons, tabs or bars: what finds the columns in its header. Blank rows, empty columns at its end and columns
-    without a name are passed over; names of columns may have any case, and blanks around them.
+    It may be in UTF-8, in UTF-16 with its mark, or in Windows-1252, of which a warning tells; between its cells stand
+    commas, semicolons, tabs or bars, whichever splits its header into the columns. Blank rows, empty columns at its
+    end and columns without a name are passed over; names of columns may have any case, and blanks around them.
 
     Args:
         path: The file.
@@ -70,7 +70,7 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
         remedy: What to do about a file that cannot be read; ends the message.
 
     Raises:
-        UserError: It is none of these; or as `read_table`.
+        UserError: It is none of these; a column is missing or there twice; a row is shorter or longer than the header.
     """
     content = read_content(path, remedy)
     text, encoding = _decoded(content, path)

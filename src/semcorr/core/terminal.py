@@ -54,8 +54,8 @@ class Stage:
     Args:
         text: The line, with counts, as "Encoding 50 images on cpu".
         total: Number of steps; None if it is not known.
-        columns: Columns of the bar, if not rich's own.
-        done: Steps that were done before.
+        columns: Columns of the bar; empty: rich's own.
+        done: Number of steps that were done before.
     """
 
     def __init__(
@@ -121,7 +121,10 @@ class Terminal(Console):
         highlight: bool | None = None,
         highlighter: HighlighterType | None = None,
     ) -> Text:
-        """Make text of a string; markup and names of emoji are left as they are written."""
+        """Make text of a string; markup and names of emoji are left as they are written.
+
+        The arguments are those of `rich.console.Console.render_str`, of which `emoji` and `markup` have no effect.
+        """
         return super().render_str(
             escape_controls(text, keep="\n"),
             style=style,

@@ -38,7 +38,7 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str
     Args:
         path: The file.
         remedy: What to do about a file that cannot be read; ends the message.
-        limit: In bytes.
+        limit: Most bytes that are read.
 
     Raises:
         UserError: It is absent, larger, no regular file, or no text.
@@ -52,7 +52,11 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str
 
 
 def read_content(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> bytes:
-    """Read the bytes of a regular file that has at most `limit` of them."""
+    """Read the bytes of a regular file that has at most `limit` of them.
+
+    Raises:
+        UserError: It is absent, larger, or no regular file.
+    """
     with _open_sized(path, remedy) as (file, size):
         content = file.read(limit + 1) if size <= limit else b""
     _require_size(path, max(size, len(content)), limit, remedy)
@@ -60,7 +64,17 @@ def read_content(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> 
 
 
 def read_beginning(path: Path, count: int, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> tuple[bytes, int]:
-    """Read the first `count` bytes of a regular file that has at most `limit`; return them and the file's size."""
+    """Read the first bytes of a regular file; return them, and the size of the whole in bytes.
+
+    Args:
+        path: The file.
+        count: Number of bytes to read; fewer are returned of a shorter file.
+        remedy: What to do about a file that cannot be read; ends the message.
+        limit: Most bytes that the whole file may have.
+
+    Raises:
+        UserError: It is absent, larger than the limit, or no regular file.
+    """
     with _open_sized(path, remedy) as (file, size):
         content = file.read(count)
     _require_size(path, size, limit, remedy)
@@ -104,21 +118,21 @@ def require_text(text: str, path: Path, remedy: str) -> str:
 
 
 def read_lines(path: Path, remedy: str = REMEDY) -> list[str]:
-    """Read the lines of a list, without blank ones and without what surrounds them."""
+    """Read the lines of a text, without blank lines and without the blanks around a line."""
     return [line.strip() for line in read_text(path, remedy).splitlines() if line.strip()]
 
 
 def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> object:
-    """Read a JSON file. NaN may stand in it, as in our own metrics.json: who reads a field refuses it there.
+    """Read a JSON file. It may hold NaN, as our own metrics.json does: a reader of single fields refuses it.
 
     Args:
         path: The file.
         remedy: What to do about a file that cannot be read; ends the message.
-        limit: In bytes.
-        unique: Whether an object that says two things under one key is refused; else the last one counts.
+        limit: Most bytes that are read.
+        unique: Whether an object with the same key twice is refused; else the last value counts.
 
     Raises:
-        UserError: It is no JSON; it is nested too deeply; or a number in it is too large to be computed with.
+        UserError: It is absent or no JSON; it is nested too deeply; or a number in it is too large to be computed with.
     """
     text = read_text(path, remedy, limit)
     if not text.strip():
@@ -142,7 +156,11 @@ def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique
 
 
 def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> JsonObject:
-    """Read a JSON file that must hold an object."""
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        UserError: It holds something else; or as `read_json`.
+    """
     content = read_json(path, remedy, limit)
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, {{...}}, and holds a {type(content).__name__}. {remedy}")

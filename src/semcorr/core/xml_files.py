@@ -22,7 +22,7 @@ def read_xml(path: Path, remedy: str, limit: int = SIZE) -> Element:
     Args:
         path: The file.
         remedy: What to do about a file that cannot be read; ends the message.
-        limit: In bytes.
+        limit: Most bytes that are read.
 
     Raises:
         UserError: It is no XML, declares a document type, or is too large or too deep.
