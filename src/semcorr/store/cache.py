@@ -44,7 +44,7 @@ class PinnedMemory:
         self._free = torch.empty(0, dtype=torch.uint8)
 
     def store(self, value: Tensor) -> Tensor:
-        """Copy a tensor, in its own memory layout."""
+        """Return a copy of a dense tensor in page-locked memory, in its own layout."""
         size = -(-value.nbytes // ALIGNMENT) * ALIGNMENT
         if size > len(self._free):
             self._free = allocate_pinned(max(size, self.piece))
@@ -64,8 +64,8 @@ class FeatureCache:
         device: Device on which the values are used.
         place: One of `PLACES`; `auto` is the first of the others with room.
         dtype: Type of cached floating point values; None leaves it unchanged.
-        processes: Number of processes of this machine that cache the same.
-        origin: Origin of the values; named where they are not finite.
+        processes: Number of processes of this machine that cache the same, each in memory of its own.
+        origin: What computes the values; named where they are not finite.
     """
 
     def __init__(
@@ -91,7 +91,15 @@ class FeatureCache:
         return self.entries[name]
 
     def add(self, names: Sequence[str], values: Mapping[str, Tensor]) -> None:
-        """Add a batch of images, first axis first; refuse values that are not finite (on a GPU some batches later)."""
+        """Add a batch of images.
+
+        Args:
+            names: Names of the images.
+            values: Values by key, batch first.
+
+        Raises:
+            UserError: Values are not finite, of this batch or, on a GPU, of an earlier one.
+        """
         cast = {key: cast_floating(value, self.dtype) for key, value in values.items()}
         self.watch.record(names, cast)
         size = sum(value[0].nbytes for value in cast.values())
@@ -109,7 +117,12 @@ class FeatureCache:
             self.entries[name] = self._map_to_disk(name, image_values) if self.place == "disk" else image_values
 
     def put(self, name: str, values: Mapping[str, Tensor]) -> None:
-        """Add one image's values where they are; on the device if all images fit there."""
+        """Add the values of one image, unchecked: on the device if all images fit there, else on the CPU.
+
+        Args:
+            name: Name of the image.
+            values: Values by key, without a batch axis. Those that are mapped from a file stay so on the CPU.
+        """
         if self.place == "auto" and self.device.type == "cuda":
             self.place = self._choose_place(sum(value.nbytes for value in values.values()))
         device = self.device if self.place == "gpu" else torch.device("cpu")
@@ -127,7 +140,13 @@ class FeatureCache:
                 self._places, self.place = self._places[self._places.index(self.place) :], "auto"
 
     def stack(self, names: Sequence[str], device: torch.device, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Stack the values of a batch of images, or some of them, on the device: each is copied from where it is."""
+        """Stack the values of a batch of images on the device: each is copied from where it is.
+
+        Args:
+            names: Names of the images, which are cached.
+            device: Device of the result.
+            keys: Keys of the values to stack; None: all.
+        """
         entries = [self.entries[name] for name in names]
         return {
             key: torch.stack([entry[key].to(device, non_blocking=True) for entry in entries])

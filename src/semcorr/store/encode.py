@@ -15,7 +15,7 @@ from semcorr.data.views import to_unit_range
 from semcorr.store import FeatureStore
 from semcorr.store.cache import FeatureCache, cast_floating
 
-Values = dict[str, Tensor]  # of a batch of images, first axis first
+Values = dict[str, Tensor]  # of a batch of images by key, batch first
 Item = TypeVar("Item")
 TRIES = 3  # attempts at a store whose entries are evicted while they are read
 
@@ -52,8 +52,11 @@ def encode_images(
         cache: Cache of the values, by name.
         images: Images, the same on every process.
         data: The benchmark, which decodes images.
-        compute: Function from a batch of images to values.
+        compute: Function from a batch of images, RGB in [0, 1] on the group's device, to values.
         group: Processes that share the work.
+
+    Raises:
+        UserError: Values of an image are not finite.
     """
     missing = [image for image in images if image.name not in cache]
     chunks = split_into_chunks(range(len(missing)), data.encoding_batch)
@@ -86,6 +89,17 @@ def encode_through_store(
 
     What cannot be stored stays in memory. An entry that was damaged, or that another process has
     evicted, is computed again.
+
+    Args:
+        cache: Cache of the values, by name.
+        store: Store of the values, by a hash of the image's content.
+        images: Images; those with the same content share an entry.
+        data: The benchmark, which decodes images.
+        compute: Function from a batch of images, RGB in [0, 1] on the group's device, to values.
+        group: Processes of this run; they share the work by the store alone.
+
+    Raises:
+        UserError: Values of an image are not finite.
     """
     for _ in range(TRIES):
         missing = {content_hash(image): image for image in images if image.name not in cache}
@@ -149,7 +163,13 @@ def _put(
 def broadcast_chunks(
     mine: Iterable[tuple[Sequence[str], Values]], count: int, group: ProcessGroup
 ) -> Iterator[tuple[Sequence[str], Values]]:
-    """Yield all processes' chunks on every process, in order; process r computes every n-th of `count`."""
+    """Yield all processes' chunks on every process, in order; process r of n computes every n-th chunk.
+
+    Args:
+        mine: Names and values of this process's chunks; computed as they are needed.
+        count: Number of chunks of all processes.
+        group: Processes that share the work.
+    """
     local_chunks = iter(mine)
     for start in range(0, count, group.size):
         local_chunk = next(local_chunks, None)  # before anything is sent: all compute at once

@@ -50,7 +50,13 @@ class PackedEntry(NamedTuple):
 
 
 def pack_entry(values: Mapping[str, Tensor], name: str, place: EntryKey) -> PackedEntry:
-    """Pack the content of the file of an entry. Tensors that are contiguous in the CPU's memory are not copied."""
+    """Pack the content of the file of an entry. Tensors that are contiguous in the CPU's memory are not copied.
+
+    Args:
+        values: Tensors of one image by key, without a batch axis.
+        name: Readable name of the image.
+        place: Key and id that the entry belongs to.
+    """
     # Widest numbers first, so that every tensor begins at a multiple of its number's width.
     ordered = sorted(values.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: Header = {METADATA: header_metadata(name, place)}
@@ -91,7 +97,11 @@ def write_packed(path: Path, packed: PackedEntry) -> None:
 def read_entry(path: Path, check: bool = True) -> dict[str, Tensor]:
     """Map the tensors stored at `path`: they are the file's pages, shared by all processes that read it.
 
-    Writing to them changes no file. Without `check`, only the header is checked.
+    Writing to them changes no file.
+
+    Args:
+        path: The file.
+        check: Whether to compute the checksum of the content as well; the header is checked in any case.
 
     Raises:
         FileNotFoundError: The file does not exist.

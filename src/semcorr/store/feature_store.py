@@ -36,6 +36,9 @@ class FeatureStore:
             layers, size, resize, depth, dtype, ... What JSON can hold.
         max_gb: Limit on the size of all keys together, in GB of 10^9 bytes; None for no limit.
 
+    Raises:
+        UserError: The folder cannot be written, or the limit is not above 0.
+
     Entries are named by the caller, safely for a file: a hash of the image's content.
     """
 
@@ -67,8 +70,8 @@ class FeatureStore:
     def get(self, entry: str) -> dict[str, Tensor] | None:
         """Return the entry's tensors, mapped; None if it does not exist.
 
-        Checked when this process reads them for the first time. What is damaged goes, and is reported; so does
-        what was stored for another key or image. Of another version's entries it is reported once that they go.
+        They are checked when this process reads them for the first time. A damaged entry is removed with a warning,
+        and so is one that was stored for another key or image. Those of another version are removed with one warning.
         """
         path = self._path(entry)
         try:
@@ -114,9 +117,12 @@ class FeatureStore:
         not store it: the latter two are the caller's then.
 
         It waits for other processes only while this one holds no claims: two that wait while each has
-        work of the other's in its loader would wait for ever. A caller who computes, puts and releases
-        before asking for the next has everything at the end. One who asks ahead (a DataLoader) finds
-        the end early, and calls again, all released, until nothing is yielded.
+        work of the other's in its loader would wait for ever. A caller that computes, puts and releases a
+        chunk before it takes the next has everything at the end. One that takes chunks ahead (a DataLoader)
+        finds the end early, and calls again, all released, until nothing is yielded.
+
+        Args:
+            chunks: Entries, in batches that are computed together.
         """
         while True:
             busy = []
@@ -148,7 +154,7 @@ class FeatureStore:
             if error.errno not in FULL:
                 raise
             return wanted  # no room for a lock, nor for what it is about
-        done = [entry for entry in wanted if entry in self]  # since we looked; see Claims
+        done = [entry for entry in wanted if entry in self]  # since we looked; see EntryLocks
         self._claims.release(done)
         return [entry for entry in wanted if entry not in done]
 

@@ -30,7 +30,7 @@ class FeatureCacheConfig:
     Args:
         root: Folder that outlives the run, shared with all others; None stores nothing.
         dtype: Type of the cached values: float16, bfloat16 or float32; as computed if None.
-        max_gb: Limit on the size of `root` in GB; the least recently used go first.
+        max_gb: Limit on the size of `root` in GB, beyond which the least recently used go; None for no limit.
         place: `gpu`, `memory` or `disk`; `auto`, the first of them with room; `off` computes frozen blocks at
             every training step.
     """
@@ -89,7 +89,7 @@ class FrozenPrefix:
         return self.depth != 0 and not self.backbone.needs_pixels
 
     def has_features(self, name: str) -> bool:
-        """Tell whether what is cached of an image are its features; otherwise they are still to be made of it."""
+        """Tell whether the features of an image are cached; otherwise they are still to be made of what is."""
         return self.depth is None and self.cache is not None and CELLS in self.cache[name]
 
     @property
@@ -105,7 +105,13 @@ class FrozenPrefix:
         return self.backbone.prefix(image, self.depth).values
 
     def features(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> FeatureMap:
-        """Compute the backbone's output for cached images, in the order of their names."""
+        """Compute the backbone's output for cached images, in the order of their names.
+
+        Args:
+            names: Names of the images.
+            size: Height and width of the images, in pixels.
+            device: Device of the result.
+        """
         assert self.cache is not None
         values = self.cache.stack(names, device)
         if self.depth is None and CELLS in values:
@@ -116,7 +122,13 @@ class FrozenPrefix:
         return self.backbone.suffix(BackboneState(values, size), self.depth)
 
     def image_maps(self, names: Sequence[str], size: tuple[int, int], device: torch.device) -> ImageMaps:
-        """Compute the maps that a joint backbone joins, for cached images, in the order of their names."""
+        """Compute the maps that a joint backbone joins, for cached images, in the order of their names.
+
+        Args:
+            names: Names of the images.
+            size: Height and width of the images, in pixels.
+            device: Device of the result.
+        """
         assert self.cache is not None
         values = self.cache_config.restore(self.cache.stack(names, device))
         if self.depth is None:
@@ -130,7 +142,17 @@ class FrozenPrefix:
         group: ProcessGroup,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """Compute the values that are not cached yet. `context` is the precision that they are computed in."""
+        """Compute the values that are not cached yet, or read them from a store on disk.
+
+        Args:
+            images: Images, the same on every process.
+            data: The benchmark, which decodes images.
+            group: Processes that share the work.
+            context: Function that returns a context in whose precision the values are computed.
+
+        Raises:
+            UserError: Values of an image are not finite, or the store cannot be written.
+        """
         if self.cache is None:
             self.cache = FeatureCache(
                 len(images), group.device, self.cache_config.storage, self.cache_config.type, group.local, self.origin

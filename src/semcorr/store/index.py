@@ -134,8 +134,12 @@ class StoreBudget:
     """Budget of a store, from the last walk over it; walks again only when it may matter.
 
     Other processes write as well, unnoticed between two walks. A walk is due when this process has written a
-    sixteenth of what was left, or a 256th of the budget: often enough that a few processes stay
+    sixteenth of what was left, or a 256th of the budget if that is more: often enough that a few processes stay
     near the budget, seldom enough that walks cost little against the computation.
+
+    Args:
+        root: Folder of the store.
+        limit: Largest size of all entries, in bytes.
     """
 
     def __init__(self, root: Path, limit: int) -> None:
@@ -145,7 +149,12 @@ class StoreBudget:
         self._trust = 0.0  # bytes that may be written before the next walk
 
     def evict_for(self, size: int, is_protected: Callable[[Path], bool]) -> bool:
-        """Evict entries until `size` more bytes fit, but no protected ones; tell whether they fit."""
+        """Evict entries until more bytes fit, the least recently used first; tell whether they fit.
+
+        Args:
+            size: Number of bytes that are about to be written; they are counted as written if they fit.
+            is_protected: Function that tells of an entry's path whether the entry must stay.
+        """
         if size > self._trust:
             self._walk()
         self._trust -= size

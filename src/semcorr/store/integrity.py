@@ -78,7 +78,10 @@ def write_header(header: JsonMapping, digest: str) -> bytes:
 def read_header(content: memoryview, place: EntryKey, check: bool = True) -> tuple[Header, int]:
     """Return the header, less the checksum, and the tensors' offset, if `content` is valid and belongs to `place`.
 
-    Without `check` the checksum is not computed: for what this process has checked before.
+    Args:
+        content: Bytes of the file.
+        place: Key and id that the entry must have been written for.
+        check: Whether to compute the checksum; there is no need where this process has checked the file before.
 
     Raises:
         OutdatedEntryError: The file is of another version of the format.

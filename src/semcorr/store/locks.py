@@ -20,6 +20,9 @@ class EntryLocks:
     name: two hold "the" lock. It does no harm because whoever gets a lock looks for the entry afterwards, and
     finds it. Where it could not be stored each process computes its own in any case. And nobody sleeps on
     the lost file: a lock is taken at once or not at all. (A filelock of 2026 refuses lost files by itself.)
+
+    Args:
+        folder: Folder of the locks' files.
     """
 
     def __init__(self, folder: Path) -> None:
