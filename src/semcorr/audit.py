@@ -45,8 +45,8 @@ WALK = (
 class AuditStep(NamedTuple):
     """The change of one axis, and the scoring that results."""
 
-    axis: str
-    value: str
+    axis: str  # of `Protocol`, or `read_out`
+    value: str  # the axis after the change, as it is printed
     reading: "ScoringSpec"
 
 
@@ -79,8 +79,16 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
 def audit_run(run: Path, resize: str | None = None, overrides: Sequence[str] = ()) -> JsonObject:
     """Walk to every protocol that is defined on the run's pixels, and write audit.json into the run.
 
+    Args:
+        run: Directory of a finished run.
+        resize: How images become squares: squash, letterbox or corner; None: as in the run.
+        overrides: Values of its config.yaml to replace, as `data.root=DIR`.
+
     Returns:
-        The part of audit.json on this image geometry.
+        The part of audit.json on this image geometry, and the geometry as `resize`.
+
+    Raises:
+        UserError: The run is not finished or cannot be read, an override cannot be used, or nothing can be written.
     """
     from semcorr.engine.run_lock import lock_folder
     from semcorr.engine.saved_config import drop_store, overridden_keys, refuse_generating
@@ -157,7 +165,11 @@ def _format_steps(steps: Sequence[AuditStep], start: JsonObject, headlines: Iter
 
 
 def print_steps(content: JsonObject) -> None:
-    """Print a table per protocol."""
+    """Print a table per protocol, and the commands for the protocols that need other pixels.
+
+    Args:
+        content: What `audit_run` returns.
+    """
     alphas = list(content["start"]["headline"])
     console = Terminal()
     for name, walk in content["protocols"].items():

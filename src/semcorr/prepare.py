@@ -34,7 +34,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class PrepareOptions(NamedTuple):
-    """The options of the command line, without the benchmark's name."""
+    """The options of the command line, without the benchmark's name.
+
+    Attributes:
+        given: Official files that the user has; they are not downloaded.
+        root: Folder of the benchmark; None: its `data.root`.
+        verify: Whether to read and count what is there, and to get nothing.
+        report: File for the report of `verify`; None: verify.json in the folder.
+        yes: Whether to download without a question.
+    """
 
     given: Sequence[Path] = ()
     root: Path | None = None
@@ -176,7 +184,13 @@ def _verify(name: str, cfg: DictConfig, folder: Path, path: Path | None) -> bool
 
 
 def check_splits(cfg: DictConfig, tree: Path, place: Path) -> "TreeReport":
-    """Read and count every split of `tree`, and report it as at `place`, its final folder."""
+    """Read and count every split of a benchmark.
+
+    Args:
+        cfg: Configuration of the benchmark, as `compose_benchmark` returns it.
+        tree: Folder that holds it now.
+        place: Its final folder, which the report names in place of `tree`.
+    """
     from semcorr.data.download.verify import verify_benchmark
 
     verified = verify_benchmark(instantiate(cfg.data, root=str(tree), size=cfg.backbone.size))
@@ -189,7 +203,11 @@ def check_splits(cfg: DictConfig, tree: Path, place: Path) -> "TreeReport":
 
 
 def compose_benchmark(name: str) -> DictConfig:
-    """Compose the configuration of `python -m semcorr.evaluate data=NAME`."""
+    """Compose the configuration of `python -m semcorr.evaluate data=NAME`.
+
+    Raises:
+        UserError: No benchmark has this name.
+    """
     cfg = _compose(name) if name in _benchmark_names() else None
     if cfg is None or "_target_" not in cfg.data:  # common.yaml is a part of the other files
         similar = difflib.get_close_matches(name.lower(), [*_benchmark_names(), "all"], n=1)

@@ -115,9 +115,9 @@ def run_search(cfg: "DictConfig", beam: int, most: int, pairs: int | None, limit
 
     Args:
         cfg: Configuration of an evaluation; `backbone.layers` is filled in.
-        beam: Sets of each size that are enlarged.
-        most: Layers of the largest sets.
-        pairs: Pairs that are scored; None, all of the split.
+        beam: Number of sets of each size that are enlarged.
+        most: Number of layers of the largest sets.
+        pairs: Number of pairs that are scored, evenly taken from the split; None: all of them.
         limited: Whether `backbone.layers` has the layers to choose from, and not all are.
 
     Raises:
@@ -231,7 +231,12 @@ def _format_override(layers: Sequence[int]) -> str:
 
 
 def print_sets(rounds: "Sequence[Sequence[LayerSet]]", objective: str) -> None:
-    """Print the best sets of each size, and the setting that reads the best of all."""
+    """Print the best sets of each size, and the setting that reads the best of all.
+
+    Args:
+        rounds: Scored sets of one layer, of two, and so on, each with the best first.
+        objective: Name of the score in metrics.json.
+    """
     best = _best(rounds)
     table = Table(
         title=f"Sets of layers, by {objective}", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)

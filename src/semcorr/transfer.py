@@ -131,7 +131,11 @@ def transfer_labels(
 
 
 def check_transfer_options(use: str, min_score: float, place: float) -> None:
-    """Check the options before anything is read."""
+    """Refuse options out of their range, before anything is read; the arguments are those of `transfer_labels`.
+
+    Raises:
+        UserError: An option is out of its range.
+    """
     if use not in ("vote", "best"):
         raise UserError(f"--use must be vote or best, got {use!r}")
     if not 0 <= min_score < 1:
@@ -141,7 +145,7 @@ def check_transfer_options(use: str, min_score: float, place: float) -> None:
 
 
 def check_output(out: Path, annotations: Path) -> None:
-    """Refuse, before anything is read, a file that cannot be written, or is the one of the annotations."""
+    """Refuse, before anything is read, an output that cannot be written, or is the file of the annotations."""
     if os.path.isdir(out) or not os.path.isdir(out.parent):
         raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a file")
     require_writable_file(out, "--out")
@@ -150,7 +154,16 @@ def check_output(out: Path, annotations: Path) -> None:
 
 
 def check_draw_folder(draw: Path, out: Path, images: Path) -> None:
-    """Refuse a folder for pictures that cannot be written, or whose pictures would be labelled by the next transfer."""
+    """Refuse a folder for pictures that cannot be written, or whose pictures would be labelled by the next transfer.
+
+    Args:
+        draw: Folder for the pictures; may be missing.
+        out: File of the labels.
+        images: Folder of the images that are labelled.
+
+    Raises:
+        UserError: The folder cannot be used.
+    """
     require_output_dir(draw, "--draw")
     if draw.resolve() == out.resolve():
         raise UserError(f"--draw: {draw} is the file of --out. Give a folder")
@@ -167,7 +180,15 @@ def print_transfer_summary(
     flip: bool,
     out: str,
 ) -> None:
-    """Print the numbers of labelled objects, sources and found keypoints by category."""
+    """Print how many objects were labelled by how many sources, and the share of keypoints found, by category.
+
+    Args:
+        annotations: Categories and sources of the labels.
+        labels: Labels of all objects.
+        skipped_images: `file_name` and `reason` of each image that was left out.
+        flip: Whether sources were to be mirrored, too.
+        out: File of the labels and its format, as they are printed.
+    """
     from semcorr.data.keypoints import flip_from_names
     from semcorr.inference.transfer.objects import category_name
 

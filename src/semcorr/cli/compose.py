@@ -23,7 +23,7 @@ from semcorr.engine.saved_config import escape_interpolations, read_run_config
 if TYPE_CHECKING:
     from semcorr.data.evaluation_only import EvaluationBenchmark
 
-# Sections of a run that go on in another one, unless they are typed.
+# Sections of a run that another run inherits, unless they are typed.
 INHERITED_KEYS = (
     "seed", "backbone", "finetune", "head", "localise", "loss", "optimizer", "scheduler", "data", "augment", "pairs",
     "feature_dropout", "test", "trainer", "protocol", "callbacks",
@@ -47,7 +47,16 @@ SEVERE = r"(?!none_)([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
 
 
 def compose_config(name: str, line: Sequence[str]) -> DictConfig:
-    """Compose the configuration of a command line that is given as a list, as in Python."""
+    """Compose the configuration of a command line that is given as a list, as in Python.
+
+    Args:
+        name: Name of the configuration, such as `evaluate`.
+        line: Words of the line, as `backbone=dinov2`.
+
+    Raises:
+        UserError: An override cannot be expanded, or the run of `checkpoint` cannot be used.
+        HydraException: The line cannot be composed.
+    """
     register_readouts(line)
     overrides = expand_list_overrides(line)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -86,9 +95,9 @@ def register_severities(names: Iterable[str]) -> None:
 
 
 def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
-    """Expand overrides that Hydra does not know to those that it knows.
+    """Expand overrides that Hydra does not know to those that it knows; leave the others as they are.
 
-    They are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, steps after the
+    Expanded are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, steps after the
     features of a backbone, and options of the Trainer.
 
     >>> expand_list_overrides(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
@@ -146,7 +155,8 @@ def merge_checkpoint_config(
     Args:
         cfg: Composed configuration of train or evaluate; it is changed.
         overrides: Overrides of the command line.
-        search: Search path for groups, as in `saved_config.read_run_config`.
+        search: Trees whose files say what the run may call, as in `saved_config.read_run_config`; None: semcorr's own
+            and those of installed plug-ins.
 
     Raises:
         UserError: The run cannot be read or continued, or a read-out was typed for a benchmark without one.
@@ -207,6 +217,9 @@ def refuse_unused_readout(cfg: DictConfig, overrides: Sequence[str]) -> None:
     Args:
         cfg: Composed configuration of train or evaluate.
         overrides: Overrides of the command line.
+
+    Raises:
+        UserError: A read-out was typed, and the benchmark has none.
     """
     typed = next((key for key in override_keys(overrides) if key.partition(".")[0] == "localise"), None)
     if typed is None or (benchmark := find_own_protocol(cfg.data)) is None or benchmark.has_readout:
@@ -225,7 +238,11 @@ def override_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def compose_chosen_groups(name: str) -> DictConfig:
-    """Compose the configuration of a verb with what the command line chose of each group, and nothing else of it."""
+    """Compose a configuration with what the command line chose of each group, and nothing else of the line.
+
+    Args:
+        name: Name of the configuration, such as `train`.
+    """
     overrides = (override.partition(",")[0] for override in sys.argv[1:])
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]

@@ -29,7 +29,7 @@ PLACED = ("data@test",)  # groups that are chosen for another place
 LINE_END = "\n"
 
 
-CLOSED = 141  # exit code of who writes to a pipe that nobody reads any more
+CLOSED = 141  # exit code of a command that writes to a pipe that nobody reads any more
 
 
 TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
@@ -37,7 +37,13 @@ TURN = 2.0  # seconds the first process has to say an error that all processes o
 
 @contextmanager
 def report_user_errors(name: str) -> Iterator[None]:
-    """End the program with a sentence for a user's mistake, a signal or the machine's limits; ours keep a traceback."""
+    """End the program with a sentence for a user's mistake, a signal or the machine's limits, and with an exit code.
+
+    Defects of ours keep their traceback.
+
+    Args:
+        name: Name of the command's configuration, to find keys near an unknown one.
+    """
     is_outermost, own = interrupt.current_guard() is None, inspect.unwrap(report_user_errors)
     try:
         with guard_signals([own.__code__]) as guard:
@@ -125,7 +131,12 @@ def _is_unread(descriptor: int) -> bool:
 
 
 def user_message(error: BaseException, name: str) -> str | None:
-    """Return what to tell the user, or None if the fault is ours."""
+    """Return the message for a user's mistake or a limit of the machine; None if the fault is ours.
+
+    Args:
+        error: Error that was raised; its causes are examined, too.
+        name: Name of the command's configuration, to find keys near an unknown one.
+    """
     for cause in _causes(error):
         if isinstance(cause, UserError):  # a loader's process prepends its traceback
             return str(cause).rsplit("UserError: ", 1)[-1].strip()

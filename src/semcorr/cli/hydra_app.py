@@ -1,6 +1,6 @@
 """Commands of Hydra: from a command line to a configuration, with our error messages and inherited configurations.
 
-The only module that knows Hydra's command line. A user's mistake ends in one sentence and exit code 2.
+The only module that runs Hydra's own `main`. A user's mistake ends in one sentence and exit code 2.
 """
 
 import errno
@@ -47,9 +47,9 @@ def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, ex
 
     Args:
         task: Function that runs a configuration.
-        name: Name of the command.
-        summary: What it does, for its help.
-        examples: Lines of the command, for its help.
+        name: Name of the command and of its configuration, such as `train`.
+        summary: What the command does, in a sentence, for its help.
+        examples: Lines of the command without the program, for its help, as `backbone=dinov2 finetune.blocks=2`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -112,6 +112,9 @@ def check_run(cfg: DictConfig) -> None:
 
     Args:
         cfg: Configuration of train or evaluate; it is not changed.
+
+    Raises:
+        UserError: An option is unknown, has a value that is not allowed, or does not go with another.
     """
     from hydra.utils import instantiate
 
@@ -167,7 +170,7 @@ def _list_folder(folder: Path) -> set[Path]:
 
 @contextmanager
 def lock_run(cfg: DictConfig, context: DictConfig, name: str) -> Iterator[None]:
-    """Lock the run directory for this command alone; a new one is made where none was named.
+    """Lock the run directory for this command alone until the block ends; make a new one where none was named.
 
     Args:
         cfg: Configuration, whose `run_dir` is replaced by the directory that is locked.
@@ -185,7 +188,15 @@ def lock_run(cfg: DictConfig, context: DictConfig, name: str) -> Iterator[None]:
 
 
 def compose_sweep_job(cfg: DictConfig, verb: str) -> tuple[list[str], DictConfig]:
-    """Return the overrides of a job of a sweep, and its configuration without Hydra's own part."""
+    """Return the overrides of a job of a sweep, and its complete configuration without Hydra's own part.
+
+    Args:
+        cfg: Configuration as Hydra composed it for the job; its own part is removed from it.
+        verb: Command of the job, `train` or `evaluate`.
+
+    Raises:
+        UserError: The configuration is refused, or continues one training run.
+    """
     overrides, sources = list(cfg.hydra.overrides.task), _config_sources(cfg.hydra)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -25,8 +25,8 @@ def print_help(verb: str, summary: str, examples: Sequence[str]) -> None:
 
     Args:
         verb: Name of the command and of its configuration, such as `train`.
-        summary: What it does, in a sentence.
-        examples: Lines without the program, as `backbone=dinov2 finetune.blocks=2`.
+        summary: What the command does, in a sentence.
+        examples: Lines of the command without the program, as `backbone=dinov2 finetune.blocks=2`.
     """
     terminal = Terminal(highlight=False)
     terminal.print(f"Usage: semcorr {verb} [KEY=VALUE ...]\n\n{summary}\n\nChoices, as GROUP=NAME:")
@@ -57,8 +57,8 @@ def complete_override(verb: str, words: Sequence[str], word: str) -> list[str]:
 
     Args:
         verb: Name of the command.
-        words: Complete words before it.
-        word: What is typed of it. Bash hands the words around an `=` over one by one.
+        words: Complete words of the line before the last one. Bash hands the words around an `=` over one by one.
+        word: What is typed of the last word.
 
     Returns:
         Completions of `word`.

@@ -33,7 +33,7 @@ class OneOf:
     """The choices of a flag.
 
     Args:
-        names: Names of the choices, or a function that lists them.
+        names: Names of the choices, or a function that lists them; it is called only if the flag is given.
     """
 
     names: Sequence[str] | Callable[[], Sequence[str]]
@@ -90,7 +90,7 @@ DEVICE = Pattern(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", "cpu or cuda")
 
 
 def check_words(command: object, words: Sequence[str]) -> list[str]:
-    """Refuse a line that cannot be meant, and return it with `~/` as the home that it is.
+    """Refuse a line that cannot be meant; return it with flags first, and with the user's home in place of `~`.
 
     Args:
         command: Command of Click, as `typer.main.get_command` returns it.

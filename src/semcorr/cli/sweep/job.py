@@ -27,7 +27,10 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
 
     Args:
         job: The job.
-        cache: Cache of the features of the last job that this process has run.
+        cache: Cache of the features of the last job that this process has run; None caches none.
+
+    Returns:
+        The outcome; a user's mistake and a defect are told apart by its `fault`.
     """
     from semcorr.cli.errors import user_message
     from semcorr.engine.run_name import WANDB, name_run

@@ -69,14 +69,21 @@ pck.all.image.0.1 or pck.all.image.0.15?
 
 
 def require_objective(cfg: DictConfig) -> None:
-    """Refuse an `objective` that a job of a search will not have, before the first is run."""
+    """Refuse an `objective` that a job of a search will not have, before the first is run.
+
+    Args:
+        cfg: Configuration of a job.
+
+    Raises:
+        UserError: The scores of its benchmark have no such number.
+    """
     section = getattr(find_benchmark(cfg.get("test") or cfg.data), "section", PAIRS)
     if not is_name_of(cfg.objective, section):
         raise UserError(describe_absence(cfg.objective, NAMES[section]))
 
 
 def is_name_of(name: str, section: str) -> bool:
-    """Tell whether a number of this name may be beside this section of scores."""
+    """Tell whether a metrics.json with this section of scores may have a number of this name."""
     return name in NAMES[section] or name.startswith(LATER[section])
 
 

@@ -28,20 +28,20 @@ log = logging.getLogger(__name__)
 class SweepJob(NamedTuple):
     """One configuration of a sweep."""
 
-    verb: str
+    verb: str  # train or evaluate
     overrides: Sequence[str]
     cfg: DictConfig
-    identity: str
+    identity: str  # hash of the resolved configuration, by `config_hash`
     folder: Path
     problem: str = ""  # of what its folder holds, for which it is not run
 
 
 class JobOutcome(NamedTuple):
-    """Outcome of a job. `fault` is ours (1) or the user's (2), as in exit codes; 0: it is done."""
+    """Outcome of a job."""
 
     job: SweepJob
-    fault: int = 0
-    error: str = ""
+    fault: int = 0  # as an exit code: 0, it is done; 2, a user's mistake; any other, a defect or a lost process
+    error: str = ""  # message; empty if it is done
 
 
 def plan_jobs(
@@ -143,5 +143,9 @@ def is_done(job: SweepJob) -> bool:
 
 
 def read_job_metrics(job: SweepJob) -> JsonObject:
-    """Read the scores of a job."""
+    """Read the scores of a job.
+
+    Raises:
+        UserError: There are none, or they cannot be read.
+    """
     return read_scores(job.folder / METRICS, "Its job is done again")

@@ -39,8 +39,11 @@ def run_jobs(
         jobs: Jobs as planned.
         folder: Directory of the sweep.
         launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
-        remote_note: Sentence on jobs that go on when this process is interrupted.
-        config: Text that multirun.yaml is to hold.
+        remote_note: Sentence on jobs that go on elsewhere when this process is interrupted; empty: there are none.
+        config: Text that multirun.yaml is to hold; empty leaves the file as it is.
+
+    Returns:
+        The outcome of each job, in the order of `jobs`.
     """
     with lock_folder(folder, "the sweep"):
         waiting = [job for job in jobs if not is_done(job) and not job.problem]
@@ -63,6 +66,9 @@ def run_missing(jobs: Sequence[SweepJob], launch: Launch) -> list[JobOutcome]:
     Args:
         jobs: Jobs as planned.
         launch: Function that runs jobs, here or on other machines, and yields their outcomes in any order.
+
+    Returns:
+        The outcome of each job, in the order of `jobs`.
     """
     from semcorr.cli.sweep.job import run_job
 

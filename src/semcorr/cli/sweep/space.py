@@ -18,7 +18,7 @@ def build_space(overrides: Sequence[Override]) -> "dict[str, BaseDistribution]":
     """Build the distribution of every key that has more than one value.
 
     Raises:
-        UserError: There is no such key, or the values of one cannot be searched.
+        UserError: No key has more than one value, or the values of one cannot be searched.
     """
     space = {text.get_key_element(): build_distribution(text) for text in overrides if text.is_sweep_override()}
     if not space:
@@ -27,7 +27,11 @@ def build_space(overrides: Sequence[Override]) -> "dict[str, BaseDistribution]":
 
 
 def build_distribution(override: Override) -> "BaseDistribution":
-    """Build the distribution of a key: of an interval by its ends, of a range by its steps, else of its values."""
+    """Build the distribution of a key: of an interval by its ends, of a range by its steps, else of its values.
+
+    Raises:
+        UserError: The values cannot be searched.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep = override.value()

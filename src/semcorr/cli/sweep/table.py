@@ -82,6 +82,9 @@ def build_sweep_table(outcomes: Sequence[JobOutcome]) -> Table:
 def group_seeds(jobs: Iterable[tuple[str, Sequence[str], JsonMapping]]) -> list[SweepRow]:
     """Group jobs that differ only in their seed.
 
+    Args:
+        jobs: Number, overrides and metrics.json of each job.
+
     >>> jobs = [("0", ["seed=1"], {}), ("1", ["seed=2"], {}), ("2", ["seed=1", "a=b"], {})]
     >>> [row.number for row in group_seeds(jobs)]
     ['0, 1', '2']
