@@ -27,25 +27,26 @@ class CategoryImages(NamedTuple):
     category: str
     images: Sequence[ImageRecord]
     pairs: int  # how many the benchmark lists
-    flip: tuple[int, ...] | None
+    flip: tuple[int, ...] | None  # row i of the mirrored image is row flip[i]; None: not known
 
 
 class ImageSampleIndex(NamedTuple):
     """Some images of a category, and their batch's number in the stream of all processes."""
 
     category_index: int
-    images: tuple[int, ...]
+    images: tuple[int, ...]  # indices among the category's images
     number: int
 
 
 def images_by_category(pairs: Sequence[PairRecord]) -> list[CategoryImages]:
-    """Return the categories, sorted, with their images; those of which two images share a keypoint.
+    """Return the categories of which two images share a keypoint, sorted by name, with their images.
 
     Images mirrored by the benchmark (half of PF-PASCAL's training list) are left out: their rows keep the
     ids of the unmirrored image, so that left is right among both. `augment.flip` mirrors with ids exchanged.
 
     Raises:
-        UserError: Keypoints are stated per pair, so that rows of images of different pairs have nothing in common.
+        UserError: Keypoints are stated per pair, so that rows of images of different pairs have nothing in common; or
+            no two images share a keypoint.
     """
     by_category: dict[str, list[PairRecord]] = defaultdict(list)
     for pair in pairs:
@@ -78,6 +79,15 @@ class ImageStream(BatchStream[ImageSampleIndex]):
     """Batches of `count` images: a category in proportion to its listed pairs, then images of it without repetition.
 
     A smaller category yields all its images. A draw in which no two images share a keypoint is drawn again.
+
+    Args:
+        categories: The categories, in each of which two images share a keypoint.
+        count: Number of images in a batch.
+        steps: Number of batches of a process in an epoch; None: about a pass over all images.
+        seed: Seed of all draws.
+        rank: Rank of this process.
+        world: Number of processes.
+        epoch: Function that returns the number of epochs that are done, called whenever the stream is iterated.
     """
 
     def __init__(
@@ -120,7 +130,19 @@ class ImageStream(BatchStream[ImageSampleIndex]):
 
 
 class TrainingImages(Dataset[ImageBatch]):
-    """Whole batches by their draw, augmented if requested; like `TrainingPairs` a function of seed and draw."""
+    """Whole batches by their draw, augmented if requested; like `TrainingPairs` a function of seed and draw.
+
+    Args:
+        categories: The categories that draws refer to.
+        side: Side of the square that images are resized to, in pixels.
+        resize: How images become squares, as in `BenchmarkModule`.
+        augment: How images are changed at each use; None: not at all.
+        seed: Seed of the augmentation.
+        pixels: Whether batches come with their pixels.
+        cache_gb: Memory for resized images, in GB of 10^9 bytes; 0: none.
+        variants: Pose variants that are trained on; None: none.
+        processes: Processes of the run on this machine, which make their caches at the same time.
+    """
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Animal(NamedTuple):
     species: str
     family: str
     file: str
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height
     keypoints: tuple[tuple[float, float] | None, ...]
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
     bits: int  # visible keypoints, one bit each
@@ -52,7 +52,11 @@ class Animal(NamedTuple):
 
 
 def read_animals(files: Sequence[Path]) -> list[Animal]:
-    """Read the first annotation of every image, in the order of the files, sorted by image id."""
+    """Read the first annotation of every image, in the order of the files; return them sorted by image id.
+
+    Raises:
+        UserError: A file cannot be read, or an annotation names an image or category that it lacks.
+    """
     animals: dict[int, Animal] = {}
     for path in files:
         content = read_annotation(path)
@@ -111,7 +115,11 @@ def keep_single_animals(animals: Iterable[Animal]) -> list[Animal]:
 
 
 def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]]:
-    """Split images by species: of each species the last 30 test, the up to 20 before validate."""
+    """Split images by species, in the order of their ids: the last 30 of each test, up to 20 before them validate.
+
+    Returns:
+        The images of each species, by split: train, val and test. A species without images in a split is left out.
+    """
     by_species: dict[str, list[Animal]] = defaultdict(list)
     for animal in sorted(animals, key=lambda animal: animal.id):
         by_species[animal.species].append(animal)
@@ -128,7 +136,7 @@ def split_images(animals: Iterable[Animal]) -> dict[str, dict[str, list[Animal]]
 
 
 def build_pairs(animals: Iterable[Animal]) -> dict[str, list[Pair]]:
-    """Build all seven splits: train, val, test and {val,test}_cross_{species,family}."""
+    """Build the pairs of all seven splits: train, val, test and {val,test}_cross_{species,family}."""
     splits = split_images(keep_single_animals(animals))
     pairs = {split: _intra_species(split, images) for split, images in splits.items()}
     for split in ("val", "test"):

@@ -49,7 +49,12 @@ class ColourChange(NamedTuple):
 
 
 def mirror_view(view: View, permutation: Sequence[int]) -> View:
-    """Mirror keypoints, visibility, box and name, not pixels: row i is what row permutation[i] was."""
+    """Mirror keypoints, visibility, box and name, not pixels: row i is what row permutation[i] was.
+
+    Args:
+        view: View of one image, not a batch.
+        permutation: The row of the view's keypoints that each row of the mirrored ones is.
+    """
     assert isinstance(view.name, str), "one image, not a batch of them"
     order, last = list(permutation), view.image.shape[-1] - 1
     x, y = view.keypoints[order].unbind(-1)
@@ -69,10 +74,15 @@ def mirror_annotations(view: View, permutation: Sequence[int] | None) -> View:
 
 
 def transform_annotations(view: View, geometry: GeometricChange, permutation: Sequence[int] | None) -> View:
-    """Transform keypoints, visibility, box and name by `geometry`; pixels are `transform_pixels`'s.
+    """Transform keypoints, visibility, box and name by `geometry`; `transform_pixels` does the same to the pixels.
 
     A keypoint that leaves the square is not visible any more. The box is that of the warped box's outline,
     within the square. `scale` and `offset` go on describing the view as it was: training stays in its pixels.
+
+    Args:
+        view: View of one image, a square.
+        geometry: The change.
+        permutation: As of `mirror_view`; None if `geometry` mirrors nothing.
     """
     if geometry.mirrored:
         assert permutation is not None, "augment.require_flips comes first"
@@ -88,18 +98,18 @@ def transform_annotations(view: View, geometry: GeometricChange, permutation: Se
 
 
 def transform_pixels(image: Shaped[Tensor, "3 h s"], geometry: GeometricChange) -> Shaped[Tensor, "3 h s"]:
-    """Mirror exactly and warp by one interpolation. An image without pixels stays without if mirrored."""
+    """Mirror exactly and warp by one interpolation. An image without pixels, of height 0, can be mirrored alone."""
     image = image.flip(-1) if geometry.mirrored else image
     return image if geometry.warp is None else warp_image(image, geometry.warp)
 
 
 def transform_mask(mask: Bool[Tensor, "s s"], geometry: GeometricChange) -> Bool[Tensor, "s s"]:
-    """Mirror and warp the mask of an object; a pixel belongs to it that shows half of it or more."""
+    """Mirror and warp the mask of an object; a pixel that the object fills at least by half belongs to it."""
     return transform_pixels(mask.float().expand(3, -1, -1), geometry)[0] >= 0.5
 
 
 def transform_colours(image: Shaped[Tensor, "3 h w"], colours: ColourChange) -> Shaped[Tensor, "3 h w"]:
-    """Change colours, RGB in [0, 1] to RGB in [0, 1]; an image of any type if nothing is to change.
+    """Change colours, from RGB in [0, 1] to RGB in [0, 1]; an image may be of any type if nothing is to change.
 
     Letterbox bars count as image: less contrast lifts them above black.
     """
@@ -130,17 +140,17 @@ class Augmentation:
 
     Args:
         flip: Probability of a mirror image, its left and right keypoints exchanged.
-        rotate: Degrees, either way.
-        scale: Enlarges or shrinks by a factor of up to 1 + scale.
-        shift: Fraction of the side, along x and y.
-        shear: Degrees, either way.
+        rotate: Largest angle of a rotation, in degrees, either way.
+        scale: Images are enlarged or shrunk by a factor of up to 1 + scale.
+        shift: Largest displacement along x and y, as a fraction of the side.
+        shear: Largest angle of a shear, in degrees, either way.
         crop: Fraction of the side that is cut away at most, anywhere; the rest is enlarged to the square.
         thin_plate: Fraction of the side by which each of 4 x 4 control points is displaced along x and y; less
             where the image would fold.
         brightness: Factor of the brightness, from 1 - brightness to 1 + brightness.
         contrast: Factor of the contrast, from 1 - contrast to 1 + contrast.
         saturation: Factor of the saturation, from 1 - saturation to 1 + saturation.
-        hue: Fraction of the colour circle, either way.
+        hue: Largest turn of the colour circle, as a fraction of it, either way.
         grey: Probability of losing all colour.
         grid: Points along a side of a grid that takes the place of keypoints, see `pair_with_itself`; for training
             without keypoints, from warps that are known (Rocco et al. 2017, "CNNGeo").
@@ -177,7 +187,13 @@ class Augmentation:
         return not any(astuple(replace(self, flip=0.0)))
 
     def __call__(self, pair: PairBatch, record: PairRecord, rng: Generator) -> PairBatch:
-        """Augment a pair by one draw. `record` knows the category's permutation and symmetry groups."""
+        """Augment a pair by one draw.
+
+        Args:
+            pair: One pair, not a batch.
+            record: Record of the pair, which has the category's permutation and symmetry groups.
+            rng: Source of everything random.
+        """
         pair = pair_with_itself(pair, self.grid, record.source.size) if self.grid else pair
         (source, target), geometries = self._augment(pair[:2], record.flip, rng)
         masks = tuple(transform_mask(mask, geometry) for mask, geometry in zip(pair.masks, geometries, strict=False))
@@ -188,8 +204,14 @@ class Augmentation:
     def augment_views(self, views: Sequence[View], permutation: Sequence[int] | None, rng: Generator) -> list[View]:
         """Augment images of one category, each by its own draw; some keypoint stays visible in two of them.
 
-        Mirror images of bytes are bytes. Whatever else is drawn, all are floating point in [0, 1]: rounded to bytes,
-        what is warped or recoloured would lose its last bits.
+        If none does in `MAX_TRIES` draws, the geometry of the images stays as it is. Mirror images of bytes are bytes.
+        Whatever else is drawn, all are floating point in [0, 1]: rounded to bytes, what is warped or recoloured would
+        lose its last bits.
+
+        Args:
+            views: Views of single images.
+            permutation: The category's, as of `mirror_view`; None if no image is mirrored.
+            rng: Source of everything random.
         """
         return self._augment(views, permutation, rng)[0]
 
@@ -257,8 +279,8 @@ def pair_with_itself(pair: PairBatch, count: int, size: tuple[int, int]) -> Pair
     images then warps them apart.
 
     Args:
-        pair: The pair.
-        count: Points along a side.
+        pair: One pair, not a batch.
+        count: Number of points along a side.
         size: Width and height of the source as stored, in pixels.
     """
     view = pair.source
@@ -277,7 +299,17 @@ def share_keypoint(visible: Bool[Tensor, "m n"]) -> bool:
 def require_flips(
     pairs: Sequence[PairRecord], benchmark: str, option: str = "augment.flip", remedy: str = "augment.flip=0"
 ) -> None:
-    """Refuse to mirror images of categories whose left-right permutation is unknown; report those without sides."""
+    """Refuse to mirror images of categories whose left-right permutation is unknown; warn of those without sides.
+
+    Args:
+        pairs: The training pairs.
+        benchmark: Name of the benchmark, for messages.
+        option: Option that mirrors images, for messages.
+        remedy: Setting that mirrors none, for the message.
+
+    Raises:
+        UserError: A category has no permutation.
+    """
     flips = {pair.category: pair.flip for pair in pairs}
     lacking = sorted(category for category, flip in flips.items() if flip is None)
     if lacking:

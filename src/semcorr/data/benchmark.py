@@ -27,12 +27,12 @@ class BenchmarkModule(LightningDataModule, ABC):
         size: Side of the square that images are resized to, in pixels; the backbone's, 0 while it is not known.
         split: The split that is scored, one of `splits`.
         resize: `squash`, `letterbox` or `corner`; or `corner+PIXELS`, with a margin on all sides.
-        encode_batch: Images encoded at once; as in `loaders` if left out.
-        workers: Loader processes that decode; as in `loaders` if left out.
+        encode_batch: Number of images encoded at once; None: as `loaders.encoding_batch_size` chooses.
+        workers: Number of loader processes that decode images; None: as `loaders.num_loader_workers` chooses.
 
     Attributes:
-        name: What it is called in commands and messages.
-        splits: Its splits.
+        name: Name of the benchmark in commands and messages.
+        splits: Names of its splits.
         recipe: How it is downloaded; None: it cannot be.
     """
 

@@ -40,7 +40,7 @@ class Outlines(NamedTuple):
 
 
 class Caltech101(LabelTransferBenchmark):
-    """`root` holds the list of pairs and 101_ObjectCategories/.
+    """Caltech-101, with its list of pairs and 101_ObjectCategories/ in `root`.
 
     Each pixel of the list's target image takes the label at its match in the list's source image.
 
@@ -85,6 +85,10 @@ class Caltech101(LabelTransferBenchmark):
 
 def fill_outline(outline: Outline, size: tuple[int, int]) -> UInt8[Tensor, "h w"]:
     """Return 1 within an outline and on it, 0 elsewhere.
+
+    Args:
+        outline: Corners (x, y) in pixels.
+        size: Width and height of the image.
 
     >>> fill_outline(((1, 0), (3, 0), (3, 1), (1, 1)), (5, 3)).tolist()
     [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]

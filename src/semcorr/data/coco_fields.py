@@ -38,7 +38,16 @@ def quote_json(value: object) -> str:
 
 
 def require_id(entry: JsonMapping, key: str, location: str) -> Id:
-    """Return an id: a whole number, or a text."""
+    """Return an id: a whole number, or a text.
+
+    Args:
+        entry: An object of the file, which has the field.
+        key: Name of the field.
+        location: Where the object stands, for messages.
+
+    Raises:
+        UserError: The field is neither.
+    """
     value = entry[key]
     if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
         value = int(value)
@@ -60,7 +69,11 @@ def find_by_id(known: Mapping[Id, Entry], key: Id) -> Entry | None:
 
 
 def read_flag(entry: JsonMapping, key: str, location: str) -> bool:
-    """Return a field that is 0 or 1; absent, it is 0."""
+    """Return a field that is 0 or 1; False where it is absent or null.
+
+    Raises:
+        UserError: The field is something else.
+    """
     value = entry.get(key)
     if value is None:
         return False
@@ -71,7 +84,11 @@ def read_flag(entry: JsonMapping, key: str, location: str) -> bool:
 
 
 def read_size(entry: JsonMapping, location: str) -> tuple[int, int] | None:
-    """Return width and height, if they are given: 0 and null count as absent, and one alone is refused."""
+    """Return width and height in pixels; None if they are not given, as by 0 or null.
+
+    Raises:
+        UserError: A side is no whole number of pixels, or only one of them is given.
+    """
     sides: dict[str, int] = {}
     for key in ("width", "height"):
         value = entry.get(key)
@@ -92,6 +109,14 @@ def read_keypoints(values: object, names: Sequence[str], location: str) -> tuple
 
     They are x, y, v one after the other, or in rows. v is 0 where a keypoint is not annotated, and DeepLabCut's -1
     says the same: x and y are not looked at there. Without `keypoints`, none is annotated.
+
+    Args:
+        values: The field `keypoints` as in the file.
+        names: Names of the category's keypoints.
+        location: The annotation, for messages.
+
+    Raises:
+        UserError: There are not as many as names, or one is not x, y and v.
     """
     if values is None or values == []:
         return [None] * len(names), 0
@@ -142,6 +167,9 @@ def read_box(values: object, layout: str, location: str, option: str = "") -> Co
         layout: Meaning of the four numbers: one of LAYOUTS.
         location: The annotation, for messages.
         option: The option that gives the layout, for messages; empty if none does.
+
+    Raises:
+        UserError: It is not four finite numbers, or has a negative width or height.
     """
     if values is None or values == []:
         return None

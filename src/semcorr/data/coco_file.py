@@ -138,7 +138,12 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
 
 
 def warn_notes(path: Path, notes: Mapping[str, list[str]]) -> None:
-    """Warn of what was left out or assumed, with counts."""
+    """Warn of what was left out or assumed, with counts.
+
+    Args:
+        path: File that is read.
+        notes: What was left out or assumed, as it follows a count; with the things that it is said of.
+    """
     for note, examples in notes.items():
         ellipsis = ", ..." if len(examples) > MAX_EXAMPLES else ""
         log.warning("%s: %d %s (%s%s)", path, len(examples), note, ", ".join(examples[:MAX_EXAMPLES]), ellipsis)

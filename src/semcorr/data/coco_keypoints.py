@@ -121,7 +121,20 @@ def name_pairs(pairs: Sequence[PairRecord]) -> list[PairRecord]:
 def read_images(
     root: Path, annotations: str, folder: str, box: str
 ) -> tuple[dict[str, list[ImageRecord]], dict[str, list[str]]]:
-    """Return records and keypoint names per category; images with several objects of a category are left out."""
+    """Return records and keypoint names per category; images with several objects of a category are left out.
+
+    Args:
+        root: The benchmark's folder.
+        annotations: Name of the COCO file below the root.
+        folder: Name of the folder of the images below the root.
+        box: Layout of the boxes: `xywh` or `xyxy`.
+
+    Returns:
+        The images of each category, and the names of its keypoints in the order of their rows.
+
+    Raises:
+        UserError: The file contradicts itself or has no annotated keypoint, or an image is absent or of another size.
+    """
     require_root(root, "The COCO keypoint set", "Give data.root=DIR.")
     path = root / annotations
     content = read_coco(path, root / folder, "data.root and data.images", box, "data.box")
@@ -176,6 +189,11 @@ def split_of_images(
     """Assign every image name to a split, in the same shares for every category.
 
     An image with a cat and a dog is assigned by its first category: splits share no image.
+
+    Args:
+        images: Images by category.
+        shares: Shares of `test` and of `val`, from 0 to 1; the rest is `train`.
+        seed: Text that the order of the images is drawn by.
     """
     split_of: dict[str, str] = {}
     for category in sorted(images):
@@ -193,7 +211,14 @@ def split_of_images(
 def choose_coco_pairs(
     images: Sequence[ImageRecord], min_shared: int, cap: int, seed: str
 ) -> list[tuple[ImageRecord, ImageRecord]]:
-    """Return all ordered pairs that share enough keypoints, or `cap` of them by a seeded choice."""
+    """Return all ordered pairs that share enough keypoints, or some of them by a seeded choice.
+
+    Args:
+        images: Images of one category and split.
+        min_shared: Least number of keypoints that are visible in both images of a pair.
+        cap: Most pairs that are returned.
+        seed: Text that the choice is drawn by.
+    """
     fit = [(a, b) for a, b in permutations(images, 2) if int((a.visible & b.visible).sum()) >= min_shared]
     if len(fit) <= cap:
         return fit

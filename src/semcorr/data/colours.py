@@ -91,7 +91,15 @@ def _from_floats(image: Image.Image, name: str) -> Image.Image:
 
 
 def to_array(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Tensor, name: str) -> np.ndarray:
-    """Convert a tensor to an array (H W) or (H W C)."""
+    """Convert a tensor (H W) or (C H W) to an array (H W) or (H W C).
+
+    Args:
+        tensor: Pixels, on the CPU.
+        name: The picture, for messages.
+
+    Raises:
+        UserError: It has another shape, or not 1, 3 or 4 channels.
+    """
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
     if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
@@ -104,7 +112,15 @@ def to_array(tensor: Float[Tensor, "*c h w"] | Integer[Tensor, "*c h w"] | Tenso
 
 
 def image_from_array(array: np.ndarray, name: str) -> Image.Image:
-    """Convert an array to an image of 8 bits."""
+    """Convert an array (H W), (H W 1), (H W 3) or (H W 4) to an image of 8 bits.
+
+    Args:
+        array: uint8, uint16, bool, or floats from 0 to 1.
+        name: The picture, for messages.
+
+    Raises:
+        UserError: It has another shape or type, no pixels, or floats out of their range.
+    """
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or not array.size:
@@ -113,7 +129,7 @@ def image_from_array(array: np.ndarray, name: str) -> Image.Image:
 
 
 def are_unit_values(values: np.ndarray) -> bool:
-    """Return whether floats are from 0 to 1: NaN is not, and a resized image may overshoot slightly."""
+    """Return whether floats are from 0 to 1, or beyond by 0.001, as a resized image may be; NaN is not."""
     return bool(values.min() >= -1e-3 and values.max() <= 1 + 1e-3)
 
 

@@ -27,10 +27,7 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
 
     Args:
         job: The job.
-        cache: Cache of the features of the last job that this process has run; None caches none.
-
-    Returns:
-        The outcome; a user's mistake and a defect are told apart by its `fault`.
+        cache: Cache of the features of the last job that this process has run; None: features are not kept.
     """
     from semcorr.cli.errors import user_message
     from semcorr.engine.run_name import WANDB, name_run
