@@ -95,7 +95,12 @@ def displace_pixels(image: Pixels, reach: int, generator: np.random.Generator) -
 
 
 def follow_copies(origins: Int[np.ndarray, " n"], is_moved: np.ndarray) -> Int[np.ndarray, " n"]:
-    """Return whose value each cell has in the end, if cells take their origin's value one by one, the last first."""
+    """Return whose value each cell has in the end, if cells take their origin's value one by one, the last first.
+
+    Args:
+        origins: Index of the cell whose value each cell takes.
+        is_moved: Whether a cell takes another's value at all.
+    """
     is_open = is_moved & is_moved[origins] & (origins > np.arange(len(origins)))  # the origin has changed before
     while is_open.any():
         origins, is_open = np.where(is_open, origins[origins], origins), is_open & is_open[origins]
@@ -111,7 +116,7 @@ def blur_along_line(
 
     Args:
         image: The image.
-        radius: How far it reaches is twice the radius, in pixels.
+        radius: Half the length of the line, in pixels.
         deviation: Standard deviation of the Gaussian, in pixels.
         degrees: Direction of the line; 0 is horizontal.
     """

@@ -43,8 +43,8 @@ class Corruption(ABC):
     """Change images by one kind of corruption. A kind defines `change`.
 
     Args:
-        severity: 1, the weakest, to 5.
-        images: `both` images of a pair, or the `target` alone.
+        severity: Strength, from 1, the weakest, to 5.
+        images: Which images of a pair are changed: `both`, or the `target` alone.
         seed: Seed of what is random, together with the image's name.
     """
 

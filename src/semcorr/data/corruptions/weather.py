@@ -63,8 +63,8 @@ def draw_plasma(side: int, decay: float, generator: np.random.Generator) -> Floa
     """Draw a fractal from 0 to 1 on a torus, by the diamond-square algorithm.
 
     Args:
-        side: Its side, a power of two of at least 2.
-        decay: The roughness of each step, over that of the next finer one.
+        side: Side of the fractal, a power of two of at least 2.
+        decay: Roughness of each step, over that of the next finer one.
         generator: Source of everything random.
     """
     plasma, step, roughness = np.zeros((side, side)), side, ROUGHNESS

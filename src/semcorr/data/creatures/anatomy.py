@@ -170,7 +170,14 @@ def add_snout(creature: Creature, b: Proportions, *, black: bool) -> None:
 
 
 def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None:
-    """Add an eye and a nostril."""
+    """Add an eye and a nostril.
+
+    Args:
+        creature: Individual that has its head and snout; changed.
+        b: Proportions of the individual.
+        side: `left` or `right`, as in the names of landmarks.
+        sign: Sign of y on this side: 1 on the left, -1 on the right.
+    """
     face, crown, centre, snout = skull_geometry(b)
     outward = (1.05 - b.eyes_aside) * face + vector(0, sign * (0.42 + 0.55 * b.eyes_aside), 0) + 0.38 * crown
     eye, outward = creature.surface("head", centre, outward), outward / np.linalg.norm(outward)
@@ -185,7 +192,14 @@ def add_face(creature: Creature, b: Proportions, side: str, sign: float) -> None
 
 
 def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
-    """Add an ear: a flat cone with bare skin in front. Like feet and horns, seen from behind it still counts."""
+    """Add an ear: a flat cone with bare skin in front. Like feet and horns, seen from behind it still counts.
+
+    Args:
+        creature: Individual that has its head; changed.
+        b: Proportions of the individual.
+        side: `left` or `right`, as in the names of bones and landmarks.
+        sign: Sign of y on this side: 1 on the left, -1 on the right.
+    """
     ear, lift = f"{side} ear", np.radians(b.ear_lift)
     root = creature.surface("head", skull_geometry(b)[2], vector(-0.15, sign * (0.35 + 0.4 * np.cos(lift)), 0.75))
     tip, front = b.ear * vector(0, sign * np.cos(lift), np.sin(lift)), vector(0.024, 0, 0)
@@ -198,7 +212,15 @@ def add_ear(creature: Creature, b: Proportions, side: str, sign: float) -> None:
 
 
 def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curled: bool) -> None:
-    """Add a horn of two pieces, turning up like a cow's or, curled, down like a ram's."""
+    """Add a horn of two pieces, turning up like a cow's or, curled, down like a ram's.
+
+    Args:
+        creature: Individual that has its head; changed.
+        b: Proportions of the individual.
+        side: `left` or `right`, as in the names of landmarks.
+        sign: Sign of y on this side: 1 on the left, -1 on the right.
+        curled: Whether it is a ram's.
+    """
     root = creature.surface("head", skull_geometry(b)[2], vector(-0.1, 0.5 * sign, 0.8))
     bend = root + b.horn * (vector(-0.5, 0.45 * sign, 0.1) if curled else vector(0, 0.75 * sign, 0.25))
     tip = bend + b.horn * (vector(0.15, 0.4 * sign, -0.65) if curled else vector(0.1, 0.1 * sign, 0.7))
@@ -208,7 +230,14 @@ def add_horn(creature: Creature, b: Proportions, side: str, sign: float, *, curl
 
 
 def add_leg(creature: Creature, b: Proportions, leg: str, sign: float) -> None:
-    """Add thigh, shin (a back leg's has a hock) and foot."""
+    """Add thigh, shin (a back leg's has a hock) and foot.
+
+    Args:
+        creature: Individual that has its trunk; changed.
+        b: Proportions of the individual.
+        leg: Name of the leg: `front` or `back`, a dash, `left` or `right`.
+        sign: Sign of y on its side: 1 on the left, -1 on the right.
+    """
     front = leg.startswith("front")
     girth, along, bulk = (b.chest, 0.32, 1.25) if front else (b.hip, -0.36, 1.7)
     hip = vector(along, sign * 0.58 * girth * b.narrow, -0.35 * girth)
@@ -247,7 +276,7 @@ def add_tail(creature: Creature, b: Proportions) -> None:
 
 
 def sample_pose(category: str, rng: Generator) -> dict[str, Angles]:
-    """Sample joint angles: standing or walking; cats and dogs also sit, the others also graze."""
+    """Sample the angles of joints by bone: standing or walking; cats and dogs also sit, the others also graze."""
     hunts = category in ("cat", "dog")
     sits, grazes = hunts and rng.random() < 0.3, not hunts and rng.random() < 0.25
     slope = -38.0 if sits else rng.normal(0, 3)
@@ -268,7 +297,13 @@ def sample_pose(category: str, rng: Generator) -> dict[str, Angles]:
 
 
 def sample_gait(slope: float, sits: bool, rng: Generator) -> dict[str, Angles]:
-    """Sample the legs of a walk at a random moment, or of a sitting animal; feet stay level."""
+    """Sample the angles of the legs in a walk at a random moment, or of a sitting animal; feet stay level.
+
+    Args:
+        slope: Pitch of the trunk, in degrees.
+        sits: Whether the animal sits.
+        rng: Source of everything random.
+    """
     angles: dict[str, Angles] = {}
     swing, phase = rng.uniform(0, 26), rng.uniform(0, 2 * np.pi)
     for beat, leg in enumerate(("front-left", "back-right", "front-right", "back-left")):

@@ -26,10 +26,10 @@ def annotate_image(shot: Photo, category: str, stem: str, azimuth_id: int, domai
 
     Args:
         shot: The image and what is seen in it.
-        category: Its category.
-        stem: The file's name without its ending.
-        azimuth_id: Bin of the azimuth.
-        domain: Style of the image, where a benchmark has several; SPair-71k has no such field.
+        category: Category of the creature.
+        stem: Name of the image's file without its ending.
+        azimuth_id: Bin of the azimuth, from 0 to 7.
+        domain: Style of the image, where a benchmark has several; None leaves out the field, as SPair-71k does.
     """
     rows, columns = np.nonzero(shot.mask)
     ids = {str(i): name for i, name in keypoint_names("spair71k", category).items()}
@@ -92,9 +92,15 @@ def annotate_pair(source: Annotation, target: Annotation, pair_id: int) -> Annot
 def choose_creature_pairs(
     annotations: Sequence[Annotation], max_pairs: int | None, rng: Generator
 ) -> list[tuple[int, int]]:
-    """Choose ordered pairs that share three keypoints, or a random `max_pairs` of them in the same order.
+    """Choose ordered pairs that share at least three keypoints, or some of them at random, in the same order.
 
-    Returns indices into the annotations.
+    Args:
+        annotations: Annotations of the images of a category.
+        max_pairs: Most pairs to choose; None: all.
+        rng: Source of the choice.
+
+    Returns:
+        Indices of source and target among the annotations.
     """
     pairs = [
         (source, target)

@@ -45,8 +45,17 @@ class Photo(NamedTuple):
 def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> Photo:
     """Render one photograph of a new individual.
 
-    Draws again, from the same generator, until there is enough to see: five keypoints, 4 % of the
+    It draws again, from the same generator, until there is enough to see: five keypoints, 4 % of the
     image, a box of 24 pixels each way.
+
+    Args:
+        category: One of `anatomy.CATEGORIES`.
+        azimuth_id: Bin of the azimuth, from 0 to 7, see `annotation`.
+        size: Width and height are drawn from 0.875 to 1.25 of it, in pixels.
+        rng: Source of everything random.
+
+    Raises:
+        RuntimeError: There is not enough to see in 200 draws.
     """
     for _ in range(200):
         creature, pose = sample_creature(category, rng), sample_pose(category, rng)
@@ -76,7 +85,15 @@ def render_photo(category: str, azimuth_id: int, size: int, rng: Generator) -> P
 def sample_camera(
     creature: Creature, frames: Mapping[str, BoneFrame], azimuth_id: int, shape: tuple[int, int], rng: Generator
 ) -> Camera:
-    """Sample a camera in the azimuth's bin; three in ten come so close that the border may cut."""
+    """Sample a camera in the azimuth's bin; three in ten come so close that the border may cut the creature.
+
+    Args:
+        creature: The creature that it looks at.
+        frames: Frames of the creature's bones, in its pose.
+        azimuth_id: Bin of the azimuth, from 0 to 7.
+        shape: Height and width of the image, in pixels.
+        rng: Source of everything random.
+    """
     azimuth = 45 * azimuth_id + rng.uniform(-22.5, 22.5)
     camera = Camera.towards(azimuth, elevation=rng.uniform(-4, 28), tilt=float(np.clip(rng.normal(0, 4), -12, 12)))
     boxes = bounding_boxes(creature, frames, camera)

@@ -59,7 +59,14 @@ class Creature:
     landmarks: dict[str, Landmark] = field(default_factory=dict)
 
     def add_bone(self, name: str, parent: str | None, joint: Vector, *, limb: bool = False) -> None:
-        """Add a bone; the first bone of a limb starts the coat space its bones share."""
+        """Add a bone; the first bone of a limb starts the coat space its bones share.
+
+        Args:
+            name: Name of the bone.
+            parent: Name of the bone that it hangs on, which was added before; None: the root.
+            joint: Where it turns, in its parent's axes, in trunk lengths.
+            limb: Whether it is part of a limb.
+        """
         above = self.bones[parent] if parent else Bone(None, joint, joint)
         coat = above.coat + joint
         if limb:
@@ -77,12 +84,30 @@ class Creature:
         material: int = 0,
         tip: float = 0.0,
     ) -> None:
-        """Add a part; one radius serves both ends."""
+        """Add a part to a bone. Lengths are in trunk lengths.
+
+        Args:
+            bone: Name of the bone.
+            start: Centre of the first sphere, in the bone's axes.
+            end: Centre of the second sphere, in the bone's axes.
+            radius: Radii of both spheres, or one of both.
+            squash: Factors of the radii along the bone's axes.
+            material: Material, by its number in `anatomy`.
+            tip: How far out the part is: 0 on the trunk to 1 at the extremities.
+        """
         ends = radius if isinstance(radius, tuple) else (radius, radius)
         self.parts.append(BodyPart(bone, start, end, ends, np.array(squash, float), material, tip))
 
     def add_landmark(self, name: str, bone: str, point: Vector, slack: float, facing: Vector | None = None) -> None:
-        """Add a landmark."""
+        """Add a landmark to a bone. Lengths are in trunk lengths.
+
+        Args:
+            name: Name of the keypoint.
+            bone: Name of the bone.
+            point: Position in the bone's axes.
+            slack: Largest difference between the depths of the landmark and of the visible surface.
+            facing: Direction in the bone's axes from behind which it is never seen; None: it is seen from anywhere.
+        """
         self.landmarks[name] = Landmark(bone, point, slack, np.zeros(3) if facing is None else facing)
 
     def surface(self, bone: str, origin: Vector, direction: Vector) -> Vector:
@@ -96,11 +121,16 @@ class Creature:
 def ray_hit(
     part: BodyPart, origins: Float[np.ndarray, "3 n"], direction: Vector
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Return in units of `direction` where each line leaves the part (-inf: misses it), and where on its axis.
+    """Return in units of `direction` where each line leaves the part (-inf: misses it), and where on its axis (0 to 1).
 
     Lines are in the part's own space, (point - start) / squash, where it is round. One at distance
     d(t) from the sphere at t on the axis leaves that sphere slope * t + sqrt(radius(t)^2 - d(t)^2)
     along; this is concave in t unless the part is seen end on, so that the best t is known.
+
+    Args:
+        part: The part.
+        origins: A point of each line, in the part's own space.
+        direction: Direction of all lines, in the part's own space.
     """
     length = float(np.sqrt(direction @ direction))
     ray, axis = direction / length, (part.end - part.start) / part.squash
@@ -123,7 +153,7 @@ def ray_hit(
 
 
 def rotation_matrix(angles: Angles) -> Matrix:
-    """Compose roll, then pitch, then yaw."""
+    """Return the rotation by roll, then pitch, then yaw."""
     (sp, sy, sr), (cp, cy, cr) = np.sin(np.radians(angles)), np.cos(np.radians(angles))
     pitch = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
     yaw = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
@@ -139,7 +169,7 @@ class BoneFrame(NamedTuple):
 
 
 def pose_bones(creature: Creature, pose: Pose) -> dict[str, BoneFrame]:
-    """Return every bone's frame in the world."""
+    """Return every bone's frame in the world, by its name."""
     frames: dict[str, BoneFrame] = {}
     for name, bone in creature.bones.items():
         parent = frames[bone.parent] if bone.parent else BoneFrame(np.eye(3), np.zeros(3))
@@ -158,7 +188,7 @@ class Camera:
 
     @classmethod
     def towards(cls, azimuth: float, elevation: float = 0.0, tilt: float = 0.0) -> "Camera":
-        """Return the camera that looks at the world's origin; all in degrees.
+        """Return the camera that looks at the world's origin; all angles are in degrees.
 
         At azimuth 0 the animal faces the viewer, at 90 the image's left edge (its left side is
         seen), at 180 it is seen from behind. Elevation looks down on it; tilt turns the image.
@@ -178,7 +208,7 @@ class Camera:
 
 
 def bounding_boxes(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera) -> Float[np.ndarray, "n 4"]:
-    """Return each part's bounding box in the image: x1, y1, x2, y2 (never too small)."""
+    """Return each part's bounding box in the image, never too small: x1, y1, x2, y2, in pixels."""
     boxes = []
     for part in creature.parts:
         frame = frames[part.bone]
@@ -207,7 +237,14 @@ class Raster(NamedTuple):
 
 
 def rasterise(creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, shape: tuple[int, int]) -> Raster:
-    """Compute the z-buffer: the nearest part gives depth and material, parts within BLEND share the rest."""
+    """Compute the z-buffer: the nearest part gives depth and material, parts within BLEND share the rest.
+
+    Args:
+        creature: The creature.
+        frames: Frames of its bones, in its pose.
+        camera: The camera that sees it.
+        shape: Height and width of the image, in pixels.
+    """
     depth, material = np.full(shape[0] * shape[1], -np.inf), np.zeros(shape[0] * shape[1], int)
     total = np.zeros((8, len(depth)))
     boxes = bounding_boxes(creature, frames, camera)
@@ -241,9 +278,21 @@ def rasterise_part(
     y: np.ndarray,
     depth: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " k"], Int[np.ndarray, " k"], Float[np.ndarray, "8 k"]]:
-    """Rasterise one part over the box of pixels x times y, where it is not far behind the earlier `depth`.
+    """Rasterise one part over a box of pixels, where it is not far behind what was rasterised before.
 
-    Returns its depth there, which pixels these are, and their normal, coat position, tip and 1.
+    Args:
+        part: The part.
+        bone: The part's bone.
+        frame: Frame of the bone, in its pose.
+        camera: The camera that sees it.
+        x: Columns of the box.
+        y: Rows of the box.
+        depth: Depth of each of its pixels so far, row by row.
+
+    Returns:
+        Depth of the part where it is near enough.
+        Indices of these pixels in `depth`.
+        Their normal (3 values), coat position (3), tip, and 1.
     """
     to_bone = camera.axes @ frame.axes  # rows: the image's axes in the bone's
     view, squash, start = to_bone / part.squash, part.squash[:, None], part.start[:, None]
@@ -267,9 +316,15 @@ def rasterise_part(
 def project_landmarks(
     creature: Creature, frames: Mapping[str, BoneFrame], camera: Camera, raster: Raster
 ) -> dict[str, tuple[int, int] | None]:
-    """Project landmarks to pixels; None where out of the image or behind something.
+    """Project landmarks to pixels (x, y), by their names; None where out of the image or behind something.
 
     A landmark takes the nearest of the nine pixels around it that show the surface it lies on.
+
+    Args:
+        creature: The creature.
+        frames: Frames of its bones, in its pose.
+        camera: The camera that sees it.
+        raster: What the camera sees, as `rasterise` returns it.
     """
     pixels: dict[str, tuple[int, int] | None] = {}
     h, w = raster.depth.shape

@@ -76,7 +76,13 @@ class Coat:
     def paint(
         self, point: Float[np.ndarray, "n 3"], tip: Float[np.ndarray, " n"], under: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n 3"]:
-        """Return the fur colour. `under` is 1 where the surface faces the ground, 0 where it faces the sky."""
+        """Return the colour of the fur, RGB in [0, 1].
+
+        Args:
+            point: Points in coat space.
+            tip: How far out each point is: 0 on the trunk to 1 at the extremities.
+            under: 1 where the surface faces the ground, 0 where it faces the sky.
+        """
         broad = wave_noise(point, self.coarse)
         if self.pattern == "stripes":
             amount = 0.5 + 0.5 * np.tanh(2.5 * np.sin(34 * point[:, 0] + 2.2 * broad) + 0.6)
@@ -94,7 +100,13 @@ class Coat:
 
 
 def sample_waves(rng: Generator, count: int, frequency: float) -> Waves:
-    """Sample random plane waves for `wave_noise`."""
+    """Sample random plane waves for `wave_noise`.
+
+    Args:
+        rng: Source of everything random.
+        count: Number of waves.
+        frequency: Standard deviation of the frequencies along each axis, in radians per trunk length.
+    """
     return np.concatenate([rng.normal(0, frequency, (count, 3)), rng.uniform(0, 2 * np.pi, (count, 1))], 1)
 
 
@@ -136,7 +148,14 @@ def shade_creature(raster: Raster, coat: Coat, light: Light) -> Picture:
 
 
 def draw_backdrop(category: str, shape: tuple[int, int], light: Light, rng: Generator) -> Picture:
-    """Draw a wall or sky above a floor, with texture, clutter (some of it fur-coloured) and blur."""
+    """Draw a wall or sky above a floor, with texture, clutter (some of it fur-coloured) and blur.
+
+    Args:
+        category: Category of the creature, in whose colours some clutter is.
+        shape: Height and width of the image, in pixels.
+        light: Light that falls on it.
+        rng: Source of everything random.
+    """
     h, w = shape
     horizon = h * rng.uniform(0.15, 0.75)
     far, near = rng.uniform(0.15, 0.95, 3), rng.uniform(0.1, 0.85, 3)
@@ -175,7 +194,15 @@ def draw_blob(
     colour: tuple[int, ...],
     rng: Generator,
 ) -> None:
-    """Draw a lumpy disc, a box, or a slanted pole."""
+    """Draw a lumpy disc, a box, or a slanted pole, if one radius is much larger than the other.
+
+    Args:
+        draw: Canvas to draw on.
+        centre: Centre (x, y), in pixels.
+        radii: Radii along x and y, in pixels.
+        colour: Values of the canvas's channels, from 0 to 255.
+        rng: Source of everything random.
+    """
     angle = np.arange(0, 2 * np.pi, 2 * np.pi / (4 if rng.random() < 0.5 else 11)) + rng.uniform(0, np.pi)
     lump = rng.uniform(0.75, 1.25, len(angle))[:, None]
     points = centre + radii * lump * np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -183,7 +210,14 @@ def draw_blob(
 
 
 def cast_shadow(picture: Picture, feet: Float[np.ndarray, "k 2"], scale: float, rng: Generator) -> Picture:
-    """Darken the floor around the feet, softly."""
+    """Darken the floor around the feet, softly.
+
+    Args:
+        picture: Picture of the floor.
+        feet: Positions (x, y) of the feet, in pixels.
+        scale: Pixels per trunk length.
+        rng: Source of the darkness.
+    """
     h, w = picture.shape[:2]
     (x1, y1), (x2, y2) = feet.min(0) - 0.12 * scale, feet.max(0) + 0.10 * scale
     dark = Image.new("L", (w // 4, h // 4))

@@ -30,7 +30,7 @@ class Scene(NamedTuple):
 
 
 def draw_scene(scene: Scene, style: Style, rng: Generator) -> Image.Image:
-    """Draw a scene in one of the four styles; the photograph takes its lens and its noise from `rng`."""
+    """Draw a scene in one of the four styles; all but the cartoon draw random numbers from `rng`."""
     if style == "photo":
         return apply_camera(scene.picture, scene.front, rng)
     image = Image.fromarray((np.clip(scene.picture, 0, 1) * 255).astype(np.uint8))
@@ -89,7 +89,7 @@ def draw_pencil(image: Image.Image, rng: Generator) -> Image.Image:
 
 
 def draw_cartoon(image: Image.Image, outline: Bool[np.ndarray, "h w"]) -> Image.Image:
-    """Draw a picture in a few flat, strong colours, with a black outline as thick as a pen."""
+    """Draw a picture in a few flat, strong colours, with a black line as thick as a pen along its outline."""
     w, h = image.size
     smooth = image.filter(ImageFilter.GaussianBlur(0.006 * max(w, h))).filter(ImageFilter.ModeFilter(5))
     colour = np.asarray(smooth, np.float32) / 255
