@@ -3,7 +3,7 @@
 Its README documents every file that is read, and does not say whether pixels count from 0 or from 1. Readers differ:
 CMR subtracts 1, ThinkMatch does not. Official boxes begin at 0 here and there (image 272: 0 0 500 375), so coordinates
 stay as they are. That some images are grey (CMR) and some boxes reach beyond their image (ThinkMatch) is what those
-readers provide for; the images themselves could not be had where this was written.
+readers provide for; the images themselves were not available where this was written.
 """
 
 import random
@@ -29,7 +29,7 @@ from semcorr.data.record import (
 )
 
 URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
-TRIES = 20  # pairs across species looked at for each one wanted, at most
+TRIES = 20  # pairs across species that are examined for each one wanted, at most
 
 
 class CUB(PairDataModule):
@@ -103,7 +103,14 @@ def choose_pairs_across(
 ) -> list[tuple[ImageRecord, ImageRecord]]:
     """Return at most `cap` pairs of a source and a target that share enough keypoints, by a seeded choice, sorted.
 
-    Of many pairs only `TRIES` for each one wanted are looked at: CUB-200-2011 has 33 million across species.
+    Of many pairs only `TRIES` for each one wanted are examined: CUB-200-2011 has 33 million across species.
+
+    Args:
+        sources: Images that may be sources.
+        targets: Images that may be targets.
+        min_shared: Least number of keypoints that are visible in both images of a pair.
+        cap: Most pairs that are returned.
+        seed: Text that the choice is drawn by.
     """
     count = len(sources) * len(targets)
     sampled = random.Random(seed).sample(range(count), min(count, TRIES * cap))

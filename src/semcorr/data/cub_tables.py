@@ -1,4 +1,4 @@
-"""The tables of CUB-200-2011, as its README documents them: an id and what is said of it, a line each.
+"""The tables of CUB-200-2011, as its README documents them: each line has an id and the values of its entry.
 
 images.txt (file), classes.txt (name), image_class_labels.txt (class), train_test_split.txt (1: training),
 bounding_boxes.txt (x y width height), parts/parts.txt (name) and parts/part_locs.txt (image, part, x y visible).
@@ -15,7 +15,7 @@ from semcorr.core.text_files import read_lines
 from semcorr.data.record import Point
 
 REMEDY = "Unpack CUB_200_2011.tgz again."
-VALIDATES = 10  # one training image of a species in so many validates
+VALIDATES = 10  # of so many training images of a species one is for validation
 
 
 class Bird(NamedTuple):

@@ -41,10 +41,10 @@ SMOKE = 2  # of them in a fast_dev_run, whose one batch is to be quick: every pa
 class PairListEntry(NamedTuple):
     """A pair as a benchmark's list names it."""
 
-    source: str
+    source: str  # name of the image
     target: str
     category: str
-    mirrored: bool = False
+    mirrored: bool = False  # both images are mirrored
 
 
 class OfficialCounts(TypedDict, total=False):
@@ -88,14 +88,15 @@ class PairDataModule(BenchmarkModule):
     Args:
         root: The benchmark's folder.
         size: Side of the square that images are resized to, in pixels; the backbone's.
-        batch_size: Training pairs per process and step; `BATCH_SIZE` if left out, unless `global_batch_size` is given.
+        batch_size: Training pairs per process and step, unless `global_batch_size` is given; None: `BATCH_SIZE`.
         all_pairs: Images of one category per step, of which all pairs are trained on; None: steps of pairs.
-        steps: Training steps per epoch; a whole pass if left out.
+        steps: Training steps per epoch; None: a whole pass.
         seed: Seed of the training order and the augmentation.
         global_batch_size: Training pairs per step, divided among the processes, instead of `batch_size`.
-        cache_gb: Memory for resized training images, shared by the loader processes; for training with pixels.
-        train_per_category: Most training pairs of a category, a seeded choice; all of them if left out.
-        val_per_category: The same of the validation pairs.
+        cache_gb: Memory for resized training images, in GB of 10^9 bytes, shared by the loader processes; for training
+            with pixels.
+        train_per_category: Most training pairs of a category, a seeded choice; None: all of them.
+        val_per_category: Most validation pairs of a category, a seeded choice; None: all of them.
         heldout_keypoints: Original ids of keypoints that neither the training pairs nor the validation pairs have, or
             `half` of those of each category, see `list_heldout`; scores of them and of the others are in
             metrics.json. The pairs of `split` have all.
@@ -150,11 +151,11 @@ class PairDataModule(BenchmarkModule):
         self._require_split(self.split)
 
     def pair_list(self, split: str) -> Sequence[PairListEntry]:
-        """Return the pair list, for a benchmark whose list is a file separate from the annotations."""
+        """Return the pair list of a split: that of the records, unless a benchmark has a file of its own for it."""
         return [PairListEntry(pair.source.name, pair.target.name, pair.category) for pair in self.records(split)]
 
     def annotation_conflicts(self, split: str) -> list[str] | None:
-        """Return where a benchmark's annotation files disagree; None: nothing is annotated twice."""
+        """Return a message for each pair whose annotation files disagree; None: nothing is annotated twice."""
         return None
 
     @abstractmethod
@@ -162,7 +163,14 @@ class PairDataModule(BenchmarkModule):
         """Return the pairs of a split in the benchmark's order. This is all that a benchmark has to define."""
 
     def setup(self, stage: str) -> None:
-        """Read what the stage needs now, so that bad data is reported before anything runs."""
+        """Read what the stage needs now, so that bad data is reported before anything runs.
+
+        Args:
+            stage: Lightning's name of it: `fit`, `validate` or `test`.
+
+        Raises:
+            UserError: A split cannot be read, or an option does not go with training on it.
+        """
         splits = {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (self.split,))
         if stage == "fit" and self.corruption and self.split in splits:
             raise UserError(
@@ -243,15 +251,21 @@ class PairDataModule(BenchmarkModule):
         """Return the images of the first `batches` batches of all processes' shares, by name.
 
         The order of all processes' work follows from the list: `batches` must be the same on all.
+
+        Args:
+            split: The split.
+            batches: Number of batches of each process.
         """
         _, world = self._place()
         ahead = batches_by_target(self.pairs(split), self._target_batch_size())[: batches * world]
         return list_variants(unique_images(self.pairs(split)[i] for batch in ahead for i in batch))
 
     def images_to_train_on(self, epochs: int, steps: int | None = None) -> list[ImageVariant]:
-        """Return the images drawn from now to the end of `epochs`, with their mirror images; by name.
+        """Return the images that training draws from now on, sorted by name; with mirror images where it needs them.
 
-        `steps` is the number of steps made of each epoch, if not all.
+        Args:
+            epochs: Number of epochs at the end of training, those that are done included.
+            steps: Number of steps made of each epoch; None: all.
         """
         stream = self.stream()
         images: Iterable[ImageRecord]
@@ -264,7 +278,12 @@ class PairDataModule(BenchmarkModule):
         return list_variants(images, mirrored=flips or bool(self.pose_variant))
 
     def encoding_loader(self, images: Sequence[ImageVariant], chunks: Iterable[Sequence[int]]) -> DataLoader[View]:
-        """Load chunks of a list of images. `chunks` is iterated lazily, as loading goes on."""
+        """Return the loader of chunks of a list of images.
+
+        Args:
+            images: The images.
+            chunks: Indices of the images of each batch; they are iterated lazily, as loading goes on.
+        """
         size = BatchSize(self.encoding_batch, self.size)
         return self._loader(ImageDataset(images, self.size, self.resize), size, batch_sampler=chunks)
 
@@ -366,6 +385,11 @@ def choose_pairs(pairs: Sequence[PairRecord], most: int, seed: int) -> list[Pair
     """Choose at most so many pairs of each category, in their order.
 
     Those whose names have the smallest hash with the seed: a pair that is chosen for a number is chosen for any larger.
+
+    Args:
+        pairs: Pairs of a split.
+        most: Most pairs of a category.
+        seed: Seed of the choice.
     """
     ranks = {pair.name: hashlib.sha256(f"{seed}/{pair.name}".encode()).digest() for pair in pairs}
     by_category: dict[str, list[PairRecord]] = {}

@@ -19,7 +19,16 @@ from semcorr.data.views import ALONE, LocalProcesses, ViewCache, make_view
 
 
 class PairDataset(Dataset[PairBatch]):
-    """Pairs, with their pixels or (once their images are encoded) without."""
+    """Pairs, with their pixels or (once their images are encoded) without.
+
+    Args:
+        pairs: Records of the pairs.
+        side: Side of the square that images are resized to, in pixels.
+        resize: How images become squares, as in `BenchmarkModule`.
+        pixels: Whether pairs come with their pixels.
+        cache_gb: Memory for resized images, in GB of 10^9 bytes; 0: none.
+        processes: Processes of the run on this machine, which make their caches at the same time.
+    """
 
     def __init__(
         self,
@@ -54,6 +63,9 @@ class PairBatches(Dataset[PairBatch]):
     """Batches of pairs without pixels, by the list of their indices: rows of a table of the images.
 
     Equal to collating the items of a `PairDataset`, and much faster.
+
+    Args:
+        pairs: The pairs, without pixels.
     """
 
     def __init__(self, pairs: PairDataset) -> None:
@@ -88,6 +100,13 @@ class TrainingPairs(Dataset[PairBatch]):
 
     A sample's randomness depends on the seed and the draw's number alone: a resumed run, and any number of loader
     processes, give the same.
+
+    Args:
+        pairs: The pairs that draws refer to.
+        augment: How pairs are changed at each use; None: not at all.
+        seed: Seed of the augmentation.
+        variants: Pose variants that are trained on; None: none.
+        masks: Whether pairs come with the masks of their objects.
     """
 
     def __init__(
@@ -115,7 +134,13 @@ class TrainingPairs(Dataset[PairBatch]):
 
 
 class ImageDataset(Dataset[View]):
-    """Images, each once. Of a mirrored or turned one only pixels and name are as displayed; no other field is used."""
+    """Images, each once. Of a mirrored or turned one only pixels and name are as displayed; no other field is used.
+
+    Args:
+        images: The images.
+        side: Side of the square that they are resized to, in pixels.
+        resize: How images become squares, as in `BenchmarkModule`.
+    """
 
     def __init__(self, images: Sequence[ImageVariant], side: int, resize: str) -> None:
         self.images, self.side, self.resize = images, side, resize

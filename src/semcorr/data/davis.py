@@ -138,6 +138,10 @@ class VideoFrames(Dataset[Tensor]):
 def read_mask(path: Path, size: tuple[int, int]) -> UInt8[Tensor, "h w"]:
     """Read the objects' values from an indexed picture; void becomes background, 0.
 
+    Args:
+        path: The picture.
+        size: Width and height that it must have.
+
     Raises:
         UserError: The picture is damaged, of another size, or in colours that are no index.
     """

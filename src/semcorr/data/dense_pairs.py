@@ -109,7 +109,7 @@ class LabelTransferBenchmark(DenseBenchmark):
 
     @abstractmethod
     def labels(self, pair: DensePair) -> tuple[UInt8[Tensor, "h w"], UInt8[Tensor, "height width"]]:
-        """Return the labels of source and target."""
+        """Return the labels of the pixels of source and target."""
 
 
 class DensePairImages(Dataset[DenseBatch]):

@@ -25,8 +25,8 @@ class EvaluationBenchmark(BenchmarkModule):
 
     Attributes:
         official: Published counts, by what is counted, or by that and the split: "videos", "videos, val".
-        title: The benchmark in messages; its name if left out.
-        cases_name: What its cases are called in messages.
+        title: Name of the benchmark in messages; empty: `name`.
+        cases_name: Name of its cases in messages.
         is_video: Whether its images are frames, which are encoded one by one.
         section: Section of metrics.json that its scores are in.
         has_readout: Whether matches are read out, by `localise`.

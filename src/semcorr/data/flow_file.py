@@ -19,6 +19,14 @@ UNKNOWN = 1e9  # values above it are no displacement
 def read_flow(path: Path, remedy: str) -> tuple[Float[Tensor, "h w 2"], Bool[Tensor, "h w"]]:
     """Read a flow, and which of its pixels have one; the flow of the others is 0.
 
+    Args:
+        path: The file.
+        remedy: What to do about a file that cannot be read; ends the message.
+
+    Returns:
+        The displacement (x, y) of each pixel to its match, in pixels.
+        Whether a pixel has a match.
+
     Raises:
         UserError: The file is absent, no .flo file, or of another length than its size says.
     """

@@ -56,7 +56,7 @@ def hide_keypoints(pairs: Sequence[PairRecord], choice: str | Sequence[int], ben
 
     Args:
         pairs: Pairs of a split.
-        choice: See `list_heldout`.
+        choice: Ids of keypoints, or `half`, as of `list_heldout`.
         benchmark: The benchmark and the split, for messages.
 
     Raises:

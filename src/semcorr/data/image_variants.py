@@ -64,7 +64,11 @@ def uncorrupted_name(name: str) -> str:
 
 
 def content_hash(image: ImageVariant) -> str:
-    """Return 32 hex digits that depend on the file's bytes and how they are read and shown, not on its path."""
+    """Return 32 hex digits that depend on the file's bytes and how they are read and shown, not on its path.
+
+    Raises:
+        UserError: The file does not exist.
+    """
     record = image.record
     try:
         status = record.path.stat()
@@ -85,7 +89,7 @@ def _file_sha256(path: Path, mtime: int, size: int) -> str:
 
 
 def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:
-    """Return every image of the pairs once, sorted by name; one that is corrupted and not is two."""
+    """Return every image of the pairs once, sorted by name; one that is there corrupted and not counts as two."""
     images = {ImageVariant(image).name: image for pair in pairs for image in (pair.source, pair.target)}
     return [images[name] for name in sorted(images)]
 

@@ -65,7 +65,12 @@ Opened = tuple[Sequence[ArchiveMember], Callable[[ArchiveMember], Content]]  # a
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Opened]:
-    """Open an archive by its content: a user's own file may have any name."""
+    """Open an archive by its content, whatever its name; yield its members, and a function that opens one.
+
+    Raises:
+        UserError: It is no regular file.
+        OSError, and those of `DAMAGE_ERRORS`: It cannot be read, is no archive, is damaged, or has too many members.
+    """
     with open_plain(path) as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:
@@ -187,7 +192,12 @@ class DamagedError(UserError):
 
 
 def extract(path: Path, destination: Path, name: str) -> None:
-    """Extract all files of `path` below `destination`; copy a file whose official `name` is no archive's there.
+    """Extract all files of an archive below a folder; a file that is no archive by its official name is copied there.
+
+    Args:
+        path: The file, under any name.
+        destination: The folder; must exist.
+        name: The file's official name.
 
     Raises:
         DamagedError: The archive is cut short or altered.
@@ -218,7 +228,11 @@ def extract(path: Path, destination: Path, name: str) -> None:
 
 
 def extraction_plan(path: Path, members: Sequence[ArchiveMember]) -> dict[tuple[str, ...], ArchiveMember]:
-    """Return where each file goes, as the parts of a path below the folder.
+    """Return the members that are files, by the parts of their paths below the folder that they are extracted to.
+
+    Args:
+        path: The archive, for messages.
+        members: All of its members.
 
     Raises:
         UserError: A name leads out of the folder, a member is a link or a device, or two have the same path.

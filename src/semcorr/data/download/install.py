@@ -47,7 +47,19 @@ Check = Callable[[Path], TreeReport]  # raises a UserError if the tree cannot be
 
 
 def is_complete(name: str, recipe: DownloadRecipe, root: Path, check: Check) -> bool:
-    """Return whether `root` is the benchmark (True) or free (False); anything else is an error."""
+    """Return whether `root` is the benchmark (True) or free (False); refuse anything else.
+
+    A tree that was unpacked by hand is checked, and converted first if it cannot be read without.
+
+    Args:
+        name: The benchmark's name, for messages.
+        recipe: The benchmark's recipe.
+        root: Folder of the benchmark.
+        check: Function that reads a tree and counts it.
+
+    Raises:
+        UserError: It holds something else, or part of the benchmark, or is a mount point.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         if root.is_mount():
             raise UserError(f"{root} is a mount point, which cannot be replaced. Give a folder in it with --root DIR")
@@ -84,7 +96,16 @@ def has_official_counts(root: Path) -> bool:
 
 
 def find_dataset_folder(name: str, recipe: DownloadRecipe, staging: Path) -> Path:
-    """Find the shallowest folder with the marker file; move what was unpacked beside or above into it."""
+    """Find the shallowest folder with the marker file; move what was unpacked beside or above into it.
+
+    Args:
+        name: The benchmark's name, for messages.
+        recipe: The benchmark's recipe.
+        staging: Folder that the archives were unpacked to.
+
+    Raises:
+        UserError: No folder has the marker file, or two archives have the same file.
+    """
     folders = sorted((Path(folder) for folder, _, _ in os.walk(staging)), key=lambda path: (len(path.parts), path))
     tree = next((folder for folder in folders if (folder / recipe.marker_file).exists()), None)
     if tree is None:
@@ -101,7 +122,18 @@ def find_dataset_folder(name: str, recipe: DownloadRecipe, staging: Path) -> Pat
 
 
 def convert_and_check(name: str, recipe: DownloadRecipe, tree: Path, root: Path, check: Check) -> TreeReport:
-    """Convert and check a tree. Its present folder is temporary: messages name the final one."""
+    """Convert and check a tree. Its present folder is temporary: messages name the final one.
+
+    Args:
+        name: The benchmark's name, for messages.
+        recipe: The benchmark's recipe.
+        tree: Folder that holds the tree now.
+        root: Folder that it will be moved to.
+        check: Function that reads a tree and counts it.
+
+    Raises:
+        UserError: The tree is not whole.
+    """
     try:
         if recipe.convert:
             recipe.convert(tree)
@@ -124,7 +156,16 @@ class ArchiveSource(NamedTuple):
 
 
 def archive_sources(name: str, recipe: DownloadRecipe, local_files: Sequence[Path]) -> list[ArchiveSource]:
-    """Pair each archive with the user's file for it, matched by name unless there is only one archive."""
+    """Pair each archive with the user's file for it, matched by name unless there is only one archive.
+
+    Args:
+        name: The benchmark's name, for messages.
+        recipe: The benchmark's recipe.
+        local_files: Files that the user gives.
+
+    Raises:
+        UserError: A file is absent, is none of the archives, or is one that is given twice.
+    """
     expected = [archive.file for archive in recipe.archives]
     files: dict[str, Path] = {}
     for path in local_files:
@@ -140,7 +181,16 @@ def archive_sources(name: str, recipe: DownloadRecipe, local_files: Sequence[Pat
 
 
 def format_announcement(name: str, recipe: DownloadRecipe, root: Path, sources: Sequence[ArchiveSource]) -> Panel:
-    """Format what is about to be used, from where and under which terms, for the user to read first."""
+    """Format what is about to be used, from where and under which terms, for the user to read first.
+
+    The servers report the sizes of files that are to be downloaded.
+
+    Args:
+        name: The benchmark's name, the title.
+        recipe: The benchmark's recipe.
+        root: Folder that the benchmark goes to.
+        sources: Sources of all archives.
+    """
     rows = Table.grid(padding=(0, 2))
     rows.add_column()
     rows.add_column(overflow="fold")
@@ -154,7 +204,11 @@ def format_announcement(name: str, recipe: DownloadRecipe, root: Path, sources: 
 
 
 def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
-    """Fetch the archive to this disk and return its path."""
+    """Return the path of an archive on this disk: of the user's file, or of what is downloaded to `downloads`.
+
+    Raises:
+        UserError: The download failed.
+    """
     if source.local_file:
         return source.local_file
     downloads.mkdir(exist_ok=True)
@@ -162,7 +216,15 @@ def fetch_archive(source: ArchiveSource, downloads: Path) -> Path:
 
 
 def archive_info(source: ArchiveSource, path: Path) -> JsonObject:
-    """Return an archive's entry in prepared.json; its checksum is the official one, where that is known."""
+    """Return an archive's entry in prepared.json.
+
+    Args:
+        source: Source of the archive.
+        path: The archive on this disk; removed if it was downloaded and is not the official file.
+
+    Raises:
+        UserError: Its checksum is not the official one, where that is known.
+    """
     checksum, expected = fetch.file_sha256(path), source.archive.sha256
     if expected and checksum != expected:
         remedy = _discard(source, path)
@@ -172,7 +234,16 @@ def archive_info(source: ArchiveSource, path: Path) -> JsonObject:
 
 
 def extract_archive(source: ArchiveSource, path: Path, staging: Path) -> None:
-    """Extract the archive's files into `staging`."""
+    """Extract an archive's files into a folder.
+
+    Args:
+        source: Source of the archive.
+        path: The archive on this disk; removed if it was downloaded and is damaged.
+        staging: The folder; must exist.
+
+    Raises:
+        UserError: The archive is damaged or unsafe, or the disk lacks space.
+    """
     try:
         extract(path, staging, source.archive.file)
     except DamagedError as error:
@@ -198,10 +269,10 @@ def install_dataset(
     Args:
         name: The benchmark's name.
         recipe: The benchmark's recipe.
-        root: Absent or empty; a complete tree is left as it is.
+        root: Folder of the benchmark, absent or empty; a complete tree is left as it is.
         local_files: The user's files, which need not be downloaded.
-        check: Reads a complete tree and counts it.
-        announce: Called with the sources before anything is downloaded; may refuse.
+        check: Function that reads a complete tree and counts it.
+        announce: Function that is called with the sources before anything is downloaded; may refuse.
 
     Returns:
         The result of the check, None if the tree existed already.

@@ -1,6 +1,6 @@
 """Verification that a benchmark on disk is the official one: counts, sizes, and every known irregularity.
 
-`verify` reads a benchmark as training and evaluation do, and compares. A check that the official
+`verify_benchmark` reads a benchmark as training and evaluation do, and compares. A check that the official
 counts decide is `ok` or `differs`; what nobody published is a `note`, reported and not judged.
 """
 
@@ -130,7 +130,13 @@ def check_lists(
     categories: Mapping[str, Mapping[str, int]],
     official: OfficialCounts,
 ) -> list[VerificationCheck]:
-    """Check what the pair lists alone state: counts, duplicates, images in more than one split."""
+    """Check what the pair lists alone state: counts, duplicates, images in more than one split.
+
+    Args:
+        rows: Pair list of each split.
+        categories: Number of pairs by split and category.
+        official: Published counts; what is left out was not published.
+    """
     checks = []
     official_counts, tolerance = official.get("pairs", {}), official.get("tolerance", 0)
     for split, entries in rows.items():
@@ -171,7 +177,13 @@ def check_lists(
 
 
 def check_agreement(split: str, contradictions: Sequence[str] | None, pairs: int) -> list[VerificationCheck]:
-    """Check whether annotations that state the same thing twice agree."""
+    """Check whether annotations that state the same thing twice agree.
+
+    Args:
+        split: The split.
+        contradictions: Messages for pairs whose annotations differ; None: nothing is annotated twice.
+        pairs: Number of pairs of the split.
+    """
     if contradictions is None:
         return []
     check = _compare_count("pair and image annotations agree", split, pairs - len(contradictions), pairs)
@@ -216,7 +228,12 @@ def check_counts(data: EvaluationBenchmark) -> list[VerificationCheck]:
 
 
 def check_videos(videos: Iterable[TapVidVideo], official: Mapping[str, int]) -> list[VerificationCheck]:
-    """Check point tracking, which has videos and tracks in place of pairs."""
+    """Check point tracking, which has videos and tracks in place of pairs.
+
+    Args:
+        videos: All videos.
+        official: Published number of `videos`.
+    """
     videos = list(videos)
     never_visible = [f"{video.name}: {count}" for video in videos if (count := int(video.occluded.all(1).sum()))]
     outside = [f"{video.name}: {count}" for video in videos if (count := count_outside_frame(video))]
