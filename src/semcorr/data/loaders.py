@@ -30,18 +30,23 @@ def count_cores() -> int:
 
 
 def encoding_batch_size(batch_size: int | None, on_gpu: bool) -> int:
-    """Return the images to encode at once: 8 on a GPU, 1 on a CPU, where a batch leaves the caches.
+    """Return the number of images to encode at once: the number that is given, else 8 on a GPU and 1 on a CPU.
 
-    Convolutional networks take 1.5 times as long then.
+    On a CPU a batch does not fit into the caches, and convolutional networks take 1.5 times as long then.
     """
     return batch_size or (8 if on_gpu else 1)
 
 
 def num_loader_workers(workers: int | None, on_gpu: bool, processes: int = 1) -> int:
-    """Return the number of loader processes for each of `processes` on this machine.
+    """Return the number of loader processes of each process of the run on this machine.
 
-    A GPU encodes faster than any one core decodes: as many as there are, up to 16. On a CPU they take the
-    cores away from who encodes: a quarter, which of 2 cores is none.
+    A GPU encodes faster than any one core decodes, so there are as many as cores, up to 16. On a CPU they take
+    the cores away from the process that encodes, so there are a quarter as many, which of 2 cores is none.
+
+    Args:
+        workers: Number that a user has given; None: chosen here.
+        on_gpu: Whether features are computed on a GPU.
+        processes: Number of processes of the run on this machine, which share its cores.
     """
     if workers is not None:
         return workers
@@ -52,7 +57,7 @@ def require_workers(workers: object) -> None:
     """Refuse a number of loader processes that no machine can start.
 
     Args:
-        workers: The number of loader processes; None: chosen by the machine.
+        workers: The number of loader processes; None: as `num_loader_workers` chooses.
 
     Raises:
         UserError: The number is not whole, negative, or beyond all reason.
@@ -86,10 +91,10 @@ class BatchSize(NamedTuple):
 
 
 class LoaderPlan(NamedTuple):
-    """The number of loader processes, and the batches that each makes ahead; None without any."""
+    """How batches are loaded."""
 
-    workers: int
-    prefetch: int | None
+    workers: int  # number of loader processes; 0: the process itself loads
+    prefetch: int | None  # batches that each of them makes ahead; None without any
 
 
 def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1) -> LoaderPlan:
@@ -99,9 +104,9 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
 
     Args:
         batch: Size of a batch.
-        workers: Loader processes, typed or chosen by the machine.
-        typed: Whether a person has typed their number, which is then used or refused.
-        processes: Processes of the run on this machine, each with as many loader processes.
+        workers: Number of loader processes, as `num_loader_workers` returns it.
+        typed: Whether a user has given the number, which is then used or refused.
+        processes: Number of processes of the run on this machine, each with as many loader processes.
 
     Raises:
         UserError: The batches of so many loader processes as were typed need more memory than is free.
@@ -164,6 +169,12 @@ class BatchStream(Sampler[BatchIndex], ABC):
 
     `epoch` is called whenever the stream is iterated. Lightning would announce it by `set_epoch`, but on a
     resume only after loader processes have begun to fetch.
+
+    Args:
+        steps: Number of batches of each process in an epoch; at least 1 is made.
+        rank: Rank of this process.
+        world: Number of processes.
+        epoch: Function that returns the number of epochs that are done.
     """
 
     def __init__(self, steps: int, rank: int = 0, world: int = 1, epoch: Callable[[], int] = lambda: 0) -> None:
@@ -181,7 +192,12 @@ class BatchStream(Sampler[BatchIndex], ABC):
         return (self.batch(step * self.world + self.rank) for step in range(first, first + self.steps))
 
     def batches_ahead(self, epochs: int, steps: int | None = None) -> Iterator[BatchIndex]:
-        """List what all processes draw from the present epoch to the end of `epochs`, `steps` of each epoch."""
+        """Yield the batches that all processes draw from now on.
+
+        Args:
+            epochs: Number of epochs at the end of training, those that are done included.
+            steps: Number of steps made of each epoch; None: all.
+        """
         steps = min(steps or self.steps, self.steps)
         for epoch in range(self.epoch(), epochs):
             first = epoch * self.steps * self.world
@@ -193,6 +209,16 @@ class TrainingStream(BatchStream[list[SampleIndex]]):
 
     With a `part` all processes iterate over the same stream, which does not depend on their number, and each takes its
     part of every batch.
+
+    Args:
+        length: Number of pairs.
+        batch_size: Number of pairs in a batch; at most `length` are taken.
+        steps: Number of batches of each process in an epoch; None: a pass over the pairs.
+        seed: Seed of the order of each pass.
+        rank: Rank of this process.
+        world: Number of processes that take turns; 1 with a `part`.
+        epoch: Function that returns the number of epochs that are done.
+        part: Part of each batch that this process takes; None: all of it.
 
     >>> stream = TrainingStream(length=5, batch_size=2, steps=2, seed=0)
     >>> len(stream), [draw.number for batch in stream for draw in batch]
@@ -261,8 +287,17 @@ def divide_stream(
 ) -> TrainingStream:
     """Return a process's part of batches of pairs that do not depend on the number of processes.
 
+    Args:
+        length: Number of pairs.
+        batch_size: Number of pairs in a batch of all processes together.
+        steps: Number of batches in an epoch; None: a pass over the pairs.
+        seed: Seed of the order of each pass.
+        rank: Rank of this process.
+        world: Number of processes.
+        epoch: Function that returns the number of epochs that are done.
+
     Raises:
-        UserError: There are fewer pairs, or the processes cannot have as many each.
+        UserError: There are fewer pairs than in a batch, or the processes cannot have as many each.
 
     >>> streams = [divide_stream(6, 4, 1, seed=0, rank=rank, world=2, epoch=lambda: 0) for rank in range(2)]
     >>> [[draw.number for batch in stream for draw in batch] for stream in streams]
@@ -282,6 +317,13 @@ def batches_by_target(pairs: Sequence[PairRecord], max_pairs: int) -> list[list[
 
     The batches do not depend on how many processes share them, so neither do their results: of few pairs there are
     many batches.
+
+    Args:
+        pairs: Pairs of a split.
+        max_pairs: Most pairs in a batch.
+
+    Returns:
+        Indices of the pairs of each batch.
     """
     order = sorted(range(len(pairs)), key=lambda i: (pairs[i].target.name, pairs[i].source.name, i))
     groups = (list(group) for _, group in groupby(order, key=lambda i: pairs[i].target.name))
@@ -305,7 +347,7 @@ def shard(batches: Sequence[list[int]], rank: int, world: int) -> list[list[int]
 
 
 def require_enough_batches(batches: Sequence[list[int]], world: int) -> None:
-    """Require a batch for every process: Lightning skips one without, and the others would wait for it."""
+    """Refuse fewer batches than processes: Lightning skips a process without any, and the others would wait for it."""
     if len(batches) < world:
         raise UserError(
             f"`trainer.devices` must be at most {len(batches)} here, got {world} processes: they share what is scored "

@@ -19,7 +19,7 @@ COMPRESSED = 15  # type of an element that holds another, deflated
 
 
 def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndarray]:
-    """Read matrices of real numbers, one for each name.
+    """Read matrices of real numbers, one for each name, as arrays of float64.
 
     Args:
         path: A file of version 4 to 7; 7.3 is HDF5, which is not read.
@@ -37,7 +37,7 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
 
 
 def read_mat_structure(path: Path, name: str, what: str, remedy: str) -> object:
-    """Read a structure, whose fields are attributes and whose lists of one are the one.
+    """Read a structure. Its fields are attributes, and a list of a single entry is that entry.
 
     Args:
         path: A file of version 4 to 7.

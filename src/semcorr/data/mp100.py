@@ -86,7 +86,11 @@ class MP100(PairDataModule):
 
 
 def find_annotations(folder: Path) -> list[Path]:
-    """Find the annotations of the test images of all splits."""
+    """Find the annotations of the test images of all splits.
+
+    Raises:
+        UserError: There are none in the folder.
+    """
     if files := sorted(folder.glob("*test*.json")):
         return files
     raise UserError(f"{folder} holds no mp100_split*_test.json. {ROOT_REMEDY}")
@@ -102,7 +106,14 @@ def _find_objects(objects: PosedObjects, key: tuple[str, str], subset: str) -> S
 
 
 def read_mp100_pairs(path: Path) -> list[tuple[tuple[str, str], str]]:
-    """Read a list: the files of both images, below the folder of the images, and the id of the category as text."""
+    """Read a list of pairs.
+
+    Returns:
+        For each pair the files of source and target, below the folder of the images, and the category's id as text.
+
+    Raises:
+        UserError: The file is absent or no such list.
+    """
     if not path.is_file():
         raise UserError(
             f"{path} does not exist. Add MARCO's pair lists (mp100_pairs.zip), or choose another data.subset."

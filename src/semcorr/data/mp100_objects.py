@@ -64,7 +64,7 @@ def read_posed_objects(files: Sequence[Path]) -> PosedObjects:
 
 
 def read_id(entry: object, key: str, location: str) -> Id:
-    """Return an id: a whole number, or a text; an error names the place and the field."""
+    """Return an id: a whole number, or a text; refuse anything else, by its place and the field."""
     require_field(entry, key, location)
     assert isinstance(entry, Mapping)
     return require_id(entry, key, location)

@@ -17,7 +17,10 @@ def read_segmentation(record: ImageRecord, remedy: str) -> Bool[Tensor, "h w"]:
 
     Args:
         record: The image, which has a segmentation.
-        remedy: What the user can do if the file is of no use, for messages.
+        remedy: What the user can do instead of restoring a bad file, for messages.
+
+    Raises:
+        UserError: The file is absent, damaged, or of another size than its image.
     """
     assert record.segmentation is not None, "the caller asks first"
     path, value = record.segmentation
@@ -30,7 +33,7 @@ def read_segmentation(record: ImageRecord, remedy: str) -> Bool[Tensor, "h w"]:
 
 
 def box_pixels(record: ImageRecord) -> Bool[Tensor, "h w"]:
-    """Return the pixels of the box, those that it cuts through included; none, if it lies beside the image."""
+    """Return which pixels lie in the box, those that it cuts through included; none, if it lies beside the image."""
     width, height = record.size
     inside = torch.zeros(height, width, dtype=torch.bool)
     x1, y1, x2, y2 = record.box
@@ -40,7 +43,18 @@ def box_pixels(record: ImageRecord) -> Bool[Tensor, "h w"]:
 
 
 def view_mask(record: ImageRecord, side: int, resize: str) -> Bool[Tensor, "{side} {side}"]:
-    """Return the mask of an image's object in the pixels of its view; that of the box, if it has no segmentation."""
+    """Return the mask of an image's object in the pixels of its view.
+
+    It is that of the box if there is no segmentation, or if none of the object's pixels lies in the box.
+
+    Args:
+        record: The image.
+        side: Side of the view, in pixels.
+        resize: How the image becomes a square, as in `BenchmarkModule`.
+
+    Raises:
+        UserError: The segmentation cannot be read.
+    """
     mask = box_pixels(record)
     if record.segmentation is not None:
         segmentation = read_segmentation(record, "remove it: the box takes its place")

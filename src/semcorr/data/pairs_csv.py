@@ -114,8 +114,11 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     Args:
         root: The folder of the file; the images are below it.
         file: Name of the file.
-        extent: The length that alpha is a fraction of.
+        extent: The length that alpha is a fraction of: `image`, `box` or `keypoints`, see `PairsCSV`.
         others: Files of the other splits: images have one name in all of them.
+
+    Raises:
+        UserError: The file or an image is absent or cannot be read, or a row contradicts itself.
     """
     require_root(root, "Your set of pairs", "Give data.root=DIR.")
     path = root / file

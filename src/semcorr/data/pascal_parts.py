@@ -92,6 +92,11 @@ class PascalParts(LabelTransferBenchmark):
 def read_parts(path: Path, size: tuple[int, int], category: str) -> Parts:
     """Read the masks of the parts of the largest object of a class.
 
+    Args:
+        path: The annotation of an image.
+        size: Width and height of the image.
+        category: Name of the class.
+
     Raises:
         UserError: The file is no annotation, has no such object, or its masks are of another size.
     """
@@ -111,7 +116,12 @@ def shared_parts(first: Parts, second: Parts) -> list[str]:
 
 
 def paint_parts(parts: Parts, names: list[str]) -> UInt8[Tensor, "h w"]:
-    """Return a label for each pixel: 1 for the first name; where parts overlap, of the smaller one."""
+    """Return a label for each pixel: 1 for the first name, 0 for no part; where parts overlap, that of the smaller one.
+
+    Args:
+        parts: Masks by the names of parts, at least one.
+        names: Names of the parts that get a label.
+    """
     labels = np.zeros(next(iter(parts.values())).shape, np.uint8)
     for name in sorted(names, key=lambda name: (-int(parts[name].sum()), name)):
         labels[parts[name]] = names.index(name) + 1

@@ -42,7 +42,7 @@ INVERSE_TRANSPOSES = {
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
 }
 ORIENTATION_CHUNKS = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # a PNG's chunks that may hold an orientation
-KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp")  # of those of them that are texts
+KEYWORDS = (b"Raw profile type", b"XML:com.adobe.xmp")  # with which those of these chunks that are texts begin
 SUFFIXES = {  # of files, by the format that Pillow must know for them
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp"),
     "PNG": (".png", ".apng"),
@@ -129,7 +129,18 @@ def read_picture(path: Path) -> Picture:
 
 
 def read_annotated(path: Path, annotated_size: tuple[int, int] | None) -> tuple[Picture, bool]:
-    """Read a file in the orientation of its annotated size (`measure_picture`); return also if upright."""
+    """Read a file in the orientation of its annotated size.
+
+    Args:
+        path: The file.
+        annotated_size: Width and height that the annotations give; None: they give none, and it is read upright.
+
+    Returns:
+        The picture, and whether it was read upright rather than as stored.
+
+    Raises:
+        UserError: The file is no image, or its size is not the annotated one, upright or as stored.
+    """
     with open_image(path, "Replace the file", "Give the path of an image") as image:
         upright = _measure_size(image, path, annotated_size).upright
         return _decode(image, str(path), upright, _draft_huge_jpeg(image)), upright
@@ -212,7 +223,11 @@ def reading_key(path: Path, upright: bool, changed: int, size: int) -> str:
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """Return the image files of a folder, at least one."""
+    """Return the image files of a folder, sorted by name, at least one.
+
+    Raises:
+        UserError: There are none, or the folder cannot be listed.
+    """
     if not (files := list_image_files(folder)):
         raise UserError(
             f"{folder} has no images ({', '.join(readable_suffixes())}). Give a folder of images, or a file"
@@ -235,7 +250,7 @@ def list_image_files(folder: Path, recursive: bool = False, known: Collection[Pa
     Args:
         folder: The folder of the files.
         recursive: Whether to list files in the folders below, too.
-        known: Files that are known already, resolved; they are left out.
+        known: Resolved paths of files that are known already; they are left out.
 
     Raises:
         UserError: A folder cannot be listed.

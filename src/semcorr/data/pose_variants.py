@@ -20,8 +20,8 @@ SOURCE, TARGET, MIRRORED_SOURCE, MIRRORED_TARGET = range(4)
 class LossTerm(NamedTuple):
     """A term of the loss: which image is matched with which, and its weight."""
 
-    source: int
-    target: int
+    source: int  # SOURCE or MIRRORED_SOURCE
+    target: int  # TARGET, MIRRORED_TARGET or SOURCE
     weight: float
 
 
@@ -33,9 +33,9 @@ class PoseVariant:
     of a batch the mean over its pairs.
 
     Args:
-        double_flip: Both images mirrored.
-        single_flip: The mirrored source, and the target as it is.
-        self_flip: The mirrored source, and the source as it is.
+        double_flip: Weight of the variant in which both images are mirrored.
+        single_flip: Weight of the mirrored source with the target as it is.
+        self_flip: Weight of the mirrored source with the source as it is.
     """
 
     double_flip: Weight = 0.0
@@ -70,9 +70,9 @@ def point_weights(masks: Bool[Tensor, "t b n"], weights: Sequence[float]) -> Flo
     """Return the weight of each point, so that their weighted mean is the mean over pairs of that over terms.
 
     Args:
-        masks: Per term and pair, the keypoints that both images show.
-        weights: Weights of the terms. A term without points takes no part in its pair's mean, nor a pair without terms
-            in any.
+        masks: Keypoints that both images show, by term and pair.
+        weights: Weights of the terms. A term without points takes no part in its pair's mean, and a pair without such
+            terms takes part in none.
 
     >>> masks = torch.tensor([[[True, True]], [[True, False]], [[False, False]]])  # three terms of one pair
     >>> point_weights(masks, [1.0, 0.25, 1.0]).squeeze(1)  # 1 and 0.25 of 1.25, the 1 shared by two points
@@ -93,6 +93,11 @@ def image_weights(
 
     Every ordered pair of two of the m images is a pair, unless none of its variants shows a keypoint in both images;
     an image and its own mirror image do not make it one. The weights of a pair's queries add up to 1.
+
+    Args:
+        visible: Visible keypoints of the images.
+        mirrored: Visible keypoints of their mirror images; None: there are none, and k is m, else 2 m.
+        variants: Weights of the variants.
 
     >>> seen = torch.tensor([[True, True], [True, True], [False, True]])
     >>> image_weights(seen, None, PoseVariant())[:, :, 2]  # by keypoints 0 and 1 of images 0, 1 and 2 in image 2

@@ -97,7 +97,16 @@ class PFPascal(PairDataModule):
 
 
 def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[PairRecord]:
-    """Read all rows of a split's list."""
+    """Read all rows of a split's list.
+
+    Args:
+        root: The benchmark's folder.
+        split: train, val or test.
+        extent: The length that alpha is a fraction of: `image` or `box`, see `PFPascal`.
+
+    Raises:
+        UserError: The list or an image is absent, or a row or an annotation is damaged.
+    """
     require_root(root, "PF-PASCAL", "Run `python -m semcorr.prepare pf_pascal`, or give data.root=DIR.")
     path = find_pair_list(root, split)
     rows = read_pair_list(path)
@@ -121,7 +130,11 @@ def read_pascal_pairs(root: Path, split: str, extent: str = "image") -> list[Pai
 
 
 def find_pair_list(root: Path, split: str) -> Path:
-    """Find a split's list under any of its published names, in the root or a folder of it."""
+    """Find a split's list under any of its published names, in the root or a folder of it.
+
+    Raises:
+        UserError: There is none.
+    """
     names = [f"{word}{rest}.csv" for word in LISTS[split] for rest in ("_pairs", "_pairs_pf_pascal")]
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     pair_list = next((folder / name for folder in folders for name in names if (folder / name).is_file()), None)
@@ -140,7 +153,11 @@ def read_pair_list(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def read_pascal_annotation(path: Path) -> Annotation:
-    """Read keypoints (NaN is not annotated) and box of one .mat annotation."""
+    """Read the keypoints (NaN is not annotated) and the box, x1 y1 x2 y2, of one .mat annotation.
+
+    Raises:
+        UserError: The file is absent or no such annotation.
+    """
     remedy = "Unpack PF-dataset-PASCAL.zip again."
     rows, box = read_mat_file(path, ("kps", "bbox"), remedy)
     if rows.shape[1] != 2 or box.size != 4:

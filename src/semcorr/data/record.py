@@ -79,13 +79,13 @@ def build_image_record(
     """Build a record, refusing what cannot be scored.
 
     Args:
-        name: The image's id.
+        name: Name of the image, unique in its benchmark.
         path: The image file.
         size: Width and height in pixels.
-        keypoints: One entry per original id, x y, or None where there is none; as in the file.
-        box: x1 y1 x2 y2; as in the file.
+        keypoints: One entry per original id, x y in pixels, or None where there is none; as in the file.
+        box: x1 y1 x2 y2 in pixels; as in the file.
         source: The annotation file, for the messages.
-        upright: Coordinates refer to the picture as viewers show it, as users' own do; False: to the stored pixels.
+        upright: Whether coordinates refer to the picture as viewers show it, as users' own do, or to the stored pixels.
 
     Raises:
         UserError: The image is absent, the box has no area, or a coordinate is not finite.
@@ -159,7 +159,11 @@ def longer_side(box: Sequence[float]) -> float:
 
 
 def keypoint_bounding_box(points: Sequence[Point]) -> tuple[float, float, float, float]:
-    """Return the box of the keypoints, at least a pixel wide, for benchmarks that annotate no box."""
+    """Return the box of the keypoints, x1 y1 x2 y2, for benchmarks that annotate none: at least a pixel wide and high.
+
+    Args:
+        points: Keypoints, of which at least one is annotated.
+    """
     xs, ys = zip(*(p for p in points if p is not None), strict=True)
     return (min(xs), min(ys), max(max(xs), min(xs) + 1), max(max(ys), min(ys) + 1))
 
@@ -174,12 +178,17 @@ def count_outside_image(record: ImageRecord) -> int:
 def check_pairs(
     pairs: Sequence[PairRecord], benchmark: str, checked_images: dict[str, ImageRecord] | None = None
 ) -> Sequence[PairRecord]:
-    """Refuse pairs with nothing to score and ambiguous names; count and report keypoints outside their image.
+    """Return pairs, or refuse them if they cannot be scored; warn of keypoints outside their image.
 
     Args:
         pairs: The pairs of a split.
         benchmark: The benchmark, for messages.
-        checked_images: Images of the splits that were checked before, by name; those of this split are added.
+        checked_images: Images of the splits that were checked before, by name; those of this split are added. None:
+            no split was.
+
+    Raises:
+        UserError: There is no pair, two images or pairs have one name, or a pair has no shared keypoint, no extent, or
+            numbers that are not finite.
     """
     if not pairs:
         raise UserError(f"{benchmark}: no pair to read. Check its pair list, or its minimum of shared keypoints.")
@@ -265,7 +274,13 @@ def _is_same_file(first: ImageRecord, second: ImageRecord) -> bool:
 
 
 def require_root(root: Path, benchmark: str, remedy: str) -> None:
-    """Require that the benchmark's folder exists; the error says what to do."""
+    """Refuse a benchmark's folder that does not exist; the error says what to do.
+
+    Args:
+        root: The folder.
+        benchmark: Name of the benchmark, for the message.
+        remedy: What the user can do, in a sentence.
+    """
     if not root.is_dir():
         raise UserError(
             f"{benchmark} is not at {root}: no such folder. {remedy} "
@@ -274,7 +289,7 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
 
 
 def read_annotation(path: Path) -> JsonObject:
-    """Read a JSON file of a benchmark; an error names the file. What is no object has no fields."""
+    """Read a JSON file of a benchmark; an error names the file. If it holds no object, return an empty one."""
     content = read_json(path, "Unpack the benchmark again, or drop what refers to it.")
     return content if isinstance(content, dict) else {}
 

@@ -54,7 +54,7 @@ class SOCOSide(NamedTuple):
 
     name: str
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, int]  # width, height
     box: object  # as in the file
     points: Mapping[str, object]  # by their names, as in the file
     concepts: Mapping[str, Id]  # of the points that have one, by their names
@@ -189,7 +189,7 @@ def build_soco_pairs(pairs: Iterable[SOCOPair], names: Mapping[str, Sequence[str
 
     Args:
         pairs: The pairs.
-        names: Names of the keypoints, by group.
+        names: Names of the keypoints of each group, in the order of their rows.
     """
     by_group: dict[str, list[SOCOPair]] = {}
     for pair in pairs:

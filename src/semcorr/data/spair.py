@@ -43,9 +43,9 @@ class SPairTree(NamedTuple):
     layout: Path  # pair lists
     pairs: Path  # PairAnnotation
     images: Path  # ImageAnnotation
-    pictures: Path
+    pictures: Path  # JPEGImages
     slots: int | None = 30  # keypoint slots of every image; None: as many as there are
-    facts: str | None = "spair71k"  # symmetry groups and flips
+    facts: str | None = "spair71k"  # table of symmetry groups and flips, see `keypoints`; None: neither is known
     partial: bool = False  # pairs of the list may have no annotation
     masks: Path | None = None  # pictures of VOC class ids, where there are any
 
@@ -108,8 +108,8 @@ def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None
 
     Args:
         tree: The paths of the benchmark.
-        folder: trn, val or test.
-        complain: Called with a message for every pair whose two kinds of annotation differ.
+        folder: Name of the list: trn, val or test.
+        complain: Function that is called with a message for every pair whose two kinds of annotation differ.
 
     Raises:
         UserError: Something is missing, or (unless `complain` returns) annotations differ.
@@ -140,7 +140,16 @@ def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
 
 
 def read_spair_image(tree: SPairTree, category: str, stem: str) -> ImageRecord:
-    """Read one ImageAnnotation with all its keypoint slots."""
+    """Read one ImageAnnotation with all its keypoint slots.
+
+    Args:
+        tree: The paths of the benchmark.
+        category: Category of the image, the name of its folder.
+        stem: Name of the annotation without its ending.
+
+    Raises:
+        UserError: A field is missing or of another kind, or the image is absent.
+    """
     path = tree.images / category / f"{stem}.json"
     entry = read_annotation(path)
     slots = require_field(entry, "kps", path)

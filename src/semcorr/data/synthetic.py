@@ -46,7 +46,7 @@ class Synthetic(SPair):
         pairs_per_category: Most pairs of a category in each split, a seeded choice; with several styles, as many in
             each two of them.
         drawing: Seed of the drawings.
-        pixels: Image sides are drawn from 7/8 to 5/4 of it.
+        pixels: Image sides are drawn from 7/8 to 5/4 of it, in pixels.
         styles: Styles that every creature is drawn in: `photo`, `painting`, `drawing`, `cartoon`. With other than
             `photo` alone, each pair is there from every style to every style, and says so.
         **options: As for every benchmark.
@@ -189,11 +189,17 @@ def write_synthetic(
     killed writer nor two at the same time leave half a benchmark behind.
 
     Args:
-        images: Images per category, by split. Splits share no individual.
-        pairs_per_category: Keeps this many random pairs per category and split, in order. All
-            ordered pairs with at least three shared keypoints if left out.
-        size: Image sides are drawn from 7/8 to 5/4 of it.
+        root: Folder of the benchmark, absent or empty unless it holds this one.
+        seed: Seed of the drawings and of the choice of pairs.
+        images: Images per category, by split: `trn`, `val`, `test`. Splits share no individual.
+        pairs_per_category: Most random pairs of a category and split, in order; None: all ordered pairs with at least
+            three shared keypoints.
+        categories: Categories to draw, of `anatomy.CATEGORIES`.
+        size: Image sides are drawn from 7/8 to 5/4 of it, in pixels.
         styles: Styles that every creature is drawn in; each pair is written from every style to every style.
+
+    Raises:
+        UserError: The folder holds something else or cannot be written, or an argument is not allowed.
     """
     root = Path(root)
     _check(images, categories, styles)

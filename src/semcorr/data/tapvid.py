@@ -42,7 +42,11 @@ class TapVidVideo(NamedTuple):
 
 
 def find_pickle(root: Path) -> Path:
-    """Find the pickle in its folder, or in the folder that its archive makes there."""
+    """Find the pickle in its folder, or in the folder that its archive makes there.
+
+    Raises:
+        UserError: There is none.
+    """
     for path in (root / FILE, root / "tapvid_davis" / FILE):
         if path.is_file():
             return path
@@ -71,7 +75,14 @@ def read_videos(path: Path) -> dict[str, TapVidVideo]:
 
 
 class FrameDataset(Dataset[Tensor]):
-    """A video's frames, resized to `side` if there is one and then into the backbone's square."""
+    """A video's frames, resized to `side` if there is one and then into the backbone's square.
+
+    Args:
+        frames: Frames (t h w 3) of bytes, RGB.
+        side: Side of the square that frames are resized to first, in pixels; None: they are not.
+        size: Side of the square that the backbone sees, in pixels.
+        resize: How images become that square, as in `BenchmarkModule`.
+    """
 
     def __init__(self, frames: np.ndarray, side: int | None, size: int, resize: str) -> None:
         self.frames, self.side, self.size, self.resize = frames, side, size, resize
@@ -177,13 +188,14 @@ class TapVid(EvaluationBenchmark):
     Args:
         root: The folder of the pickle.
         size: Side of the square the backbone sees, in pixels.
-        query: `first` or `strided`.
+        query: Query frames: `first`, see `first_queries`, or `strided`, see `strided_queries`.
         occlusion: `visible` calls every point visible: a matcher always finds something. `cycle` calls it
             visible if, matched back into the query frame, it returns to the query.
         cycle_threshold: How near it must return, in pixels of the official frame.
         frames: Side to which the frames are resized before anything else. The official protocol says 256,
-            from which the backbone's size is enlarged again; `native` leaves that out.
-        options: As for every benchmark; `resize` is `squash` or `letterbox`, the same unless `frames` is `native`.
+            from which the backbone's size is enlarged again; `native` or None leaves that out.
+        options: As for every benchmark; `resize` is `squash`, `letterbox` or `corner`, without a margin. They are the
+            same unless `frames` is `native`.
     """
 
     name = "tapvid_davis"

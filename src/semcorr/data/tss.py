@@ -102,7 +102,15 @@ class TSS(DenseBenchmark):
 
 
 def read_foreground(path: Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
-    """Read the mask of a foreground: what is not black."""
+    """Read the mask of a foreground: what is not black.
+
+    Args:
+        path: The picture.
+        size: Width and height that it must have.
+
+    Raises:
+        UserError: The picture is absent, damaged, or of another size.
+    """
     with open_image(path, REMEDY) as image:
         if image.size != size:
             raise UserError(
@@ -112,7 +120,7 @@ def read_foreground(path: Path, size: tuple[int, int]) -> Bool[Tensor, "h w"]:
 
 
 def _find_folders(group: Path) -> list[Path]:
-    """Return the folders of a group's pairs: those with any file of a pair, so that one without the others is told."""
+    """Return the folders of a group's pairs: those with any file of a pair, so that missing files are reported."""
     folders = sorted({path.parent for path in group.rglob("*") if path.name in FILES})
     if not folders:
         raise UserError(f"{group} holds no pair, and the score is a mean over {', '.join(GROUPS)}. {REMEDY}")

@@ -36,6 +36,14 @@ def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFi
 
     Sides are rounded half to even, as NumPy rounds them in GeoAware-SC (utils_dataset.py:22) and sd-dino.
 
+    Args:
+        original: Width and height of the image, in pixels.
+        side: Side of the square, in pixels.
+        resize: `squash`, `letterbox` or `corner`; or `corner+PIXELS`, with a margin on all sides.
+
+    Raises:
+        UserError: `resize` is something else, or its margin leaves nothing of the square.
+
     >>> fit_to_square((400, 200), side=100, resize="letterbox")
     SquareFit(size=(100, 50), scale=(0.25, 0.25), offset=(0, 25))
     >>> fit_to_square((400, 200), side=100, resize="squash").scale
@@ -60,6 +68,9 @@ def split_resize(resize: str) -> tuple[str, int]:
     """Split a way of resizing into its kind and its margin.
 
     A margin is as probe3d's, which pads its squares on all sides to a whole number of patches.
+
+    Raises:
+        UserError: `resize` is no such text.
 
     >>> split_resize("corner+6"), split_resize("letterbox")
     (('corner', 6), ('letterbox', 0))
@@ -99,7 +110,7 @@ def to_unit_range(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) 
 
     Bytes are a quarter of the floats to hand on and to copy, so this comes last, right before the backbone. The
     quotients are the same to the last bit on every device: a GPU would multiply by the rounded inverse of a plain 255.
-    In place: at 840 px memory for a second copy costs ten times the division.
+    The floats are divided in place: at 840 px memory for a second copy costs ten times the division.
     """
     if image.is_floating_point():
         return image
@@ -107,7 +118,13 @@ def to_unit_range(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) 
 
 
 def render_square(image: Image.Image, side: int, fit: SquareFit) -> UInt8[Tensor, "3 side side"]:
-    """Resize (bicubic, antialiased) and pad an image to a square of bytes: resizing yields bytes."""
+    """Resize (bicubic, antialiased) and pad an image to a square of bytes: resizing yields bytes.
+
+    Args:
+        image: RGB.
+        side: Side of the square, in pixels.
+        fit: Geometry of the image in the square, by `fit_to_square`.
+    """
     pixels = torch.zeros(3, side, side, dtype=torch.uint8)
     x, y = fit.offset
     resized = image.resize(fit.size, Image.Resampling.BICUBIC)
@@ -137,10 +154,13 @@ class PixelCache:
     as present only after its last byte.
 
     Args:
-        images: Images that there are.
+        images: Number of images.
         side: Side of their squares, in pixels.
         gigabytes: Largest size of the cache.
         processes: Processes of the run on this machine, each of which makes a cache of its own, at the same time.
+
+    Raises:
+        UserError: Shared memory has no room for the caches of all processes.
     """
 
     def __init__(self, images: int, side: int, gigabytes: float, processes: LocalProcesses = ALONE) -> None:
@@ -151,7 +171,7 @@ class PixelCache:
         self.present = torch.zeros(slots, dtype=torch.bool).share_memory_()
 
     def get(self, slot: int, render: Callable[[], UInt8[Tensor, "3 s s"]]) -> UInt8[Tensor, "3 s s"]:
-        """Return the square of image `slot`; not to be written to."""
+        """Return the square of image `slot`, made by `render` if it is not cached. It must not be written to."""
         if slot >= len(self.present):
             return render()
         if not self.present[slot]:
@@ -171,7 +191,14 @@ def _require_memory(needed: int) -> None:
 
 
 def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) -> View:
-    """Return the view of a record: resized into a square of bytes, keypoints and box with it."""
+    """Return the view of a record: resized into a square of bytes, keypoints and box with it.
+
+    Args:
+        record: The image.
+        side: Side of the square, in pixels.
+        resize: How the image becomes a square, as in `fit_to_square`.
+        pixels: Whether the view comes with its pixels; without, its image has no height.
+    """
     fit = fit_to_square(record.size, side, resize)
     scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
     box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
@@ -189,6 +216,14 @@ class ViewCache:
     """The views of all records, for repeated access.
 
     Coordinates are computed once; pixels are decoded at each use, or once if `cache_gb` has room.
+
+    Args:
+        records: The images.
+        side: Side of the square that they are resized to, in pixels.
+        resize: How images become squares, as in `fit_to_square`.
+        pixels: Whether views come with their pixels.
+        cache_gb: Memory for resized images, in GB of 10^9 bytes; 0: none.
+        processes: Processes of the run on this machine, which make their caches at the same time.
     """
 
     def __init__(

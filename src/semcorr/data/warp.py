@@ -77,6 +77,12 @@ def thin_plate_coefficients(offsets: Float[Tensor, "c 2"]) -> Float[Tensor, "k 2
     """Fit the smoothest displacement with values `offsets` at the control points (Bookstein 1989).
 
     It is scaled down where it would change by more than MAX_SLOPE per unit, so that it can be inverted.
+
+    Args:
+        offsets: Displacement of each of c = CONTROLS x CONTROLS control points, in unit coordinates.
+
+    Returns:
+        k = c + 3 coefficients for x and for y, in double precision.
     """
     coefficients = thin_plate_solver(CONTROLS) @ offsets.double()
     lines = torch.linspace(-1, 1, 25, dtype=torch.float64)
@@ -99,7 +105,7 @@ def thin_plate_displacement(coefficients: Float[Tensor, "k 2"], points: Float[Te
 
 
 def warp_image(image: Float[Tensor, "3 s s"], warp: ImageWarp) -> Float[Tensor, "3 s s"]:
-    """Sample once, bilinearly. What lies outside is black: a reflection would show parts twice."""
+    """Warp an image by one bilinear interpolation. What lies outside is black: a reflection would show parts twice."""
     side = image.shape[-1]
     points = _pixel_lattice(side, side)
     bent = points if warp.spline is None else points + _dense_displacement(warp.spline, side)
@@ -121,12 +127,17 @@ def _pixel_lattice(count: int, side: int) -> Float[Tensor, "n 2"]:
 
 
 def warp_points(points: Float[Tensor, "n 2"], warp: ImageWarp, side: int) -> Float[Tensor, "n 2"]:
-    """Map pixels of the original to pixels of the result."""
+    """Map pixels of the original to pixels of the result; both are squares of `side` pixels."""
     return from_unit(original_to_warp(warp, to_unit(points.double(), side)), side).float()
 
 
 def box_outline(box: Float[Tensor, "4"], steps: int = 16) -> Float[Tensor, "n 2"]:
-    """Return points along the edges of a box, corners included; curved edges are as bent as these."""
+    """Return points along the edges of a box, corners included: after a warp they follow its bent edges.
+
+    Args:
+        box: x1 y1 x2 y2.
+        steps: Number of pieces that each edge is divided into.
+    """
     t = torch.linspace(0, 1, steps + 1)[:, None]
     x1, y1, x2, y2 = box
     corners = torch.stack((x1, y1, x2, y1, x2, y2, x1, y2)).reshape(4, 2)
