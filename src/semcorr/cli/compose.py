@@ -100,6 +100,9 @@ def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     Expanded are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, steps after the
     features of a backbone, and options of the Trainer.
 
+    Raises:
+        UserError: An upsampler is swept over together with null.
+
     >>> expand_list_overrides(["localise=[argmax,window_5]", "protocol=[semcorr,geoaware]"])
     ['localise=several', 'localise.rules=[argmax,window_5]', 'protocol=several', 'protocol.names=[semcorr,geoaware]']
     >>> expand_list_overrides(["logger=[csv,wandb]"])

@@ -1,4 +1,4 @@
-"""Work that a GPU makes different: waiting for it, by a clock or by one copy to the host, and its precision."""
+"""Clocks and copies that wait for a device, in one place because it is slow; and the precision of its products."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ def float32_products(tf32: bool) -> Iterator[None]:
 def full_float32(device_type: str) -> Iterator[None]:
     """Multiply single precision in single precision: neither in a smaller type by autocast, nor in TF32.
 
-    Cosines are compared with each other, and 10 bits may make equal what differs by less than 0.0005 below 1.
+    Cosines are compared with each other: just below 1, two that differ by less than 0.0005 may be equal in 10 bits.
 
     Args:
         device_type: `type` of the device that multiplies, as `cuda`.

@@ -44,7 +44,7 @@ def require_finite(origin: str, names: Sequence[str], values: Mapping[str, Tenso
         remedy: Sentence that tells what to do.
 
     Raises:
-        UserError: Features are not finite; the message names the first image of which.
+        UserError: Features are not finite; the message names the first such image.
     """
     watch = FiniteWatch(origin, remedy)
     watch.record(names, values)

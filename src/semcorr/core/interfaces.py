@@ -15,7 +15,7 @@ class Head(Protocol):
     def __call__(
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
-        """Compute the similarity of every point to every target cell."""
+        """Compute the similarity of every point, in source pixels, to every target cell."""
 
 
 @runtime_checkable

@@ -80,6 +80,13 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
 
     A keypoint is visible or not: its v is never a factor (published code multiplies by v / 2, which
     would halve the coordinates of an occluded point).
+
+    Args:
+        entry: Fields of the annotation, its category and its image together; `id` is the image's.
+        path: The file, for messages.
+
+    Raises:
+        UserError: A field is missing or of another kind.
     """
     flat, box = require_list(entry, "keypoints", path), require_list(entry, "bbox", path)
     try:

@@ -62,7 +62,11 @@ class Caltech101(LabelTransferBenchmark):
     )
 
     def read_pairs(self, split: str) -> list[DensePair]:
-        """Read all rows of the list."""
+        """Read all rows of the list.
+
+        Raises:
+            UserError: The list or an image is absent, or a row is damaged.
+        """
         require_root(self.root, "Caltech-101", "Run `python -m semcorr.prepare caltech101`, or give data.root=DIR.")
         path = next((self.root / name for name in LISTS if (self.root / name).is_file()), None)
         if path is None:

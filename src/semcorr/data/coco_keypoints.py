@@ -78,7 +78,11 @@ class COCOKeypoints(PairDataModule):
         self.content = cache(lambda: read_images(self.root, annotations, images, box))  # read once for all splits
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Return the pairs sorted by category, source, target."""
+        """Return the pairs sorted by category, source, target.
+
+        Raises:
+            UserError: The file cannot be read, or no images of the split share enough keypoints.
+        """
         images, names = self.content()
         split_of = split_of_images(images, self.shares, str(self.pairs_seed))
         pairs: list[PairRecord] = []

@@ -160,7 +160,11 @@ class PairDataModule(BenchmarkModule):
 
     @abstractmethod
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Return the pairs of a split in the benchmark's order. This is all that a benchmark has to define."""
+        """Return the pairs of a split in the benchmark's order. This is all that a benchmark has to define.
+
+        Raises:
+            UserError: The split cannot be read.
+        """
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs.

@@ -67,7 +67,11 @@ class EvaluationBenchmark(BenchmarkModule):
         return {self.cases_name: len(self.cases(split))}
 
     def setup(self, stage: str) -> None:
-        """Read the benchmark now, so that bad data is reported before anything runs."""
+        """Read the benchmark now, so that bad data is reported before anything runs.
+
+        Raises:
+            UserError: The stage is not `test`, or the split cannot be read.
+        """
         if stage != "test":
             raise UserError(
                 f"`{self.name}` has nothing to train on. Train on another benchmark, for example data=spair, then "

@@ -55,7 +55,11 @@ class PascalParts(LabelTransferBenchmark):
         self.parts = lru_cache(64)(read_parts)
 
     def read_pairs(self, split: str) -> list[DensePair]:
-        """Read all rows of the list, and the annotations that they name."""
+        """Read all rows of the list, and the annotations that they name.
+
+        Raises:
+            UserError: The list, an image or an annotation is absent or damaged, or a pair has no part in common.
+        """
         require_root(self.root, "PASCAL-Part", "Give data.root=DIR, with JPEGImages, Annotations_Part and pairs.csv.")
         path = self.root / require_file_name(self.list, "`data.pairs`", folders=True)
         size = cache(image_size)

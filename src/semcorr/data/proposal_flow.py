@@ -274,7 +274,11 @@ class PFWillow(PairDataModule):
 
 
 def read_willow_pairs(root: Path) -> list[PairRecord]:
-    """Read all rows of test_pairs.csv."""
+    """Read all rows of test_pairs.csv.
+
+    Raises:
+        UserError: The list or an image is absent, or a row is damaged.
+    """
     require_root(root, "PF-WILLOW", "Run `python -m semcorr.prepare pf_willow`, or give data.root=DIR.")
     path = root / "test_pairs.csv"
     if not path.is_file():

@@ -95,7 +95,11 @@ class SOCO(PairDataModule):
     )
 
     def records(self, split: str) -> Sequence[PairRecord]:
-        """Return the pairs sorted by group and file."""
+        """Return the pairs sorted by group and file.
+
+        Raises:
+            UserError: The tree is not whole, an annotation is damaged, or `heldout_keypoints` is given for `cross`.
+        """
         require_root(self.root, "SOCO", "Run `python -m semcorr.prepare soco`, or give data.root=DIR.")
         folder = self.root / "PairAnnotations" / FOLDERS[split]
         files = list_pair_files(folder)

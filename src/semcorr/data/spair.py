@@ -121,7 +121,15 @@ def read_tree_pairs(tree: SPairTree, folder: str, complain: Callable[[str], None
 
 
 def read_pair_names(tree: SPairTree, folder: str) -> list[str]:
-    """Read the names of the pairs, without those a partial benchmark does not annotate."""
+    """Read the names of the pairs, without those a partial benchmark does not annotate.
+
+    Args:
+        tree: The paths of the benchmark.
+        folder: Name of the list: trn, val or test.
+
+    Raises:
+        UserError: The list does not exist.
+    """
     layout = tree.layout / f"{folder}.txt"
     if not layout.is_file():
         raise UserError(f"{layout} does not exist: this is not a whole tree. Unpack it again.")
@@ -285,7 +293,11 @@ class SPairU(SPair):
         self.spair = Path(spair)
 
     def tree(self) -> SPairTree:
-        """Return the folders of whichever of the two trees exists."""
+        """Return the folders of whichever of the two trees exists.
+
+        Raises:
+            UserError: Neither exists, or SPair-71k's images are not there.
+        """
         require_root(self.root, "SPair-U", "Run `python -m semcorr.prepare spair_u`, or give data.root=DIR.")
         prefix = "Extra" if (self.root / "ExtraPairAnnotation").is_dir() else ""
         pairs, images = (self.root / f"{prefix}{kind}Annotation" for kind in ("Pair", "Image"))

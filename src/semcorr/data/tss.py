@@ -88,7 +88,11 @@ class TSS(DenseBenchmark):
         return {"pairs": len({pair.truth.flow.parent for pair in self.pairs(split)}), "flows": len(self.pairs(split))}
 
     def read_pairs(self, split: str) -> list[DensePair]:
-        """Read both directions of every folder, or the rows of the list."""
+        """Read both directions of every folder, or the rows of the list.
+
+        Raises:
+            UserError: The tree is not whole, or a row of the list is damaged.
+        """
         require_root(self.root, "TSS", "Run `python -m semcorr.prepare tss`, or give data.root=DIR.")
         root = next((self.root / name for name in ROOTS if (self.root / name / GROUPS[0]).is_dir()), None)
         if root is None:
