@@ -219,8 +219,8 @@ def vote(
         dx: Derivative along x.
         dy: Derivative along y.
         bins: Number of orientations.
-        period: Angle that they divide: 2 pi, or pi where a gradient and its opposite are the same.
-        start: Place of the first, in bins from the direction of x.
+        period: Angle that the orientations divide: 2 pi, or pi where a gradient and its opposite are the same.
+        start: Direction of the first orientation, in bins from the direction of x.
     """
     position = torch.atan2(dy, dx) * (bins / period) - start
     centres = torch.arange(bins, device=dx.device, dtype=dx.dtype)[:, None, None]
@@ -246,8 +246,8 @@ def clip_and_normalise(histograms: Float[Tensor, "*n"], weight: Float[Tensor, ".
     """Bring histograms to unit length, clip what is large, and bring them there again.
 
     Args:
-        histograms: Sums of gradients; those without an edge to count become zero.
-        weight: The sum of the weights that they are summed with.
+        histograms: Weighted sums of gradients; those without an edge to count become zero.
+        weight: Sum of the weights of each histogram.
         dim: Axis of the values of a histogram.
     """
     return to_unit_or_zero(to_unit_or_zero(histograms, FLAT * weight, dim).clamp(max=CLIP), 0.0, dim)
