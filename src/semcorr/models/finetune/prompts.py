@@ -44,6 +44,14 @@ def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None
 
     SD4Match starts from the embeddings of words drawn from the vocabulary; the unified benchmark starts from noise
     of their scale, as here.
+
+    Args:
+        backbone: Backbone that contains Stable Diffusion, which is changed in place.
+        tokens: Number of words.
+        scale: Initial standard deviation of the words.
+
+    Raises:
+        UserError: The backbone has no prompt, or the text encoder takes fewer words.
     """
     for part in find_diffusion_networks(backbone):
         text = reload_text_encoder(part, tokens)
@@ -128,7 +136,7 @@ def conditional_prompt(
     weights: str | None = None,
     **options: Annotated[Any, OptionsOf(TimmModel)],
 ) -> None:
-    """Learn a prompt that depends on the pair.
+    """Learn a prompt that depends on the pair: SD4Match's conditional one, see `ConditionalPrompt`.
 
     Args:
         backbone: Backbone that contains Stable Diffusion; its features depend on the pair from now on.
@@ -140,6 +148,9 @@ def conditional_prompt(
         pretrained: Whether the transformer's weights are downloaded.
         weights: Local file of the transformer's weights instead.
         options: Other arguments of the transformer's constructor.
+
+    Raises:
+        UserError: The backbone has no prompt, or the text encoder takes fewer words.
     """
     parts = find_diffusion_networks(backbone)
     if conditional < 1:
