@@ -35,6 +35,9 @@ class CATs(nn.Module):
         heads: Attention heads of each block.
         projected: Channels to which the features are projected for a token.
         mlp: Channels in the middle of a block's MLP, as a multiple of a token's.
+
+    Raises:
+        UserError: A token has fewer numbers than there are heads; or, when called, the features are of another grid.
     """
 
     @check_arguments("head")
