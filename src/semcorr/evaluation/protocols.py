@@ -79,6 +79,9 @@ class Protocol:
         pooling: Reported number: the mean over pairs of their share (`image`), over all keypoints (`point`), or
             over categories of the latter, each counting once (`category`, probe3d) or as many times as it has pairs
             (`category_by_pairs`, sd-dino).
+
+    Raises:
+        UserError: An axis has another value than those listed.
     """
 
     name: str = "semcorr"
@@ -127,6 +130,9 @@ class Protocol:
         """Return the protocol as used in a run with this `resize`; its name says what is not as published.
 
         A margin is probe3d's own wherever its 800 pixels are no whole number of patches.
+
+        Raises:
+            UserError: The protocol decodes natively, and images would not be squashed.
         """
         if self.decode == "native" and resize != "squash":
             raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")

@@ -63,8 +63,9 @@ def category_mean(category: dict[str, Scores]) -> JsonObject:
 def subset_proportions(rows: Predictions) -> dict[str, float]:
     """Compute the proportions of the benchmark that are geometry-aware.
 
-    `pairs`: with at least one such keypoint; `keypoints`: of all; `category_pairs`: the plain mean over categories of
-    the share of pairs, which is what GeoAware-SC prints (82.4 % of SPair-71k, with 59.6 % of its keypoints).
+    `pairs` is the share of pairs with at least one such keypoint, and `keypoints` that of all keypoints.
+    `category_pairs` is the plain mean over categories of the share of pairs, which is what GeoAware-SC prints (82.4 %
+    of SPair-71k, with 59.6 % of its keypoints).
     """
     has_ambiguous = np.bincount(rows.pair[rows.ambiguous], minlength=len(rows.pairs)) > 0
     shares = [has_ambiguous[rows.category == c].mean() for c in range(len(rows.categories))]

@@ -41,7 +41,8 @@ from semcorr.models.weights.loading import weights_sha256
 class Prompt(nn.Module):
     """A prompt: the hidden states of the text encoder, the same for every image or, if `pairwise`, made of each pair.
 
-    A pairwise one is called with what `view` returns for the sources and for the targets, any other without arguments.
+    A pairwise one is called with what `encode_cells` returns for the sources and for the targets, any other without
+    arguments.
     """
 
     pairwise = False
@@ -203,7 +204,7 @@ class StableDiffusion(Backbone):
         return self.finish_maps(self.prefix(image, 0), 0)
 
     def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
-        """Compute the map of each layer; or return the latent and the prompt's view, for a prompt made of both images.
+        """Compute the map of each layer; or return the latent and its prompt's cells, if that is made of both images.
 
         Layers stay on their own grids: at 960 pixels sd-dino's three have 3.7 million values, and 11.5 side by side.
         """

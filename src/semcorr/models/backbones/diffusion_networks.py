@@ -129,7 +129,11 @@ def _build_unet_error(error: Exception, repository: str, file: str) -> UserError
 
 
 def build_random_networks(name: str) -> DiffusionNetworks:
-    """Build the architecture published under `name`, with random weights."""
+    """Build the architecture published under `name`, with random weights.
+
+    Raises:
+        UserError: The end of the name is none of `PUBLISHED`.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     diffusers, key = require_diffusers(), name.rpartition("/")[2]

@@ -52,12 +52,12 @@ class HandCrafted(Backbone, ABC):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """None: a formula has nothing to be trained."""
+        """No blocks: a formula has nothing to be trained."""
         return []
 
     @property
     def lora_targets(self) -> list[str]:
-        """None."""
+        """No names: a formula has no layers to be adapted."""
         return []
 
     @abstractmethod
@@ -74,13 +74,13 @@ class HandCrafted(Backbone, ABC):
         return FeatureMap(values, self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """Return the image: there are no blocks to run before the rest."""
+        """Return the image: there are no blocks to run before the rest, so `depth` must be 0."""
         if depth:
             raise ValueError(f"{self.name} has no blocks to be cut after, got depth {depth}")
         return BackboneState({"image": image}, (image.shape[-2], image.shape[-1]))
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
-        """Compute the descriptors."""
+        """Compute the descriptors of the images in the state."""
         return self(state.values["image"])
 
 

@@ -84,9 +84,9 @@ class TimmModel(SequentialBackbone):
             numbers count from the end.
         norm: Apply a transformer's final LayerNorm to the outputs read. DINOv2's own feature extractor and
             the unified benchmark do, GeoAware-SC does not.
-        position_embedding: How a transformer's position embeddings are resampled to the image's grid: `timm`, or
-            `dinov2`, as the published code of DINO, DINOv2 and the unified benchmark does.
         facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
+        position_embedding: Way of resampling a transformer's position embeddings to the image's grid: `timm`, or
+            `dinov2`, as the published code of DINO, DINOv2 and the unified benchmark does.
         each_block: Whether the layers of a ResNet are its residual blocks, 1 to 33 of ResNet-101, and not its stages:
             as Hyperpixel Flow counts them, which reads them before their last ReLU, and not after it.
         options: Further options of timm's constructor.

@@ -59,7 +59,11 @@ def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None
 
 
 def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
-    """Freeze a backbone and return its Stable Diffusion networks, which have a prompt."""
+    """Freeze a backbone and return its Stable Diffusion networks, which have a prompt.
+
+    Raises:
+        UserError: It has none.
+    """
     parts = [module for module in backbone.modules() if isinstance(module, StableDiffusion)]
     if not parts:
         raise UserError(f"{backbone.name} has no prompt to learn: give backbone=sd or backbone=sd_dinov2.")
@@ -68,7 +72,15 @@ def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
 
 
 def reload_text_encoder(part: StableDiffusion, tokens: int) -> TextEncoder:
-    """Load the text encoder of a network again, which released it after encoding its own prompt."""
+    """Load the text encoder of a network again, which released it after encoding its own prompt.
+
+    Args:
+        part: Network that is conditioned on the prompt.
+        tokens: Number of words of the prompt that is to be learned.
+
+    Raises:
+        UserError: The encoder takes fewer words.
+    """
     text = part.text().to(next(part.parameters()).device)
     if not 1 <= tokens <= text.length - 2:  # start and end take two
         raise UserError(f"A prompt has room for 1 to {text.length - 2} tokens, got {tokens}: change `finetune.tokens`.")

@@ -109,7 +109,13 @@ class CATs(nn.Module):
 
 
 class AggregationBlock(nn.Module):
-    """A block of attention and an MLP, each after a norm and added to its input."""
+    """A block of attention and an MLP, each after a norm and added to its input.
+
+    Args:
+        width: Channels of a token.
+        heads: Attention heads, each of width // heads channels.
+        middle: Channels in the middle of the MLP.
+    """
 
     def __init__(self, width: int, heads: int, middle: int) -> None:
         super().__init__()

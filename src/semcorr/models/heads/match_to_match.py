@@ -37,6 +37,11 @@ class FastformerLayer(nn.Module):
     All queries are summed to one, by learned weights; keys are multiplied with it and summed to one; values are
     multiplied with that. Rotated channels are multiplied pair by pair, so that the product depends on how far two
     matches are from each other.
+
+    Args:
+        width: Channels of a token.
+        heads: Attention heads, of `NUMBERS` channels each.
+        middle: Channels in the middle of the MLP.
     """
 
     def __init__(self, width: int, heads: int, middle: int) -> None:
