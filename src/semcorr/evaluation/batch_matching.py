@@ -1,4 +1,4 @@
-"""Matching of a batch of pairs by every specification: each target once, whatever is asked of it."""
+"""Matching of a batch of pairs by every specification, from features to cells of the targets and their scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -27,9 +27,9 @@ from semcorr.matching.readouts import Readout
 
 
 class BatchPredictions(NamedTuple):
-    """Predictions of one specification for a batch; only shared keypoints are filled in."""
+    """Predictions of one specification for a batch; only shared keypoints are filled in, the others are zero."""
 
-    cells: Float[Tensor, "b n 2"]
+    cells: Float[Tensor, "b n 2"]  # of the target's similarity; its original pixels where `grid` is None
     score: Float[Tensor, "b n"]  # similarity of the best cell
     stride: float = 1.0  # pixels per cell of the similarity, whose grid the head decides
     grid: tuple[int, int] | None = None  # its columns and rows; None at the images' own resolution
@@ -40,7 +40,7 @@ class BatchMatcher:
 
     Args:
         features: Features of the images, which the head of their module matches.
-        specs: Protocols and read-outs that the head has been found to fit.
+        specs: Protocols and read-outs, as `fit_scoring_specs` returns them for the head.
         records: Pairs by name, for the sizes of their targets.
     """
 
@@ -55,12 +55,13 @@ class BatchMatcher:
         annotations: GroundTruth | None,
         visit: Callable[[Sequence[TargetGroup]], None] | None = None,
     ) -> list[BatchPredictions]:
-        """Match the batch as it is.
+        """Match the shared keypoints of a batch, whose sources are in the pose that they come in.
 
         Args:
             batch: Batch of pairs, with annotations on the CPU.
             annotations: Ground truth of published protocols; None where the batch itself is enough.
-            visit: Called with the groups of targets as well, once they are matched, while their features are there.
+            visit: Function that is called with the groups of targets after they have been matched, while their
+                features are still in memory; None calls nothing.
 
         Returns:
             The predictions of every specification, in their order, on the CPU.
@@ -103,8 +104,8 @@ class BatchMatcher:
         """Write matches, each in the order of its pairs' shared keypoints, into the predictions of its specifications.
 
         Args:
-            predictions: Predictions of every specification.
-            matches_by_target: Specifications, pairs and their matches.
+            predictions: Predictions of every specification, which are filled in.
+            matches_by_target: Indices of the specifications, indices of the pairs and their matches, for each target.
             shared: Keypoints that both images of a pair show.
         """
         values = iter(

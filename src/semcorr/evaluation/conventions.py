@@ -21,19 +21,26 @@ EPSILON = 1e-4  # how far inside the view SD4Match, Visual-AI and MARCO keep poi
 
 
 class ResizeGeometry(NamedTuple):
-    """Geometry of the originals of a batch in their square views."""
+    """Geometry of the originals of a batch in their square views, in pixels."""
 
     size: Float[Tensor, "b 2"]  # width and height of the originals
     inside: Float[Tensor, "b 2"]  # of the resized original inside the view
     offset: Float[Tensor, "b 2"]  # padding to the left and above
     scale: Float[Tensor, "b 2"]  # view pixels per original pixel, by the plain ratio of sides
-    side: int
+    side: int  # of the view, without its margin
 
 
 def resize_geometry(
     size: Float[Tensor, "b 2"], inside: Float[Tensor, "b 2"], offset: Float[Tensor, "b 2"], side: int
 ) -> ResizeGeometry:
-    """Build the geometry; one ratio for both axes where the aspect is kept, however `inside` was rounded."""
+    """Build the geometry; one ratio for both axes where the aspect is kept, however `inside` was rounded.
+
+    Args:
+        size: Width and height of the originals, in pixels.
+        inside: Width and height of the resized originals inside the view; both are `side` where they are stretched.
+        offset: Padding to the left and above, in view pixels.
+        side: Side of the view, in pixels.
+    """
     stretched = (inside == side).all(-1, keepdim=True)
     scale = torch.where(stretched, side / size, side / size.amax(-1, keepdim=True))
     return ResizeGeometry(size, inside, offset, scale, side)
@@ -45,8 +52,13 @@ def original_to_view(
     """Convert original pixels to view pixels.
 
     exact: (x + 1/2) s + o - 1/2, s = inside / size. ratio: x S / W + o. fitted: x inside / size + o, each axis by
-    itself. whole: as ratio, cut to whole pixels. aligned: x (inside - 1) / (size - 1) + o. Clamped points stay within
-    the image's part of the view.
+    itself. whole: as ratio, cut to whole pixels. aligned: x (inside - 1) / (size - 1) + o.
+
+    Args:
+        points: Original pixels.
+        geometry: Geometry of the images that the points are in.
+        fit: One of the formulas above, as `Protocol.scaling` names them.
+        clamp: Keep points within the image's part of the view.
     """
     factor, offset = _factor(geometry, fit)[:, None], geometry.offset[:, None]
     view = (points + 0.5) * factor + offset - 0.5 if fit == "exact" else points * factor + offset
@@ -58,7 +70,7 @@ def original_to_view(
 
 
 def view_to_original(points: Float[Tensor, "b n 2"], geometry: ResizeGeometry, fit: str) -> Float[Tensor, "b n 2"]:
-    """Convert view pixels to original pixels: the inverse of `original_to_view`, but for what it clamps or cuts."""
+    """Convert view pixels to original pixels: the inverse of `original_to_view`, except where it clamps or cuts."""
     factor, offset = _factor(geometry, fit)[:, None], geometry.offset[:, None]
     return (points + 0.5 - offset) / factor - 0.5 if fit == "exact" else (points - offset) / factor
 
@@ -74,7 +86,13 @@ def view_to_source_cell(points: Float[Tensor, "b n 2"], side: int, grid: int, lo
     """Convert view pixels to the (fractional) cell at which a source map of `grid` x `grid` cells is read.
 
     centre: (x + 1/2) g / S - 1/2. containing: floor(x g / S). aligned: x (g - 1) / (S - 1).
-    fraction: x g / S. aligned_fraction: x (g - 1) / S.
+    fraction: x g / S. aligned_fraction: x (g - 1) / S. Cells beyond the map become the nearest on it.
+
+    Args:
+        points: View pixels.
+        side: Side S of the view, in pixels.
+        grid: Cells g along a side of the map.
+        lookup: One of the formulas above, as `Protocol.lookup` names them.
 
     >>> points = torch.tensor([[[6.5, 14.0]]]).double()
     >>> view_to_source_cell(points, 840, 60, "centre"), view_to_source_cell(points, 840, 60, "containing")
@@ -94,8 +112,14 @@ def view_to_source_cell(points: Float[Tensor, "b n 2"], side: int, grid: int, lo
 def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, decode: str) -> Float[Tensor, "b n 2"]:
     """Convert cells of the target to view pixels.
 
-    centre: (k + 1/2) S / g - 1/2; for 60 cells of 840 pixels, 14 k + 6.5. half_stride: k S / g + S / 2g; 14 k + 7.
+    centre: (k + 1/2) S / g - 1/2; for 60 cells in 840 pixels, 14 k + 6.5. half_stride: k S / g + S / 2g; 14 k + 7.
     aligned: k (S - 1) / (g - 1). fraction: k S / g.
+
+    Args:
+        cells: Cells k, fractional where the read-out is.
+        side: Side S of the view, in pixels.
+        grid: Cells g along a side of the map.
+        decode: One of the formulas above, as `Protocol.decode` names them; `native` is none of them.
 
     >>> last = torch.tensor([[[0.0, 59.0]]]).double()
     >>> ways = ("centre", "half_stride", "aligned", "fraction")
@@ -111,7 +135,7 @@ def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, dec
 
 
 def box_extent(box: Float[Tensor, "b 4"], geometry: ResizeGeometry, fit: str) -> Float[Tensor, " b"]:
-    """Return the longer side of a box whose sides were scaled axis by axis, in view pixels."""
+    """Return the longer side of a box, given in original pixels, after each axis is scaled to view pixels."""
     return ((box[:, 2:] - box[:, :2]) * _factor(geometry, fit)).amax(-1)
 
 
@@ -122,8 +146,8 @@ class GroundTruth(NamedTuple):
     target: Float[Tensor, "b n 2"]
     source_geometry: ResizeGeometry
     target_geometry: ResizeGeometry
-    box: Float[Tensor, "b 4"]  # of the target
-    extent: Float[Tensor, " b"]
+    box: Float[Tensor, "b 4"]  # x1 y1 x2 y2 of the target's object
+    extent: Float[Tensor, " b"]  # what alpha is a fraction of
     by_image: Bool[Tensor, " b"]  # the extent is the longer side of the image, not of the box
 
 
@@ -132,6 +156,15 @@ def ground_truth(records: Sequence[PairRecord], side: int, resize: str, device: 
 
     A margin of the view is left out: probe3d pads its 800 pixels to a whole number of patches (evals/models/dino.py:61)
     and leaves points and cells in the 800.
+
+    Args:
+        records: Records of the pairs.
+        side: Side of the view, in pixels, with its margin.
+        resize: Placing of the images in the view, as `data.resize` takes it.
+        device: Device of the result.
+
+    Raises:
+        UserError: The extent of a pair is neither of its target's box nor of its image.
     """
     resize, margin = split_resize(resize)
     side -= 2 * margin
@@ -153,7 +186,14 @@ def ground_truth(records: Sequence[PairRecord], side: int, resize: str, device: 
 
 
 def view_geometry(images: Sequence[ImageRecord], side: int, resize: str, device: torch.device) -> ResizeGeometry:
-    """Compute the geometry of images in their square views."""
+    """Compute the geometry of images in their square views.
+
+    Args:
+        images: Records of the images.
+        side: Side of the view, in pixels, without a margin.
+        resize: Placing of the images in the view: `squash`, `letterbox` or `corner`.
+        device: Device of the result.
+    """
     fits = [fit_to_square(image.size, side, resize) for image in images]
     sizes = ([image.size for image in images], [fit.size for fit in fits], [fit.offset for fit in fits])
     size, inside, offset = (torch.tensor(values, dtype=torch.double, device=device) for values in sizes)
@@ -185,7 +225,7 @@ def query_points(pairs: GroundTruth, protocol: Protocol, grid: int, stride: floa
         pairs: Annotations of the pairs.
         protocol: Protocol that defines where the map is read.
         grid: Cells along a side of the map.
-        stride: Pixels of the view, its margin included, per cell.
+        stride: Pixels of the whole view, its margin included, per cell.
     """
     side = pairs.source_geometry.side
     points = pairs.source.floor() if protocol.points == "floor" else pairs.source
@@ -202,7 +242,10 @@ def score_predictions(
         pairs: Annotations of the pairs.
         protocol: Protocol that defines the error.
         cells: Predicted cells of the target's map, or its original pixels where the protocol decodes natively.
-        grid: Cells along a side of the map.
+        grid: Cells along a side of the map; of no meaning where the protocol decodes natively.
+
+    Returns:
+        Predictions in original target pixels, and their errors as fractions of the extent, in the protocol's frame.
     """
     geometry = pairs.target_geometry
     if protocol.points == "floor":

@@ -30,6 +30,12 @@ def detect_keypoints(
         sources: Features of the source images, one image each; transformed as the target.
         batch: Batch that the pairs are part of.
         pairs: Indices of the pairs in the batch, one per source.
+
+    Returns:
+        A row for each pair, alpha and keypoint that the source shows, with the columns of `metrics.kap.SCHEMA`.
+
+    Raises:
+        UserError: A similarity is not finite.
     """
     tables = []
     for i, source in zip(pairs, sources, strict=True):
@@ -63,7 +69,7 @@ def detect_keypoints(
 
 
 def gather_detections(tables: Sequence[pa.Table]) -> pa.Table:
-    """Gather the detections of all processes on every process."""
+    """Gather the detections of all processes on every process, sorted by pair, alpha and keypoint."""
     return gather_tables(tables, SCHEMA, ("pair", "alpha", "keypoint"))
 
 

@@ -1,4 +1,4 @@
-"""One pass over a split: encode every image once, match every target once, score every pair by every specification."""
+"""Evaluation of a split: encode every image once, match every target once, score every pair by every specification."""
 
 import time
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ class EvaluationResult(NamedTuple):
 
     Attributes:
         specs: Protocols and read-outs; the first is the one reported.
-        spec_scores: Scores of each specification.
-        scores: Scores as metrics.json has them.
+        spec_scores: Scores of each specification, as `PCK.compute` returns them.
+        scores: Scores as metrics.json has them, see `metrics_dict`.
         tables: Rows by name: `predictions`, and `poses` and `detections` where they are computed; none for a
             validation.
         grid: Columns and rows of the similarities; None where features were matched at the image's own resolution.
-        seconds: Time by stage.
+        seconds: Seconds of the stages `encode` and `match`, on this process.
     """
 
     specs: Sequence[ScoringSpec]
@@ -56,8 +56,11 @@ class Evaluator:
         setup: The module, and the split that it is evaluated on.
         specs: Protocols and read-outs; all of them see the same features.
         keeps_rows: Store a row per keypoint and specification, and not the scores alone.
-        pose: Poses in which sources are tried.
-        kap: Detect also the keypoints that the target does not show.
+        pose: Poses in which sources are tried; None leaves them as they are.
+        kap: Detect every keypoint that a source shows, also where the target does not show it.
+
+    Raises:
+        UserError: The head does not support a specification.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class Evaluator:
 
     @torch.no_grad()
     def encode(self, batches: int, use_cached_features: bool) -> None:
-        """Encode every image of the pairs once; none where the backbone takes pairs of pixels.
+        """Encode every image of the pairs once; do nothing where the backbone takes pairs of pixels.
 
         Args:
             batches: Number of the split's batches on each process.
@@ -110,6 +113,9 @@ class Evaluator:
 
         Returns:
             The predictions of every specification, in their order, on the CPU.
+
+        Raises:
+            UserError: A feature, a similarity or a prediction is not finite.
         """
         start = time.perf_counter()
         batch = place_batch(batch, self.group.device)
@@ -151,10 +157,10 @@ class Evaluator:
         return predictions
 
     def compute(self, with_tables: bool = True) -> EvaluationResult:
-        """Return the scores of all batches of all processes.
+        """Return the scores of all batches of all processes; every process must call it.
 
         Args:
-            with_tables: Gather the rows as well.
+            with_tables: Gather the rows as well; otherwise the result has no tables.
         """
         metrics = [pck.to(self.group.device).compute() for pck in self.pck]  # NCCL adds up what GPUs hold
         tables = self.gather_tables() if with_tables else {}
@@ -234,9 +240,9 @@ def require_finite_predictions(
 
     Args:
         batch: Batch of pairs; only keypoints that both images show are checked.
-        predicted: Predictions in pixels.
+        predicted: Predictions in original target pixels.
         score: Similarity of the best cell.
-        localise: The read-out's name.
+        localise: Name of the read-out, for the message.
 
     Raises:
         UserError: A value is not finite; the message names the first pair and keypoint.

@@ -26,11 +26,11 @@ class CorrespondenceModel(Protocol):
     """A backbone with a head, as the evaluator sees it.
 
     Attributes:
-        backbone: Images to features.
-        head: Features and query points to similarity.
-        frozen: The frozen blocks of the backbone.
-        sweep_cache: Function from images, and a function that computes their features, to the cache of these features
-            that the jobs of a sweep share; None outside a sweep.
+        backbone: Network from images to features.
+        head: Module from features and query points to similarity.
+        frozen: Frozen blocks of the backbone, with their cached features.
+        sweep_cache: Function that takes images and a function that computes their features, and returns the cache of
+            these features that the jobs of a sweep share; None outside a sweep.
     """
 
     backbone: Backbone
@@ -50,7 +50,7 @@ class EvaluationSetup(NamedTuple):
         data: The benchmark.
         split: Name of its split.
         group: Processes that share the work.
-        context: Context of the precision that features are computed in.
+        context: Function that makes the context of the precision that features are computed in.
     """
 
     module: CorrespondenceModel
@@ -68,7 +68,7 @@ def transformed_feature_origin(module: CorrespondenceModel) -> str:
 
 
 class ImageFeatures:
-    """Features by the names of images.
+    """Features of the images of a split by their names, available after `encode`.
 
     Args:
         setup: The module that computes them, and the split whose images they are of.
@@ -79,12 +79,12 @@ class ImageFeatures:
         self.cache = FeatureCache(0, self.group.device)
 
     def __call__(self, name: str) -> FeatureMap:
-        """Return the features of one image."""
+        """Return the features of one image, a batch of one, transformed if the head is a `SiameseHead`."""
         values = {key: value[None].to(self.group.device, non_blocking=True) for key, value in self.cache[name].items()}
         return from_channels_last(values, self.module.backbone.size / values["cells"].shape[2])
 
     def image_maps(self, names: Sequence[str]) -> ImageMaps:
-        """Return the maps that a joint backbone joins, of several images."""
+        """Return the maps of several images, which a joint backbone joins, in the order of the names."""
         return ImageMaps(self.module.frozen.cache_config.restore(self.cache.stack(names, self.group.device)))
 
     def transform(self, maps: FeatureMap) -> FeatureMap:
@@ -97,7 +97,7 @@ class ImageFeatures:
         return transformed_feature_origin(self.module)
 
     def encode(self, images: list[ImageVariant], use_cached_features: bool) -> None:
-        """Encode images.
+        """Encode images; the jobs of a sweep on one process share the result.
 
         Args:
             images: The images and variants.
@@ -118,7 +118,7 @@ class ImageFeatures:
         def compute(image: Tensor) -> Values:
             """Encode a batch of images and transform its features."""
             with self.context():
-                if backbone.joint:  # the head adapts what is joined
+                if backbone.joint:  # the head transforms what is joined
                     return backbone.read_maps(image).values
                 return to_channels_last(self.transform(backbone(image)))
 

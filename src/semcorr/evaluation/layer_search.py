@@ -32,17 +32,17 @@ class LayerSet(NamedTuple):
 def search_beam(
     score_sets: Callable[[Sequence[Layers]], Sequence[float]], choices: Sequence[int], width: int, most: int
 ) -> Iterator[list[LayerSet]]:
-    """Yield the sets of one layer, then those of two, and so on, each time with the best set first.
+    """Yield the scored sets of one layer, then those of two, and so on, each time with the best set first.
 
     The `width` best sets of a round are kept, and each of them is enlarged by every other layer for the next: Min et
     al. (2019, "Hyperpixel Flow"). Their search begins with the first layers and adds deeper ones only; here
     any layer may come first and be added. Of sets with the same score, the one with shallower layers comes first.
 
     Args:
-        score_sets: Function from the sets of a round to their scores.
+        score_sets: Function from the sets of a round to their scores, of which more is better.
         choices: Layers to choose from.
-        width: Sets that are kept of each round.
-        most: Layers of the largest sets.
+        width: Number of sets that are kept of each round.
+        most: Number of layers of the largest sets.
 
     >>> [best, *_], _ = search_beam(lambda sets: [-abs(sum(layers) - 5) for layers in sets], [1, 2, 3, 4], 2, 2)
     >>> best
@@ -70,9 +70,9 @@ class LayerScorer:
     What a set scores is what an evaluation with `backbone.layers` scores.
 
     Args:
-        setup: A module whose backbone reads all layers that sets are made of, and whose head has no weights, and the
-            split; no other process shares the work.
-        spec: Protocol and read-out.
+        setup: A module whose backbone reads all layers that sets are made of and whose head has no weights, and the
+            split; all work is done by a single process.
+        spec: Protocol and read-out that sets are scored by.
     """
 
     def __init__(self, setup: EvaluationSetup, spec: ScoringSpec) -> None:
@@ -129,7 +129,7 @@ class LayerScorer:
 
 
 def keep_pairs(data: PairDataModule, split: str, count: int | None) -> None:
-    """Keep so many pairs of a split, taken evenly from its list; all if there are fewer, or None."""
+    """Keep `count` pairs of a split, taken evenly from its list; all of them if it has fewer, or `count` is None."""
     pairs = data.pairs(split)
     if count is not None and count < len(pairs):
         subset = [pairs[i * len(pairs) // count] for i in range(count)]

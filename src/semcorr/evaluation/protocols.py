@@ -79,6 +79,9 @@ class Protocol:
         pooling: Reported number: the mean over pairs of their share (`image`), over all keypoints (`point`), or
             over categories of the latter, each counting once (`category`, probe3d) or as many times as it has pairs
             (`category_by_pairs`, sd-dino).
+
+    Raises:
+        UserError: An axis has another value than those listed.
     """
 
     name: str = "semcorr"
@@ -127,6 +130,9 @@ class Protocol:
         """Return the protocol as used in a run with this `resize`; its name says what is not as published.
 
         A margin is probe3d's own wherever its 800 pixels are no whole number of patches.
+
+        Raises:
+            UserError: The protocol decodes natively, and images would not be squashed.
         """
         if self.decode == "native" and resize != "squash":
             raise UserError(f"`data.resize` must be squash for {self.name}, whose maps cover the image, got {resize!r}")
@@ -173,7 +179,15 @@ PRESETS = (
 
 
 def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -> Protocol:
-    """Return a published protocol, or a variant of it with some axes changed, which its name then lists."""
+    """Return a published protocol, or a variant of it with some axes changed, which its name then lists.
+
+    Args:
+        name: Name of the published protocol, one of `PRESETS`.
+        changed: Fields of `Protocol` that differ from it.
+
+    Raises:
+        UserError: There is no such protocol, field or value.
+    """
     presets = {item.name: item for item in PRESETS}
     if name not in presets:
         raise UserError(f"`protocol` must be one of {', '.join(presets)}, got {name!r}")
@@ -188,7 +202,15 @@ def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -
 
 
 def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
-    """Return protocols to score side by side; without names, all that are defined on these pixels."""
+    """Return protocols to score side by side.
+
+    Args:
+        names: Names of published protocols; None, all that are defined on images that are resized like this.
+        resize: Placing of the images in their squares, as `data.resize` takes it.
+
+    Raises:
+        UserError: No name is given, one is given twice, or there is no such protocol.
+    """
     if names is None:
         return [preset.with_resize(resize) for preset in PRESETS if preset.exact or preset.resize == resize]
     if not names or len(set(names)) < len(names):
@@ -197,7 +219,15 @@ def protocol_list(names: Sequence[str] | None, resize: str) -> list[Protocol]:
 
 
 def shared_resize(names: Sequence[str], benchmark: str | None = None) -> str:
-    """Return the image geometry that protocols share on a benchmark, since a run has only one."""
+    """Return the placing of images that protocols share on a benchmark, since a run has only one.
+
+    Args:
+        names: Names of published protocols.
+        benchmark: Name of the benchmark, on which MARCO's placing may be another; None for none in particular.
+
+    Raises:
+        UserError: They need different ones.
+    """
     presets = [preset for preset in map(protocol_preset, names) if not preset.exact]
     needed = {preset.resize_for(benchmark): preset.name for preset in presets}
     if len(needed) > 1:
@@ -229,7 +259,10 @@ def build_scoring_specs(
 ) -> tuple[list[ScoringSpec], Readout]:
     """Return the specifications of all protocols with all read-outs, and the read-out to localise by.
 
-    With `ProtocolReadout` every protocol has its own read-out alone, and the first one's is that to localise by.
+    Args:
+        protocols: Protocols; the first is the one reported.
+        localise: Read-out, or a `ReadoutList`. With `ProtocolReadout` every protocol has its own read-out alone, and
+            the first one's is that to localise by.
     """
     if isinstance(localise, ProtocolReadout):
         return [ScoringSpec(protocol, protocol.read_out) for protocol in protocols], protocols[0].read_out
@@ -237,10 +270,13 @@ def build_scoring_specs(
 
 
 def fit_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> list[ScoringSpec]:
-    """Refuse specifications that the head does not support, and return them as the head can be scored by them.
+    """Return specifications as the head can be scored by them, and refuse those that it does not support.
 
     A head that sees both images reads the source map itself: nothing can be normalised before that, and the name says
     so.
+
+    Raises:
+        UserError: A protocol needs cosines or products of features, and the head does not compare by them.
     """
     fitting = []
     for protocol, rule in specs:
@@ -267,6 +303,10 @@ def metrics_dict(specs: Sequence[ScoringSpec], spec_scores: Sequence[JsonObject]
     """Return the scores of metrics.json: of the first specification, and of the others beside it if there are any.
 
     `headline` is what the protocol's authors report, at each alpha.
+
+    Args:
+        specs: Specifications, the reported one first.
+        spec_scores: Scores of each specification, as `PCK.compute` returns them.
     """
     scores: JsonObject = spec_scores[0] | _protocol_options(specs[0])
     names = list(dict.fromkeys(spec.protocol.name for spec in specs))

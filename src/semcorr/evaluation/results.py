@@ -44,7 +44,7 @@ SUMMARY_ALPHA = 0.1  # the alpha of intervals and classes
 def summarise_predictions(
     table: pa.Table, data: PairDataModule, grid: tuple[int, int] | None, tolerance: Tolerance = INCLUSIVE
 ) -> JsonObject:
-    """Summarise the rows of one read-out under one protocol, beside `pck`, in JSON's types.
+    """Compute what metrics.json holds beside `pck`, from the rows of one read-out under one protocol.
 
     Args:
         table: Rows of the predictions.
@@ -77,7 +77,15 @@ def summarise_predictions(
 def quantisation_ceiling(
     rows: Predictions, pairs: Sequence[PairRecord], side: int, resize: str, grid: tuple[int, int]
 ) -> JsonObject:
-    """Compute the PCK of the best cell centre for every keypoint, under our own protocol."""
+    """Compute the PCK of the best cell centre for every keypoint, under our own protocol.
+
+    Args:
+        rows: Predictions, of which only the keypoints matter.
+        pairs: Records of the pairs, in the order of `rows.pairs`.
+        side: Side of the square that images are resized to, in pixels.
+        resize: Placing of the images in their squares, as `data.resize` takes it.
+        grid: Columns and rows of the similarities.
+    """
     fits = [fit_to_square(pair.target.size, side, resize) for pair in pairs]
     scale = torch.tensor([fit.scale for fit in fits], dtype=torch.double)[rows.pair]
     offset = torch.tensor([fit.offset for fit in fits], dtype=torch.double)[rows.pair]
@@ -88,7 +96,13 @@ def quantisation_ceiling(
 
 
 def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], tolerance: Tolerance = INCLUSIVE) -> JsonObject:
-    """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth."""
+    """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        pairs: Records of the pairs.
+        tolerance: The protocol's comparison of errors with alpha.
+    """
     metrics: JsonObject = {}
     correct = is_correct(rows, [SUMMARY_ALPHA], tolerance)
     for kind, names in LABELS.items():
@@ -144,7 +158,7 @@ def write_results(result: EvaluationResult, data: PairDataModule, run_dir: Path,
         result: Result of the evaluation.
         data: The benchmark.
         run_dir: Folder of the run.
-        trained_parameters: Number of parameters that were trained.
+        trained_parameters: Number of parameters that were trained, for metrics.json.
     """
     predictions, first = result.tables["predictions"], result.specs[0]
     table = predictions
@@ -268,8 +282,8 @@ def print_subsets(title: str, scores: JsonMapping, counts: str, alpha: str = "0.
     Args:
         title: Title of the table.
         scores: PCK of each name.
-        counts: How many there are, for the caption.
-        alpha: Tolerance.
+        counts: Text with the numbers of pairs or keypoints, for the caption.
+        alpha: Tolerance of the scores that are printed, as metrics.json writes it.
     """
     table = Table(title=title, caption=f"PCK@{alpha} per image in percent; {counts}")
     for header in ("", *SUBSETS):

@@ -19,10 +19,13 @@ class TargetGroup(NamedTuple):
 
 
 def group_by_target(batch: PairBatch, features: ImageFeatures) -> Iterator[list[TargetGroup]]:
-    """Yield the pairs of each target with the features of their images: all at once, or a few as they come.
+    """Yield the pairs of each target with the features of their images.
+
+    All groups come in one list where images have features of their own. Where the features depend on both images of a
+    pair, each pair is a group in a list by itself, so that memory holds a few pairs.
 
     Raises:
-        UserError: Features are not finite; on a GPU it is told once all groups were taken.
+        UserError: Features of pairs are not finite; on a GPU it may be raised as late as after the last group.
     """
     if not features.module.backbone.needs_pair:
         images = {*batch.source.name, *batch.target.name}
@@ -43,10 +46,10 @@ def group_by_target(batch: PairBatch, features: ImageFeatures) -> Iterator[list[
 
 
 def _pair_features(batch: PairBatch, features: ImageFeatures) -> Iterator[tuple[list[int], FeatureMap, FeatureMap]]:
-    """Yield a few pairs, and the features of their sources and targets, as the backbone computes them of pairs.
+    """Yield the indices of a few pairs, and the features of their sources and targets, which depend on both images.
 
-    As many pairs at once as images are encoded at once: each target of a network that runs once for each pair goes
-    through it as often as it has sources.
+    There are as many pairs at once as images are encoded at once: a network that runs once for each pair encodes a
+    target as often as it has sources.
     """
     backbone, most = features.module.backbone, features.data.encoding_batch
     if backbone.needs_pixels:

@@ -48,8 +48,8 @@ DEFAULT_QUERY = QueryOptions()
 class TargetQueries(NamedTuple):
     """Query points of several sources, which are matched to one target."""
 
-    target: FeatureMap  # of one image
-    sources: Sequence[FeatureMap]  # of one image each
+    target: FeatureMap  # of one image; transformed, if the head is a `SiameseHead`
+    sources: Sequence[FeatureMap]  # of one image each; transformed as the target
     points: Sequence[Float[Tensor, "_ 2"]]  # of each source, in its pixels
 
     @property
@@ -61,7 +61,7 @@ class TargetQueries(NamedTuple):
 class TargetMatches(NamedTuple):
     """Positions of the queries in one target."""
 
-    cells: list[Float[Tensor, "q 2"]]  # one per rule, from the same similarity
+    cells: list[Float[Tensor, "q 2"]]  # of the target, by each read-out
     score: Float[Tensor, " q"]  # similarity of the best cell
     stride: float  # image pixels per cell
 
@@ -80,7 +80,20 @@ def match_to_target(
     values: int = VALUES,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> TargetMatches:
-    """Match the query points of several sources to one target image, as `match_to_targets` does."""
+    """Match the query points of several sources to one target image, as `match_to_targets` does.
+
+    Args:
+        head: The head, which turns features and points into similarities.
+        target: Features of the target image; transformed, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each; transformed as the target.
+        points: Query points of each source, in its pixels.
+        rules: Read-outs; all of them are applied to the same similarity.
+        values: Largest number of similarities in memory at once.
+        options: Reading of the sources and comparison.
+
+    Returns:
+        The matches of all points, source by source.
+    """
     return match_to_targets(head, [TargetQueries(target, sources, points)], rules, values, options)[0]
 
 
@@ -174,7 +187,20 @@ def match_bilinear(
     chunk_size: int,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> list[Float[Tensor, "q 2"]]:
-    """Match the four source cells around each point, and blend the four matches by bilinear weights."""
+    """Match the four source cells around each point, and blend the four matches by bilinear weights.
+
+    Args:
+        head: The head, which turns features and points into similarities.
+        target: Features of the target image; transformed, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each and all of one size; transformed as the target.
+        points: Query points of each source, in its pixels.
+        rules: Read-outs that take the similarities of four cells and their weights, as `bilinear_nn`.
+        chunk_size: Largest number of cells that are matched at once, a multiple of four.
+        options: Reading of the sources and comparison.
+
+    Returns:
+        Cells of the target by each read-out, source by source.
+    """
     (h, w), stride = sources[0].values.shape[-2:], sources[0].stride
     cells = (to_grid(image_points, stride).unbind(-1) for image_points in points)
     neighbours = [
@@ -204,6 +230,18 @@ def match_at_full_resolution(
     """Match query points to one target whose features are upsampled to its original `size`; cells are then its pixels.
 
     For heads that compare by cosine, and images that fill the view.
+
+    Args:
+        head: Head that describes the points; the cosines are computed here.
+        target: Transformed features of the target image.
+        sources: Transformed features of the source images, one image each.
+        points: Query points of each source, in its pixels.
+        rules: Read-outs, `bilinear_nn` excepted.
+        size: Width and height of the target's original, in pixels.
+        values: Largest number of cosines in memory at once.
+
+    Returns:
+        The matches of all points, source by source, in original pixels of the target.
     """
     descriptors = _describe_queries(head, sources, points, unit_cells=False)
     others = [rule for rule in rules if rule is not argmax]
@@ -226,7 +264,16 @@ def query_similarities(
     chunk_size: int,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> Iterator[Float[Tensor, "1 q h w"]]:
-    """Yield the similarities of all queries in their order, at most `chunk_size` queries at a time."""
+    """Yield the similarities of all queries, source by source.
+
+    Args:
+        head: The head, which turns features and points into similarities.
+        target: Features of the target image; transformed, if the head is a `SiameseHead`.
+        sources: Features of the source images, one image each; transformed as the target.
+        points: Query points of each source, in its pixels.
+        chunk_size: Largest number of queries whose similarities are computed at once.
+        options: Reading of the sources and comparison.
+    """
     yield from _block_similarities(head, [TargetQueries(target, sources, points)], chunk_size, options)
 
 
@@ -291,7 +338,7 @@ def describe_unit_cells(
 ) -> Float[Tensor, "b n c"]:
     """Interpolate the descriptors of the four cells around each point after making them unit vectors.
 
-    Only these cells are read and normalised, not the map.
+    Points are in pixels of the source, which is transformed. Only these cells are read and normalised, not the map.
     """
     h, w = source.values.shape[-2:]
     index, weights = neighbouring_cells(points, source.stride, h, w)
@@ -301,7 +348,7 @@ def describe_unit_cells(
 
 
 def cell_stride(maps: FeatureMap, similarity: Float[Tensor, "*q h w"]) -> float:
-    """Return the image pixels per cell of a similarity, whose grid a head may have made finer than its features'."""
+    """Return the image pixels per cell of a similarity with a map, whose grid the head may have made finer."""
     return maps.stride * maps.values.shape[-1] / similarity.shape[-1]
 
 
@@ -333,7 +380,14 @@ def all_pairs_similarity(
 ) -> Float[Tensor, "r h w"]:
     """Compute the similarity of the queries (source image, keypoint, target image) among the images of one batch.
 
-    Each image is transformed and described once, and compared with all queries of all images at once.
+    A `SiameseHead` transforms and describes each image once, and compares it with the points of all images at once; any
+    other head is called with all ordered pairs at once.
+
+    Args:
+        head: The head, which turns features and points into similarities.
+        maps: Features of the m images as the backbone computes them, not transformed yet.
+        points: Keypoints of every image, in pixels.
+        queries: Indices of a source image, of one of its keypoints, and of another image, the target.
     """
     if isinstance(head, SiameseHead):
         maps = head.transform(maps)
@@ -350,7 +404,14 @@ def all_pairs_similarity(
 def all_pairs_similarity_from_descriptors(
     head: SiameseHead, descriptors: Float[Tensor, "m n c"], maps: FeatureMap, queries: Int[Tensor, "r 3"]
 ) -> Float[Tensor, "r h w"]:
-    """Compute the similarity of the queries from descriptors of all keypoints and transformed maps."""
+    """Compute the similarity of the queries from descriptors of all keypoints.
+
+    Args:
+        head: Head that compares descriptors with maps.
+        descriptors: Descriptors of the keypoints of every image.
+        maps: Transformed features of the m images.
+        queries: Indices of a source image, of one of its keypoints, and of the target image.
+    """
     source, keypoint, target = queries.unbind(-1)
     m, n, _ = descriptors.shape
     return head.compare(descriptors.flatten(0, 1).expand(m, -1, -1), maps)[target, source * n + keypoint]

@@ -16,6 +16,8 @@ def sample_bilinear(
 ) -> Float[Tensor, "h w c"]:
     """Interpolate bilinearly at columns `x` and rows `y`, in cells; extrapolate up to half a cell beyond the border.
 
+    Columns and rows that are further away get the values at that distance.
+
     >>> sample_bilinear(torch.tensor([[[0.0], [10.0]]]), torch.tensor([-0.5, 0.25, 9.0]), torch.tensor([0.0]))[..., 0]
     tensor([[-5.0000,  2.5000, 15.0000]])
     """
@@ -35,15 +37,16 @@ def interpolate_matches(
 ) -> Float[Tensor, "h w 2"]:
     """Interpolate the matches of cells at columns `x` and rows `y`.
 
-    Bilinear between four cells whose matches lie together; where they do not, an object ends, and points move with
-    the nearest cell: a position between two objects is on neither.
+    The interpolation is bilinear between four cells whose matches lie together. Where they do not, an object ends, and
+    points move with the nearest cell: a position between two objects is on neither.
 
     Args:
         matches: Match of every cell, in pixels.
         x: Columns, in cells.
         y: Rows, in cells.
         stride: Pixels per cell, in source and target.
-        max_distance: Distance in pixels up to which the matches of four cells lie together.
+        max_distance: Largest distance, in pixels, between the match of the nearest cell and those of the four cells
+            that lie together.
 
     >>> matches = torch.tensor([[[0.0, 0.0], [10.0, 0.0], [90.0, 0.0]]])  # the third lies on another object
     >>> x, y = torch.tensor([0.5, 1.25, 1.75]), torch.tensor([0.0])

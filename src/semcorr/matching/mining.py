@@ -1,6 +1,6 @@
 """Dense matches mined from similarities: mutual neighbours, an affine field, regions that keypoints confirm.
 
-After MARCO (CVPR 2026; visinf/MARCO 1ec16b9, util/flow.py and engine.py). Other than there, the field is evaluated at
+After MARCO (CVPR 2026; visinf/MARCO 1ec16b9, util/flow.py and engine.py). Unlike there, the field is evaluated at
 the points themselves and not on cells that are then enlarged, and its displacements are clustered as vectors and not as
 the colours that they are drawn in. Everything but the neighbours is computed on the CPU in double precision.
 """
@@ -24,11 +24,11 @@ NARROWEST = 1e-6  # variance of a cluster, of displacements of length 1 at most
 
 @dataclass(frozen=True)
 class MiningRules:
-    """How matches are mined; the values are MARCO's, whose images have 630 pixels a side.
+    """Rules by which matches are mined; the values are MARCO's, whose images have 630 pixels a side.
 
     Args:
-        points: Most matches of a pair, drawn from all that are kept.
-        least: A pair with fewer matches than this has none.
+        points: Largest number of matches of a pair, drawn from all that are kept.
+        least: Least number of matches of a pair; one with fewer has none.
         ratio: Least similarity of a neighbour over that of the second best; up to 1 every one passes.
         clusters: Regions that the matches of a pair are divided into, by their displacement, before any are merged.
         least_clusters: Regions below which none are merged.
@@ -53,11 +53,11 @@ class PointPairs(NamedTuple):
     target: Float[np.ndarray, "n 2"]
 
     def select(self, keep: Bool[np.ndarray, " n"] | Int[np.ndarray, " m"]) -> "PointPairs":
-        """Return some of them."""
+        """Return some of the pairs, by a mask or by their indices."""
         return PointPairs(self.source[keep], self.target[keep])
 
     def join(self, other: "PointPairs") -> "PointPairs":
-        """Return these and others."""
+        """Return these pairs followed by others."""
         return PointPairs(np.concatenate((self.source, other.source)), np.concatenate((self.target, other.target)))
 
 
@@ -66,15 +66,15 @@ def mutual_neighbours(
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
     """Find the cells of two images that are each other's most similar.
 
-    With `ratio` 0.9, as MARCO has it, every best cell of positive similarity passes: only a number above 1 asks for a
-    margin over the second best. Fewer than three that pass are too few for a triangle: then the ratio is not asked.
+    With `ratio` 0.9, as MARCO has it, every best cell of positive similarity passes: only a number above 1 demands a
+    margin over the second best. Fewer than three that pass are too few for a triangle: then the ratio is ignored.
 
     Args:
         similarity: Similarities of the source's cells to the target's, some rows at a time.
         ratio: Least similarity of the best over that of the second best.
 
     Returns:
-        Numbers of the source's cells, and of the target's.
+        Indices of the source's cells, and of the target's cell for each.
 
     >>> mutual_neighbours([torch.tensor([[0.9, 0.1], [0.8, 0.2]])])  # both rows prefer the first cell, it the first row
     (tensor([0]), tensor([0]))
@@ -109,8 +109,12 @@ def affine_field(
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
     """Map points by the triangles of the anchors' Delaunay triangulation, each affinely, as its corners are mapped.
 
+    Args:
+        anchors: Points whose places are known; fewer than three, or all of them on a line, make no triangle.
+        points: Points to map, in the pixels of the anchors' sources.
+
     Returns:
-        The mapped points, and which of them lie in a triangle; the others are not finite.
+        The mapped points, and which of them lie in a triangle; the others are NaN.
 
     >>> corners = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
     >>> affine_field(PointPairs(corners, 2 * corners), np.array([[1.0, 1.0], [9.0, 9.0]]))
@@ -141,9 +145,9 @@ def cluster_displacements(
     """Divide points into regions of similar displacement, by k-means and merging (`merge_clusters`).
 
     Args:
-        displacement: Displacements, of which long ones are shortened to the 95th percentile of the lengths.
-        most: Clusters of k-means.
-        least: Clusters below which none are merged.
+        displacement: Displacement of each point; long ones are shortened to the 95th percentile of the lengths.
+        most: Number of clusters of k-means, before any are merged.
+        least: Number of clusters at which merging stops.
         rng: Random numbers for the first centres.
 
     Returns:
@@ -158,7 +162,7 @@ def cluster_displacements(
 def choose_centres(values: Float[np.ndarray, "n d"], count: int, rng: Generator) -> Float[np.ndarray, "k d"]:
     """Draw first centres for k-means: each value with a chance by its squared distance to those drawn (k-means++).
 
-    Fewer than `count`, if fewer values differ.
+    There are fewer than `count` centres if fewer values differ.
     """
     centres = values[rng.integers(len(values), size=1)]
     while len(centres) < count:
@@ -210,7 +214,14 @@ def merge_clusters(
 
 
 def merge_gain(values: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], first: int, second: int) -> float:
-    """Compute how much half the Bayesian information criterion falls if two clusters are merged."""
+    """Compute how much half the Bayesian information criterion falls if two clusters are merged.
+
+    Args:
+        values: Values of all clusters.
+        labels: Cluster of each value.
+        first: Label of one of the two clusters.
+        second: Label of the other.
+    """
     in_first, in_second = labels == first, labels == second
     likelihood = (
         log_likelihood(values[in_first | in_second])
@@ -227,7 +238,7 @@ def log_likelihood(values: Float[np.ndarray, "n d"]) -> float:
 
 
 def cluster_means(values: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, "k d"]:
-    """Return the means of the clusters that have values, by the clusters' numbers."""
+    """Return the means of the clusters that have values, in the order of their labels."""
     return np.stack([values[labels == label].mean(axis=0) for label in np.unique(labels)])
 
 
@@ -247,10 +258,10 @@ def confirmed_matches(
 
     Args:
         matches: Matches of all regions.
-        labels: The region of each.
+        labels: Region of each match.
         keypoints: True correspondences.
-        radius: Largest distance, in pixels.
-        agreement: Least share.
+        radius: Largest distance along x and along y, in pixels, at which a keypoint is in a region.
+        agreement: Least share of a region's source keypoints that must be in it in the target.
     """
     near = [
         np.abs(points[:, None] - true).max(axis=-1) <= radius for points, true in zip(matches, keypoints, strict=True)
@@ -277,7 +288,7 @@ def mine_matches(
     Args:
         neighbours: Matches by features, see `mutual_neighbours`; some are wrong.
         keypoints: True correspondences, on the objects.
-        candidates: Points on the object of the source that are to be matched.
+        candidates: Points on the object of the source that are to be matched, in pixels.
         target_mask: Pixels of the object in the target; its side is that of the image.
         rules: How matches are mined.
         rng: Random numbers, for k-means and for the choice of `rules.points` matches.

@@ -20,8 +20,8 @@ class PropagationRule(NamedTuple):
     """The rule by which labels are propagated; the values are DINO's.
 
     Attributes:
-        neighbours: Number of cells that a label is a mean of, of all earlier frames together.
-        radius: Cells that a label may move in x and y between two of the frames; None: any number.
+        neighbours: Number of cells that a label is a mean of, among those of all earlier frames together.
+        radius: Cells that a label may move along x and along y between two of the frames; None, any number.
         temperature: Temperature of the softmax over the neighbours' similarities.
     """
 
@@ -41,10 +41,13 @@ def propagate_labels(
 
     Args:
         target: Features of the frame.
-        sources: Features of the earlier frames.
-        labels: Labels of the earlier frames, a share for each.
-        rule: The rule.
+        sources: Features of the t earlier frames.
+        labels: Share of each of n labels in every cell of the earlier frames.
+        rule: Rule by which cells take labels from others.
         values: Largest number of similarities in memory at once.
+
+    Returns:
+        Share of each label in every cell of the frame.
     """
     h, w = target.shape[-2:]
     target, sources = normalize(target, dim=0), normalize(sources, dim=1)

@@ -2,8 +2,9 @@
 
 Every rule takes similarity (b n h w) and returns cells (b n 2), (x, y) with cell centres at
 integers; `coords.to_image` turns them into pixels. `temperature` divides the similarity before a
-softmax: small is sharp. Cells are computed in single precision at least, and without a matrix product:
-bfloat16 has 8 bits, and so has what autocast multiplies.
+softmax: small is sharp. `best` is the most similar cell, where the caller has found it already.
+Cells are computed in single precision at least, and without a matrix product: bfloat16 has 8 bits,
+and so has what autocast multiplies.
 
 On a CPU, where nothing needs a gradient, a softmax is not normalised, but its mean is, and exponentials are taken less
 that of the best cell in one buffer: half the time of PyTorch's softmax.
@@ -70,6 +71,11 @@ def bilinear_nn(
 
     It needs four queries per point: see `matching.batched.match_bilinear`.
 
+    Args:
+        similarity: Similarities of the four source cells around each point.
+        weights: Bilinear weights of the four cells.
+        best: Most similar cell of every source cell, (b, 4 n); it is searched for if left out.
+
     >>> similarity = torch.zeros(1, 1, 4, 1, 9)
     >>> similarity[0, 0, [0, 1, 2, 3], 0, [2, 2, 6, 6]] = 1
     >>> bilinear_nn(similarity, torch.tensor([[[0.75, 0.0, 0.25, 0.0]]]))  # a quarter of the way from 2 to 6
@@ -105,6 +111,16 @@ def window_soft_argmax(
 
     The window is cut at the border. Cells outside it get no weight at all, or with `outside="zero"` that of
     a similarity of 0: the released code multiplies the map by a mask, which leaves them e^0 each.
+
+    Args:
+        similarity: Similarity of every query with every cell.
+        window: Cells along a side of the window, an odd number.
+        temperature: Divisor of the similarity before the softmax.
+        outside: Weight of the cells outside the window: `none` or `zero`.
+        best: Most similar cell of every query; it is searched for if left out.
+
+    Raises:
+        UserError: `outside` is another word.
     """
     if outside not in ("none", "zero"):
         raise UserError(f"`localise.outside` must be none or zero, got {outside!r}")
@@ -133,9 +149,14 @@ def _blend_with_zeros(
 ) -> Float[Tensor, "b n 2"]:
     """Average the cells of the window with all other cells at a logit of 0.
 
-    The sum of the other cells is that of the map less the window's.
+    The sum of the other cells is that of the map less the window's: the map is not read a second time.
 
-    `expected` is the expectation within the window; the map is not read a second time.
+    Args:
+        expected: Mean cell within the window.
+        logits: Logits of the window's cells, minus infinity for those beyond the border.
+        inside: Which cells of a stretch are in the window.
+        corner: First column and row of each stretch.
+        size: Columns and rows of the map.
     """
     w, h = size
     total = logits.flatten(2).logsumexp(-1)
@@ -162,7 +183,13 @@ def kernel_soft_argmax(
 ) -> Float[Tensor, "b n 2"]:
     """Apply soft-argmax to the map times a Gaussian around the best cell (SFNet).
 
-    `sigma` is in cells; 7 and 0.03 as in the unified benchmark's code.
+    The defaults are those of the unified benchmark's code.
+
+    Args:
+        similarity: Similarity of every query with every cell.
+        sigma: Standard deviation of the Gaussian, in cells.
+        temperature: Divisor of the product before the softmax.
+        best: Most similar cell of every query; it is searched for if left out.
     """
     similarity = _to_single(similarity)
     peak = best or find_peak(similarity)
@@ -189,6 +216,13 @@ def apply_readouts(
     similarity: Float[Tensor, "b n h w"], rules: Sequence[Readout]
 ) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
     """Apply every rule to a similarity, and return its maximum too. The best cell is searched for once.
+
+    Args:
+        similarity: Similarity of every query with every cell.
+        rules: Read-outs of one query per point, so `bilinear_nn` is none of them.
+
+    Returns:
+        Cells by each rule, and the similarity of the best cell of every query.
 
     >>> rules = [argmax, partial(soft_argmax, temperature=1e-3)]
     >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), rules)
@@ -290,6 +324,9 @@ class ReadoutList:
 
     Args:
         rules: Read-outs, each as `localise` takes it; or their names, as in `localise=[argmax,window_5,kernel_7]`.
+
+    Raises:
+        UserError: There is none, one is named twice, or a name is unknown.
     """
 
     def __init__(self, rules: Sequence[Readout | str]) -> None:
@@ -310,7 +347,10 @@ class ProtocolReadout:
 
 
 def parse_readout(name: str) -> Readout:
-    """Return the read-out of a short name.
+    """Return the read-out of a short name, one of `READOUT_NAMES`.
+
+    Raises:
+        UserError: There is no such read-out, or its window is even.
 
     >>> readout_label(parse_readout("window_5")), readout_label(parse_readout("kernel_2.5"))
     ('window_soft_argmax(window=5)', 'kernel_soft_argmax(sigma=2.5)')

@@ -27,6 +27,14 @@ def sample_descriptors(
 
     Cells are read at their centres. A point in the outer half of a border cell gets that cell. Only
     the four cells around each point are read: the cost of a point does not depend on the size of the map.
+
+    Args:
+        features: Features of a batch of images, in any precision.
+        points: Points of each image, in pixels.
+        stride: Image pixels per cell.
+
+    Returns:
+        The descriptors, in single precision.
     """
     cells, weights = neighbouring_cells(points, stride, *features.shape[-2:])
     if features.device.type == "cpu" and type(features) is Tensor and len(features) and not torch.is_grad_enabled():
@@ -39,7 +47,14 @@ def sample_descriptors(
 def neighbouring_cells(
     points: Float[Tensor, "b n 2"], stride: float, h: int, w: int
 ) -> tuple[Int[Tensor, "b n 4"], Float[Tensor, "b n 4"]]:
-    """Return the four cells around each point, numbered row by row in a map of h x w, and their bilinear weights."""
+    """Return the four cells around each point, numbered row by row, and their bilinear weights.
+
+    Args:
+        points: Points of each image, in pixels; those beyond the centres of the border cells are moved onto them.
+        stride: Image pixels per cell.
+        h: Rows of the map.
+        w: Columns of the map.
+    """
     x, y = to_grid(points.float(), stride).unbind(-1)
     x, y = x.clamp(0, w - 1), y.clamp(0, h - 1)
     left, above = x.floor(), y.floor()
@@ -54,6 +69,11 @@ def sample_from_each(
     maps: Sequence[Float[Tensor, "1 c h w"]], points: Sequence[Float[Tensor, "_ 2"]], stride: float
 ) -> Float[Tensor, "q c"]:
     """Sample descriptors in each of several maps of one size, as `sample_descriptors` does; without gradients.
+
+    Args:
+        maps: Features of one image each; the same object may occur repeatedly.
+        points: Points of each map's image, in pixels.
+        stride: Image pixels per cell, of all maps.
 
     >>> maps = [torch.full((1, 1, 2, 2), value) for value in (3.0, 5.0)]
     >>> sample_from_each(maps, [torch.zeros(1, 2), torch.zeros(2, 2)], stride=14)
@@ -124,9 +144,9 @@ def cosine_similarity_to_each(
     As `cosine_similarity` of each, but written next to each other: several small ones are read out together.
 
     Args:
-        descriptors: Of the points of all maps.
+        descriptors: Descriptors to compare with the maps, those of the first map first.
         counts: Number of descriptors of each map.
-        maps: Features of one size.
+        maps: Features of one image each, all of one size.
     """
     h, w = maps[0].shape[-2:]
     similarity = descriptors.new_empty(1, len(descriptors), h * w, dtype=torch.float32)
@@ -222,7 +242,7 @@ def upsampled_cosine(
 
     A dot product with an interpolated vector is the interpolated dot product. So the products are upsampled, n
     numbers per pixel and not c, and divided by the lengths of the upsampled features, which `upsampled_lengths`
-    has from the products of neighbouring cells.
+    computes from the products of neighbouring cells.
     """
     # In double precision: the last bits of single depend on how many maps are upsampled at once.
     lengths = upsampled_lengths(features.double(), size)[0]
@@ -235,7 +255,13 @@ def upsampled_argmax(
     """Return the pixel of the largest cosine that `upsampled_cosine` gives, and that cosine.
 
     Neighbouring pixels differ by little: the best is searched for in single precision, and chosen among it and its
-    eight neighbours in double precision. At most `values` cosines are in memory at once.
+    eight neighbours in double precision.
+
+    Args:
+        descriptors: Descriptors of the points.
+        features: Features of the image.
+        size: Width and height that the features are upsampled to.
+        values: Largest number of cosines in memory at once.
     """
     products, lengths = _dot_products(descriptors, features), upsampled_lengths(features.double(), size)[0]
     single, (w, h) = lengths.float(), size

@@ -1,1 +1,1 @@
-"""Metrics of keypoint predictions."""
+"""Metrics: from predicted keypoints, dense matches, masks and tracks to scores."""

@@ -20,11 +20,11 @@ from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correc
 def pck_from_predictions(
     rows: Predictions, alphas: Sequence[float] = ALPHAS, correct: Bool[np.ndarray, "a m"] | None = None
 ) -> JsonObject:
-    """Compute what `metrics.pck.PCK.compute` gives for the same predictions, digit by digit.
+    """Compute what `metrics.pck.PCK.compute` gives for the same predictions, digit by digit, but for its headline.
 
     Args:
         rows: Predictions of one read-out and protocol.
-        alphas: Tolerances.
+        alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     correct = is_correct(rows, alphas) if correct is None else correct
@@ -63,8 +63,9 @@ def category_mean(category: dict[str, Scores]) -> JsonObject:
 def subset_proportions(rows: Predictions) -> dict[str, float]:
     """Compute the proportions of the benchmark that are geometry-aware.
 
-    `pairs`: with at least one such keypoint; `keypoints`: of all; `category_pairs`: the plain mean over categories of
-    the share of pairs, which is what GeoAware-SC prints (82.4 % of SPair-71k, with 59.6 % of its keypoints).
+    `pairs` is the share of pairs with at least one such keypoint, and `keypoints` that of all keypoints.
+    `category_pairs` is the plain mean over categories of the share of pairs, which is what GeoAware-SC prints (82.4 %
+    of SPair-71k, with 59.6 % of its keypoints).
     """
     has_ambiguous = np.bincount(rows.pair[rows.ambiguous], minlength=len(rows.pairs)) > 0
     shares = [has_ambiguous[rows.category == c].mean() for c in range(len(rows.categories))]
@@ -76,7 +77,12 @@ def subset_proportions(rows: Predictions) -> dict[str, float]:
 
 
 def error_cdf(rows: Predictions, subset: str = "all") -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each."""
+    """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        subset: Keypoints that are counted: `all`, `geo` or `std`.
+    """
     values, counts = np.unique(rows.error[subset_masks(rows)[subset]], return_counts=True)
     return values, np.cumsum(counts) / max(counts.sum(), 1)
 
@@ -101,9 +107,9 @@ def pck_by_class(
 
     Args:
         rows: Predictions of one read-out and protocol.
-        labels: Classes of pairs by name; None or absent where unknown.
+        labels: Class of each pair by the pair's name; None or absent where it is unknown.
         names: Names of the classes 0, 1, 2 ...
-        alphas: Tolerances.
+        alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     values = [labels.get(name) for name in rows.pairs]
@@ -131,8 +137,8 @@ def pck_by_domains(
 
     Args:
         rows: Predictions of one read-out and protocol.
-        domains: Domains of the source and of the target image, by the pair's name.
-        alphas: Tolerances.
+        domains: Domains of the source and of the target image, by the pair's name; None where one is unknown.
+        alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     known = {pair: (here, there) for pair, (here, there) in domains.items() if here and there}
@@ -157,9 +163,9 @@ def pck_by_category_and_class(
 
     Args:
         rows: Predictions of one read-out and protocol.
-        labels: Classes of pairs by name; None or absent where unknown.
+        labels: Class of each pair by the pair's name; None or absent where it is unknown.
         names: Names of the classes 0, 1, 2 ...
-        alphas: Tolerances.
+        alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
         subset: Keypoints that are counted: `all`, `geo` or `std`.
     """
@@ -187,6 +193,9 @@ def pck_by_keypoint(
     Args:
         rows: Predictions of one read-out and protocol.
         correct: Which keypoints are correct at each alpha.
+
+    Returns:
+        For each category, the number of keypoints of each id, and the share that is correct at each alpha.
     """
     category = rows.category[rows.pair]
     scores: dict[str, dict[int, tuple[int, Float[np.ndarray, " a"]]]] = {}
@@ -210,7 +219,7 @@ def pck_of_heldout(
     Args:
         rows: Predictions of one read-out and protocol.
         heldout: Original ids that were held out, by category.
-        alphas: Tolerances.
+        alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     correct = is_correct(rows, alphas) if correct is None else correct
@@ -231,14 +240,14 @@ def sensitivity(
 ) -> dict[str, float | None]:
     """Compute (best - worst) / best over the classes, for every alpha ("Telling Left from Right", section 3.3).
 
-    None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.
+    It is None where a class has no pairs, or no class has a correct keypoint: it would be another quantity.
 
     Args:
-        classes: Scores of the classes by name.
+        classes: Scores of the classes by name, as `pck_by_class` returns them.
         names: Names of the classes.
-        by: `image` or `point`.
-        least: Fewest classes that must have pairs, where some may have none, as in a single category (Fig. 17 leaves
-            out those with one class); None: all of them.
+        by: Pooling of the scores, `image` or `point`.
+        least: Least number of classes that must have pairs, where some may have none, as in a single category (Fig. 17
+            leaves out those with one class); None, all of them.
 
     >>> five = {str(i): {"image": {"0.1": value}} for i, value in enumerate((0.8, 0.7, 0.5, 0.4, 0.6))}
     >>> sensitivity(five, "01234")
@@ -281,7 +290,7 @@ def nearest_centres(
     Args:
         points: Points in original pixels.
         scale: View pixels per original pixel.
-        offset: Padding of the view.
+        offset: Padding of the view to the left and above, in view pixels.
         cells: Columns and rows of the grid.
         stride: View pixels per cell.
 

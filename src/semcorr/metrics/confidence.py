@@ -16,13 +16,13 @@ DRAWS_PER_CHUNK = 100  # draws
 class ImageOverlap(NamedTuple):
     """Images of each pair, and the images that are drawn together."""
 
-    source: Int[np.ndarray, " p"]
+    source: Int[np.ndarray, " p"]  # index of each pair's image
     target: Int[np.ndarray, " p"]
     stratum: Int[np.ndarray, " i"]  # of every image: 0, 1, 2 ...
 
 
 class BootstrapDraws(NamedTuple):
-    """Statistics of the data and of each resample of it."""
+    """Statistics of the data, and of each of b resamples of it."""
 
     value: Float[np.ndarray, " k"]
     draws: Float[np.ndarray, "b k"]
@@ -34,6 +34,12 @@ def image_overlap(
     """Group images into strata: categories, joined where they share images; one for all where any has few images.
 
     A benchmark's categories are fixed, its images are a sample of theirs. Joined strata vary more, never less.
+
+    Args:
+        source: Index of each pair's source image.
+        target: Index of each pair's target image.
+        category: Index of each pair's category.
+        images: Number of images; each must be of some pair.
     """
     root = np.arange(category.max(initial=-1) + 1)
     first = np.full(images, -1)
@@ -55,12 +61,12 @@ def resample_ratio(
     draws: int = 2000,
     seed: int = 0,
 ) -> BootstrapDraws | None:
-    """Draw the ratios `sum part / sum whole`; None where there are too few images.
+    """Draw the ratios `sum part / sum whole` of k statistics; None where there are too few images.
 
     Args:
         part: Per-image PCK: the share of the pair's keypoints that is correct. Per-point PCK: their number.
         whole: Per-image PCK: 1 where the pair has any keypoint, else 0. Per-point PCK: the number of its keypoints.
-        shared: Images of the pairs.
+        shared: Images of the pairs, and their strata.
         draws: Number of resamples.
         seed: Seed of the draws, which are the same every time, so that two runs on the same pairs can be
             compared draw by draw.
@@ -80,7 +86,7 @@ def resample_ratio(
 
 
 def percentile_interval(draws: BootstrapDraws, level: float = 0.95) -> Float[np.ndarray, "k 2"]:
-    """Return the percentiles of the draws that enclose the level."""
+    """Return the two percentiles of the draws of each statistic that enclose the share `level` of them."""
     outside = (1 - level) / 2
     return np.quantile(draws.draws, [outside, 1 - outside], axis=0).T
 
@@ -160,8 +166,8 @@ POOLINGS = ("image", "point")
 class PCKRatio(NamedTuple):
     """A PCK as `sum part / sum whole` over the pairs."""
 
-    subset: str
-    by: str
+    subset: str  # all, geo or std
+    by: str  # image or point
     alpha: float
     part: Float[np.ndarray, " p"]
     whole: Float[np.ndarray, " p"]
@@ -170,8 +176,8 @@ class PCKRatio(NamedTuple):
 class McNemarResult(NamedTuple):
     """Result of McNemar's test on keypoints."""
 
-    only_first: int  # right in the first run alone
-    only_second: int
+    only_first: int  # keypoints that are correct in the first run alone
+    only_second: int  # keypoints that are correct in the second run alone
     p: float
 
 
@@ -193,7 +199,14 @@ def pck_intervals(
 ) -> dict[str, dict[str, dict[str, Interval]]]:
     """Compute 95 % bootstrap intervals over images: {subset: {"image"|"point": {alpha: [low, high]}}}.
 
-    None where there are too few images (`MIN_IMAGES`).
+    An interval is None where there are too few images (`MIN_IMAGES`).
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        correct: Which keypoints are correct at each alpha.
+        alphas: Tolerances, fractions of the extent.
+        draws: Number of resamples of the images.
+        seed: Seed of the resamples.
     """
     intervals: dict[str, dict[str, dict[str, Interval]]] = {}
     for subset in subset_masks(rows):
@@ -218,6 +231,14 @@ def pck_differences(
 
     Every entry has subset, by, alpha, first, second, difference, interval and p. `p` is two-sided: twice
     the share of draws on the other side of no difference. Interval and p are None for too few images.
+
+    Args:
+        rows: Predictions of either run: only their keypoints, pairs and images matter.
+        first: Which keypoints are correct at each alpha in the first run.
+        second: Which keypoints are correct at each alpha in the second run.
+        alphas: Tolerances, fractions of the extent.
+        draws: Number of resamples of the images.
+        seed: Seed of the resamples.
     """
     differences = []
     before, after = (pck_ratios(rows, hits, alphas) for hits in (first, second))
@@ -242,7 +263,7 @@ def pck_differences(
 
 
 def mcnemar(first: Bool[np.ndarray, " m"], second: Bool[np.ndarray, " m"]) -> McNemarResult:
-    """Test keypoints that are correct in one run and wrong in the other, by the exact test.
+    """Apply McNemar's exact test to the keypoints that are correct in one run and wrong in the other.
 
     It assumes independent keypoints, which those of one pair and of one image are not: its p is too small.
 

@@ -14,7 +14,7 @@ Landmarks = Float[np.ndarray, "p n 2"]  # of every pair's target in its original
 
 
 def shared_landmarks(rows: Predictions) -> Landmarks:
-    """Return the keypoints visible in both images: those that have a row."""
+    """Return the target's keypoints that are visible in both images: those that have a row."""
     points = np.full((len(rows.pairs), int(rows.keypoint.max(initial=-1)) + 1, 2), np.nan)
     points[rows.pair, rows.keypoint] = rows.target
     return points
@@ -29,8 +29,9 @@ def landmark_distances(rows: Predictions, landmarks: Landmarks) -> Float[np.ndar
 def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
     """Tell whether no other keypoint visible in both images is nearer to the prediction than its own.
 
-    "Demystifying" (Aygun and Mac Aodha 2022), as Jamais Vu's PCKD. In original target pixels. Published code takes an
-    argmin; a keypoint that lies exactly where another does is no confusion, so a tie is right here.
+    It is the criterion of "Demystifying" (Aygun and Mac Aodha 2022), as of Jamais Vu's PCKD. Distances are in original
+    target pixels. Published code takes an argmin; a keypoint that lies exactly where another does is no confusion, so a
+    tie counts as nearest here.
 
     >>> import pyarrow as pa
     >>> from semcorr.metrics.predictions import is_correct, load_predictions
@@ -78,8 +79,8 @@ def target_landmarks(rows: Predictions, pairs: Sequence[AnnotatedPair]) -> Landm
     """Return all keypoints visible in the targets, whether or not the source shows them.
 
     Args:
-        rows: Predictions; their pairs determine the result.
-        pairs: The benchmark's records, including those of the pairs.
+        rows: Predictions, whose pairs are looked up.
+        pairs: Records of the benchmark, which may have more pairs.
     """
     records = {pair.name: pair.target for pair in pairs}
     targets = [records[name] for name in rows.pairs]
@@ -93,8 +94,16 @@ def target_landmarks(rows: Predictions, pairs: Sequence[AnnotatedPair]) -> Landm
 def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) -> JsonObject:
     """Compute how often a keypoint whose twin the target shows is predicted nearer to the twin than to itself.
 
-    Every category counts its `asked` keypoints; None where there are none. The distance does not matter otherwise:
-    a prediction far from both still falls to one of them.
+    The distance does not matter otherwise: a prediction far from both still falls to one of them.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        landmarks: Keypoints that the targets show, see `target_landmarks`.
+        flips: Left-right permutation of each category; one without is left out.
+
+    Returns:
+        The share `confused` of the keypoints that have such a twin, None where there are none, and their number
+        `asked`: of all, and under `category` of each category.
     """
     n = max([landmarks.shape[1], *map(len, flips.values())])
     twins = np.tile(np.arange(n), (len(rows.categories), 1))
@@ -123,6 +132,11 @@ def keypoint_confusion(
 
     The last column is "none": no visible keypoint lies within `alpha` times the extent, in original target pixels.
     Of equally near keypoints the true one is taken, else the first.
+
+    Args:
+        rows: Predictions of one read-out and protocol.
+        landmarks: Keypoints that the targets show, see `target_landmarks`.
+        alpha: Largest distance from a keypoint, as a fraction of the extent.
     """
     n = landmarks.shape[1]
     distance, row = landmark_distances(rows, landmarks), np.arange(len(rows.pair))

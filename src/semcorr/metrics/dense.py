@@ -24,6 +24,12 @@ def flow_pck(
     Taniai et al. 2016 evaluate the foreground, and call right an endpoint error below 5 pixels in images resized to a
     longer side of 100: that is `threshold` = 0.05 of the longer side, in any pixels.
 
+    Args:
+        predicted: Predicted flow of every pixel, (x, y) in pixels.
+        truth: True flow; of no meaning at pixels that are not evaluated.
+        evaluated: Which pixels count, at least one.
+        threshold: Endpoint error in pixels below which a flow is right.
+
     >>> import torch
     >>> predicted, truth = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2)
     >>> predicted[0, :, 0] = torch.tensor([4.9, 5.0, 0.0])
@@ -43,7 +49,7 @@ def label_iou(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> f
     """Return the intersection over union of the labels of the truth, 0 left out, weighted by their true areas.
 
     With one label it is the intersection over union of the foreground. Weights are those by which parts are scored on
-    PASCAL-Parts.
+    PASCAL-Parts. The truth must have a label other than 0, the background.
 
     >>> import torch
     >>> truth = torch.tensor([[1, 1, 2, 0]], dtype=torch.uint8)
@@ -57,7 +63,7 @@ def label_iou(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> f
 
 
 def dense_schema(scores: Sequence[str]) -> pa.Schema:
-    """Return the schema of a table of pairs with these scores."""
+    """Return the schema of a table of pairs with a column for each of these scores."""
     return pa.schema([("pair", pa.string()), ("category", pa.string()), *((name, pa.float64()) for name in scores)])
 
 

@@ -36,7 +36,7 @@ def inside_outside(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Return the best similarity within reach of each target point and beyond it, scaled to [0, 1] over the pair.
 
-    Where no cell is within reach, or none beyond, the value is 0, the least there is (as released).
+    Where no cell is within reach, or none is beyond, the value is 0, the least there is (as released).
 
     Args:
         similarity: Similarities of all source-visible keypoints of one pair.
@@ -79,10 +79,14 @@ def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bo
     Args:
         table: Table with the columns of `SCHEMA`.
         alpha: One of the tolerances in the table.
-        released: Jamais Vu's function works out what a keypoint means that the target does not show (no positive, and
-            the best of the whole image as a negative), and then returns the arrays from before: an
-            invisible keypoint is a positive too, near wherever its coordinates happen to point. It compares indices of
-            cells, that is their first corners, with points in units of cells. True repeats both.
+        released: Repeat two properties of Jamais Vu's released function. It works out what a keypoint means that the
+            target does not show (no positive, and the best of the whole image as a negative), and then returns the
+            arrays from before: an invisible keypoint is a positive too, near wherever its coordinates happen to point.
+            And it compares indices of cells, that is their first corners, with points in units of cells.
+
+    Returns:
+        `image`, the mean over the pairs with a positive; `point`, that of all scores pooled; and `pairs`, the number of
+        pairs with a positive. The first two are None where there is no positive.
     """
     column = {name: table[name].to_numpy() for name in table.schema.names}
     selected = column["alpha"] == alpha

@@ -97,8 +97,8 @@ def normalised_error(
 ) -> Float[Tensor, "b n"]:
     """Compute distance as a fraction of ``extent``, the same digits on every device: ties with alpha must not differ.
 
-    Double precision, and one elementary operation after the other: `norm` may fuse them. PyTorch's square root on a
-    CPU may be MKL's, which can be off by the last bit; NumPy's, as a GPU's, is rounded correctly.
+    It is computed in double precision, one elementary operation after the other: `norm` may fuse them. PyTorch's square
+    root on a CPU may be MKL's, which can be off by the last bit; NumPy's, as a GPU's, is rounded correctly.
     """
     x, y = (predicted.detach().double() - target.double()).unbind(-1)
     squared = x * x + y * y
@@ -111,7 +111,7 @@ def pck_from_counts(
 ) -> Scores:
     """Compute PCK from integers: per image `sum_n correct[n] / n / pairs`, per point `correct / (pairs n)`.
 
-    The sum over n is rounded once, at its end: no order, no number of rows changes a digit. None where a
+    The sum over n is rounded once, at its end: no order, no number of rows changes a digit. A score is None where a
     subset has no keypoint at all.
 
     Args:
@@ -184,7 +184,18 @@ class PCK(Metric):
         category: Int[Tensor, " b"],
         errors: Float[Tensor, "b n"] | None = None,
     ) -> None:
-        """Add a batch of pairs; points in original target pixels, `errors` as another protocol measures them."""
+        """Add a batch of pairs.
+
+        Args:
+            predicted: Predicted keypoints, in original target pixels.
+            target: True keypoints, in original target pixels.
+            extent: Length that alpha is a fraction of, in original target pixels.
+            shared: Which keypoints both images show; the others are not scored.
+            ambiguous: Which keypoints are geometry-aware.
+            category: Index of each pair's category in `categories`.
+            errors: Errors as another protocol measures them, fractions of the extent; if left out, they are computed
+                from the points.
+        """
         errors = normalised_error(predicted, target, extent) if errors is None else errors
         values = self.tolerance.round_alphas(self.alphas)
         alphas = torch.tensor(values, dtype=torch.double, device=extent.device)[:, None]

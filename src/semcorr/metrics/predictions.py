@@ -20,14 +20,14 @@ from semcorr.metrics.pck import INCLUSIVE, Tolerance, normalised_error
 
 
 class Predictions(NamedTuple):
-    """Rows of one read-out under one protocol; pairs, images and categories count into their sorted names."""
+    """Rows of one read-out under one protocol; pairs, images and categories are indices into their sorted names."""
 
     pair: Int[np.ndarray, " m"]
     keypoint: Int[np.ndarray, " m"]  # original id
     predicted: Float[np.ndarray, "m 2"]  # original target pixels
     target: Float[np.ndarray, "m 2"]
-    extent: Float[np.ndarray, " m"]
-    ambiguous: Bool[np.ndarray, " m"]
+    extent: Float[np.ndarray, " m"]  # what alpha is a fraction of, in original target pixels
+    ambiguous: Bool[np.ndarray, " m"]  # geometry-aware
     error: Float[np.ndarray, " m"]  # distance over extent, in the frame of the protocol
     category: Int[np.ndarray, " p"]  # of every pair
     source_image: Int[np.ndarray, " p"]
@@ -151,7 +151,22 @@ def build_rows(
     protocol: str,
     error: Float[Tensor, "b n"],
 ) -> pa.Table:
-    """Build the rows of a batch's shared keypoints; `points` are source, target and predicted (x, y)."""
+    """Build the rows of a batch's shared keypoints, with the columns of `SCHEMA`.
+
+    Args:
+        pair: Name of each pair.
+        source: Name of each source image.
+        target: Name of each target image.
+        category: Category of each pair.
+        points: Source, target and predicted (x, y) of every keypoint, each in the image's original pixels.
+        extent: Length that alpha is a fraction of, in original target pixels.
+        shared: Which keypoints both images show.
+        ambiguous: Which keypoints are geometry-aware.
+        score: Similarity of the best cell.
+        localise: Label of the read-out.
+        protocol: Name of the protocol.
+        error: Distance over extent, in the protocol's frame.
+    """
     pair_index, keypoint = (index.tolist() for index in shared.nonzero(as_tuple=True))
     extents = extent.tolist()
     columns: JsonObject = {
@@ -182,7 +197,17 @@ def with_predictions(
     protocol: str,
     error: Float[Tensor, "b n"],
 ) -> pa.Table:
-    """Return the rows of the same keypoints by another specification; columns in common are reused."""
+    """Return the rows of the same keypoints by another specification; columns in common are reused.
+
+    Args:
+        table: Rows of the batch, as `build_rows` returns them.
+        predicted: Predicted keypoints, in original target pixels.
+        shared: Which keypoints both images show, as it was given to `build_rows`.
+        score: Similarity of the best cell.
+        localise: Label of the read-out.
+        protocol: Name of the protocol.
+        error: Distance over extent, in the protocol's frame.
+    """
     x, y = predicted[shared].cpu().unbind(-1)
     changed = {"predicted_x": x, "predicted_y": y, "score": score[shared].cpu(), "error": error[shared].cpu()}
     columns = {name: pa.array(values.numpy(), SCHEMA.field(name).type) for name, values in changed.items()}
@@ -191,7 +216,13 @@ def with_predictions(
 
 
 def gather_tables(tables: Sequence[pa.Table], schema: pa.Schema = SCHEMA, order: Sequence[str] = ORDER) -> pa.Table:
-    """Gather all processes' rows on every process, sorted."""
+    """Gather all processes' rows on every process, sorted; every process must call it.
+
+    Args:
+        tables: Tables of this process, of one schema.
+        schema: Schema of the tables.
+        order: Columns that rows are sorted by.
+    """
     local_table = pa.concat_tables([schema.empty_table(), *tables])
     parts: list[pa.Table | None] = [local_table]
     if dist.is_available() and dist.is_initialized():

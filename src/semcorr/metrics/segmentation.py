@@ -47,7 +47,7 @@ def region_similarity(predicted: Bool[Tensor, "*b h w"], truth: Bool[Tensor, "*b
 def mask_boundary(mask: Bool[Tensor, "*b h w"]) -> Bool[Tensor, "*b h w"]:
     """Return the boundary of masks, one pixel wide: what differs from its right, lower or lower right neighbour.
 
-    A pixel beyond the last row or column is as the last.
+    Pixels of the last row have no lower neighbours, and those of the last column no right ones.
     """
     boundary = torch.zeros_like(mask)
     boundary[..., :, :-1] |= mask[..., :, :-1] ^ mask[..., :, 1:]
@@ -57,7 +57,7 @@ def mask_boundary(mask: Bool[Tensor, "*b h w"]) -> Bool[Tensor, "*b h w"]:
 
 
 def dilate_disk(mask: Bool[Tensor, "*b h w"], radius: int) -> Bool[Tensor, "*b h w"]:
-    """Dilate masks by a disk: what lies within `radius` pixels of a pixel of the mask.
+    """Dilate masks by a disk: return what lies within `radius` pixels of a pixel of the mask.
 
     A disk is a stack of rows, so rows are widened step by step, and each width is moved to the rows that have it.
     """
@@ -85,7 +85,7 @@ def boundary_accuracy(
     """Return F, the harmonic mean of precision and recall of the boundaries of masks.
 
     A boundary pixel is right if it lies within a disk around one of the other boundary, whose radius is `tolerance`
-    times the diagonal, rounded up. Without a boundary in both masks F is 1; with one in only one of them 0.
+    times the frame's diagonal, rounded up. F is 1 where neither mask has a boundary, and 0 where only one of them has.
     """
     radius = math.ceil(tolerance * math.hypot(*predicted.shape[-2:]))
     boundaries = [mask_boundary(mask) for mask in (predicted, truth)]
@@ -105,7 +105,7 @@ def boundary_accuracy(
 def davis_statistics(values: Sequence[float]) -> dict[str, float]:
     """Return mean, recall and decay of the values of an object in consecutive frames.
 
-    Recall is the share of frames above 0.5; decay what the last of four parts of the video loses against the first.
+    Recall is the share of frames above 0.5; decay is what the last of four parts of the video loses against the first.
 
     >>> davis_statistics([1.0, 1.0, 0.75, 0.25, 0.0])
     {'mean': 0.6, 'recall': 0.6, 'decay': 0.875}
@@ -153,7 +153,15 @@ def build_mask_rows(
     region: Float[Tensor, "t n"],
     boundary: Float[Tensor, "t n"],
 ) -> pa.Table:
-    """Build one row per frame and object."""
+    """Build one row per frame and object, with the columns of `SCHEMA`.
+
+    Args:
+        video: Name of the video.
+        objects: Value of each object in the annotations.
+        frames: Number of each frame.
+        region: J of each frame and object.
+        boundary: F of each frame and object.
+    """
     columns: JsonObject = {
         "video": [video] * (len(frames) * len(objects)),
         "object": list(objects) * len(frames),

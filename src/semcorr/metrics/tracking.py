@@ -32,14 +32,14 @@ def tapvid_metrics(
 
     delta at a threshold: of the truly visible points, those within it, whatever the predicted
     occlusion. Jaccard: within and predicted visible, over the truly visible plus those wrongly predicted
-    visible (hidden in truth, or not within). None where there is nothing to divide by.
+    visible (hidden in truth, or not within). A score is None where there is nothing to divide by.
 
     Args:
-        predicted: (x, y) of every query in every frame, pixels of the 256 x 256 frame.
-        predicted_occluded: Whether the tracker predicts occlusion.
-        truth: True points as `predicted`; ignored where `occluded`.
-        occluded: Whether the point is truly occluded.
-        evaluated: Evaluated frames of each query; never its own.
+        predicted: Predicted (x, y) of every query in every frame, in pixels of the 256 x 256 frame.
+        predicted_occluded: Where the tracker predicts occlusion.
+        truth: True (x, y) in the same pixels; of no meaning where `occluded`.
+        occluded: Where the point is truly occluded.
+        evaluated: Which frames of each query are scored; never its own.
 
     Example:
         >>> import torch
@@ -144,7 +144,21 @@ def build_track_rows(
     score: Float[Tensor, "n t"],
     localise: str,
 ) -> pa.Table:
-    """Build one row per query and evaluated frame; points in the official 256 x 256 frame."""
+    """Build one row per query and evaluated frame, with the columns of `SCHEMA`.
+
+    Args:
+        video: Name of the video.
+        track: Official row of each query point.
+        query_frame: Frame of each query.
+        query: Query points, in pixels of the official 256 x 256 frame.
+        truth: True points in every frame, in the same pixels.
+        predicted: Predicted points in every frame, in the same pixels.
+        occluded: Where a point is truly occluded.
+        predicted_occluded: Where the tracker predicts occlusion.
+        evaluated: Which frames of each query are scored.
+        score: Similarity of the best cell.
+        localise: Label of the read-out.
+    """
     query_index, frame = evaluated.nonzero(as_tuple=True)
     points = torch.cat((query[:, None].expand_as(truth), truth, predicted), dim=-1)[query_index, frame]
     names = [f"{what}_{axis}" for what in ("query", "true", "predicted") for axis in "xy"]

@@ -30,7 +30,7 @@ from semcorr.models.weights.checkpoints import require_weights_file
 
 
 class PoseTransform(NamedTuple):
-    """A pose of a square image: mirrored, then turned."""
+    """A pose of an image: mirrored or not, then turned."""
 
     mirrored: bool = False
     turned: int = 0  # degrees anticlockwise: 0, 90, 180 or 270
@@ -49,7 +49,7 @@ class PoseTransform(NamedTuple):
         return ImageVariant(record, *self)
 
     def transform_points(self, points: Float[Tensor, "*n 2"], size: tuple[int, int]) -> Float[Tensor, "*n 2"]:
-        """Transform pixels of an image of this width and height.
+        """Transform points, in pixels of an image of this width and height, to pixels of the image in this pose.
 
         >>> PoseTransform(turned=90).transform_points(torch.tensor([3.0, 0.0]), size=(4, 2))  # now upper left
         tensor([0., 0.])
@@ -62,7 +62,7 @@ class PoseTransform(NamedTuple):
         return torch.stack((x, y), dim=-1)
 
     def transform_pixels(self, values: Shaped[Tensor, "*c s s"]) -> Shaped[Tensor, "*c s s"]:
-        """Transform the image itself, or anything on its grid."""
+        """Transform a square image itself, or anything on its grid."""
         values = values.flip(-1) if self.mirrored else values
         return values.rot90(self.turned // 90, (-2, -1))
 
@@ -93,11 +93,11 @@ CHOICES = {"reduce": ("mean", "sum"), "mask": MASKS, "twins": ("source", "shared
 
 @dataclass(frozen=True)
 class AdaptivePose:
-    """Poses in which the source of a pair is tried, and their comparison. Without any, pairs stay as they are.
+    """Poses in which the source of a pair is tried, and their comparison. Without any pose, pairs stay as they are.
 
     Args:
         mirror: Try the mirror image.
-        rotations: Degrees anticlockwise to turn the image by, for each category.
+        rotations: Degrees anticlockwise to turn the image by, any of 90, 180 and 270, for each category by its name.
         mask: Mask of the cells that are compared: `auto` is the benchmark's segmentation if it has one of every image,
             else the box; `segmentation`, `box`; `sam`, Segment Anything prompted with the box; `none`, all cells.
         reduce: `mean` (released code) or `sum` (paper) of the cells' distances.
@@ -141,7 +141,11 @@ class AdaptivePose:
         return list_pose_transforms(self.mirror, self.rotations.get(category, ()))
 
     def check(self, backbone: Backbone, data: LightningDataModule) -> None:
-        """Refuse data and backbones that cannot be aligned, before anything is trained or encoded."""
+        """Refuse data and backbones that cannot be aligned, before anything is trained or encoded.
+
+        Raises:
+            UserError: The benchmark has no pairs, left-right permutations or masks, or the backbone needs both images.
+        """
         if not self:
             return
         if not isinstance(data, PairDataModule):
@@ -157,13 +161,13 @@ class AdaptivePose:
 class PosePart(NamedTuple):
     """Pairs of a batch, with the keypoints that are matched from one view of their source."""
 
-    pairs: list[int]
-    batch: PairBatch
+    pairs: list[int]  # their indices in the batch
+    batch: PairBatch  # of these pairs alone, whose sources show only the keypoints of this part
     records: list[PairRecord]  # of a benchmark whose source images were in these poses
 
 
 class PoseAligner:
-    """Alignment of the pairs of a split.
+    """Alignment of the pairs of a split, and a table of the poses that were chosen.
 
     Args:
         options: Poses, and how they are compared.
@@ -188,7 +192,9 @@ class PoseAligner:
         return [variants[name] for name in sorted(variants)]
 
     def split_batch(self, batch: PairBatch, features: Callable[[str], FeatureMap]) -> list[PosePart]:
-        """Split the batch into the parts to match: every shared keypoint of it is in one part.
+        """Split the batch into the parts to match: every shared keypoint is in exactly one of them.
+
+        The keypoints that a mirror image does not show are matched from the image as it is.
 
         Args:
             batch: Batch of pairs without pixels.
@@ -266,9 +272,19 @@ def pose_summary(table: pa.Table) -> JsonObject:
 def mirror_twins(
     keypoints: Float[Tensor, "n 2"], visible: Bool[Tensor, " n"], usable: Bool[Tensor, " n"], flip: Sequence[int]
 ) -> tuple[Float[Tensor, "n 2"], Bool[Tensor, " n"]]:
-    """Return where keypoints of the mirror image are in the image itself, and which of those in `usable` are visible.
+    """Return where keypoints of the mirror image are in the image itself, and which of them can be matched there.
 
     A mirrored left ear is a right ear: the mirror image's keypoint i is where the image's keypoint flip[i] is.
+
+    Args:
+        keypoints: Keypoints of the image itself, in pixels.
+        visible: Which keypoints the image itself shows.
+        usable: Which keypoints of the image itself may stand for their twins.
+        flip: Left-right permutation of the first keypoints; those after its end are their own twins.
+
+    Returns:
+        Places of the mirror image's keypoints, in pixels of the image itself; and which keypoints are visible and have
+        a usable twin.
 
     >>> points = torch.tensor([[1.0, 0.0], [5.0, 0.0], [3.0, 0.0]])  # a left ear, a right ear out of sight, a nose
     >>> seen = torch.tensor([True, False, True])
@@ -280,7 +296,7 @@ def mirror_twins(
 
 
 def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:
-    """Transform a pair as if its source had been photographed in a pose: original pixels, all keypoints then shown."""
+    """Transform a pair as if its source had been photographed in a pose, all in original pixels."""
     source = record.source
     order = _pad_flip(record.flip or () if variant.mirrored else (), len(source.keypoints))
     points = variant.transform_points(source.keypoints[order], source.size)
@@ -292,7 +308,7 @@ def apply_variant(record: PairRecord, variant: PoseTransform) -> PairRecord:
 
 
 def _pad_flip(flip: Sequence[int], rows: int) -> list[int]:
-    """Extend a flip to all rows: a benchmark's widest category may have more rows than this one."""
+    """Extend a flip to all rows of keypoints: some categories have more of them than this one."""
     return [*flip, *range(len(flip), rows)]
 
 
@@ -304,7 +320,7 @@ def _select_matched(batch: PairBatch, records: Sequence[PairRecord]) -> PosePart
 
 
 def select_rows(column: object, index: list[int]) -> object:
-    """Select rows of a tensor, a list of names or a view."""
+    """Select rows of a tensor, a sequence of names or a view, in the order of `index`."""
     if isinstance(column, View):
         return View._make(select_rows(values, index) for values in column)
     if isinstance(column, Tensor):

@@ -20,8 +20,8 @@ VALUES = 2**24  # squared distances in memory at once: 64 MiB
 class ObjectCells(NamedTuple):
     """Cells of one image that are compared."""
 
-    values: Float[Tensor, "s c"]
-    inside: Bool[Tensor, " s"]  # of the object
+    values: Float[Tensor, "s c"]  # descriptors, of unit length unless they were interpolated
+    inside: Bool[Tensor, " s"]  # which cells are of the object
 
 
 def cells_of_object(maps: FeatureMap, mask: Bool[Tensor, "h w"] | None, grid: int | None = None) -> ObjectCells:
@@ -30,8 +30,8 @@ def cells_of_object(maps: FeatureMap, mask: Bool[Tensor, "h w"] | None, grid: in
     Args:
         maps: Features of one image.
         mask: The object's cells; None, all of them.
-        grid: Resize map (bilinearly) and mask (to the nearest) to so many cells along a side first: 64 in the released
-            code. Descriptors between cells are shorter than 1 there, and stay so.
+        grid: Cells along a side to which map (bilinearly) and mask (to the nearest) are resized first: 64 in the
+            released code, where descriptors between cells are shorter than 1, and stay so; None, their own.
     """
     values = normalize(maps.values.float(), dim=1)
     mask = torch.ones_like(values[0, 0], dtype=torch.bool) if mask is None else mask
@@ -54,7 +54,8 @@ def instance_distance(
         source: Cells of the source; those inside are matched.
         target: Cells of the target; only those inside can be matched.
         reduce: `mean` or `sum` of the distances.
-        mutual: Count only cells that are each other's nearest (the code's variant without masks).
+        mutual: Count only source cells whose nearest target cell has them as its nearest (the code's variant without
+            masks).
         values: Largest number of squared distances in memory at once.
 
     >>> corner, half = torch.eye(2), torch.tensor([[0.6, 0.8]])
@@ -88,9 +89,13 @@ def nearest_cells(
 
 
 def template_distances(image: ObjectCells, templates: Sequence[Sequence[ObjectCells]]) -> Float[Tensor, "sets poses"]:
-    """Compute the distances of an image to the templates of every set; all sets list the same poses in the same order.
+    """Compute the distances of an image to the templates of every set.
 
     As published, the image's object is matched with all of a template's image.
+
+    Args:
+        image: Cells of the image.
+        templates: Sets of templates, all of which list the same poses in the same order.
     """
     unmasked = [
         [template._replace(inside=torch.ones_like(template.inside)) for template in template_set]
@@ -121,6 +126,11 @@ def pose_accuracy(
     """Return the share of correct predictions among images of the poses in `choice`, and the number of these images.
 
     Poses are predicted among those in `choice` alone. Table 1's columns: left or right, front or back, all four.
+
+    Args:
+        distances: Distances of each image to the templates of every set.
+        truth: Index of the true pose of each image.
+        choice: Indices of the poses to choose from.
     """
     index = torch.tensor(list(choice))
     selected = torch.isin(truth, index)

@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Tensor, "{grid} {grid}"]:
-    """Return the cells of the box.
+    """Return the cells of which an image's box covers at least half, see `cover_half`.
+
+    Args:
+        record: Record of the image, with its box in original pixels.
+        side: Side of the square that the image is resized to, in pixels.
+        resize: Placing of the image in its square, as `data.resize` takes it.
+        grid: Cells along a side of the square.
 
     >>> from pathlib import Path
     >>> record = ImageRecord("", Path(), (8, 8), torch.zeros(0, 2), torch.zeros(0).bool(), (0.0, 0.0, 4.0, 7.0))
@@ -44,7 +50,14 @@ def box_cells(record: ImageRecord, side: int, resize: str, grid: int) -> Bool[Te
 
 
 def mask_cells(mask: Bool[Tensor, "h w"], side: int, resize: str, grid: int) -> Bool[Tensor, "{grid} {grid}"]:
-    """Return the cells of a mask of the original's pixels."""
+    """Return the cells of which a mask covers at least half, see `cover_half`.
+
+    Args:
+        mask: Pixels of the object in the original image.
+        side: Side of the square that the image is resized to, in pixels.
+        resize: Placing of the image in its square, as `data.resize` takes it.
+        grid: Cells along a side of the square.
+    """
     square = place_mask(mask, side, resize).float()
     return cover_half(adaptive_avg_pool2d(square[None], grid)[0])
 
@@ -55,7 +68,11 @@ def cover_half(share: Float[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
 
 
 def segmentation_mask(record: ImageRecord) -> Bool[Tensor, "h w"]:
-    """Return the pixels of the object's class within its box, which must be some."""
+    """Return the original's pixels of the object's class within its box.
+
+    Raises:
+        UserError: There is no such pixel, or the segmentation cannot be read.
+    """
     inside = read_segmentation(record, "set pose.mask=box")
     if not inside.any():
         assert record.segmentation is not None, "it was read"
@@ -78,7 +95,14 @@ class BoxPromptedSAM:
         self.predictor = predictor
 
     def __call__(self, record: ImageRecord) -> Bool[Tensor, "h w"]:
-        """Segment the object in the record's box, at the model's own image size, whatever the backbone's."""
+        """Segment the object in the record's box, at the model's own image size, whatever the backbone's.
+
+        Returns:
+            The object's pixels in the original image.
+
+        Raises:
+            UserError: The model finds nothing in the box.
+        """
         self.predictor.set_image(np.array(load_record(record)))
         masks, _, _ = self.predictor.predict(box=np.array(record.box), multimask_output=False)
         if not masks[0].any():
@@ -87,7 +111,11 @@ class BoxPromptedSAM:
 
 
 def load_box_prompted_sam(weights: str, device: torch.device) -> BoxPromptedSAM:
-    """Load the model from the authors' checkpoint, whose width says which model it is."""
+    """Load the model from the authors' checkpoint, whose width says which model it is.
+
+    Raises:
+        UserError: The file is no whole Segment Anything model.
+    """
     from segment_anything import SamPredictor, sam_model_registry
 
     state = read_weights(weights, "pose.sam_weights")
@@ -118,6 +146,9 @@ class ObjectMasks:
 
     Attributes:
         kind: Kind of mask in use, after `auto` is resolved.
+
+    Raises:
+        UserError: The kind is `segmentation`, and an image of the split has none.
     """
 
     def __init__(
@@ -142,7 +173,7 @@ class ObjectMasks:
         self._sam: BoxPromptedSAM | None = None
 
     def __call__(self, record: ImageRecord, maps: FeatureMap) -> Bool[Tensor, "h w"] | None:
-        """Return the object's cells; None means all cells."""
+        """Return the object's cells on the grid of an image's features; None means all cells."""
         if self.kind == "none":
             return None
         grid = maps.values.shape[-1]

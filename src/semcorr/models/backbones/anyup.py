@@ -29,7 +29,7 @@ class AnyUp(FeatureUpsampler):
         chunk: Number of fine cells whose attention is computed at once; None, all.
 
     Raises:
-        UserError: The repository or its weights cannot be had.
+        UserError: The repository or its weights cannot be loaded.
     """
 
     mean: Tensor
@@ -67,7 +67,7 @@ def load_from_hub(repository: str, entry: str) -> nn.Module:
 
     Args:
         repository: `owner/name:commit` on GitHub.
-        entry: Name of the function.
+        entry: Name of the function, which takes no required arguments.
 
     Raises:
         UserError: It cannot be loaded; the message says why and what to do.

@@ -65,7 +65,11 @@ class DebiasedBackbone(WrappedBackbone):
         return FeatureMap(project_out(features.values, self.positional_basis(features)), features.stride)
 
     def positional_basis(self, features: FeatureMap) -> Float[Tensor, "c k"]:
-        """Return the basis for maps of a size, with the present weights; the last one where they have not changed."""
+        """Return the basis for maps of this size, of the present weights; it is reused where they have not changed.
+
+        Raises:
+            UserError: The features of a blank image vary in fewer directions than are to be removed.
+        """
         height, width = (round(cells * features.stride) for cells in features.values.shape[-2:])
         key = (height, width, features.values.device)
         if torch.compiler.is_compiling():  # a graph takes the basis as it is
@@ -127,7 +131,7 @@ def project_out(values: Float[Tensor, "b c h w"], basis: Float[Tensor, "c k"]) -
 
 
 def weights_version(module: nn.Module) -> WeightsVersion:
-    """Return what changes when a weight or buffer of a module is replaced or written to, but for fused optimisers."""
+    """Return what changes when a weight or buffer of a module is replaced or written to, except by fused optimisers."""
     tensors = [*module.parameters(), *module.buffers()]
     return tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors)
 

@@ -41,7 +41,8 @@ from semcorr.models.weights.loading import weights_sha256
 class Prompt(nn.Module):
     """A prompt: the hidden states of the text encoder, the same for every image or, if `pairwise`, made of each pair.
 
-    A pairwise one is called with what `view` returns for the sources and for the targets, any other without arguments.
+    A pairwise one is called with what `encode_cells` returns for the sources and for the targets, any other without
+    arguments.
     """
 
     pairwise = False
@@ -81,7 +82,7 @@ class StableDiffusion(Backbone):
         grid: Cells along the side of an image, given instead of `size`.
         pretrained: Download the weights by name. If false, and without `weights`, they are random.
         weights: Local directory to read instead, with `unet`, `vae`, `text_encoder` and `tokenizer`.
-        layers: Decoder steps whose outputs are read; negative numbers count from the end.
+        layers: Decoder steps whose outputs are read, from 0; negative numbers count from the end.
         timestep: Timestep, of 1000, to which the latent is noised; or several, each in a pass of its own. A layer then
             has its maps of all of them side by side, in their order: what Diffusion Hyperfeatures (Luo et al. 2023)
             aggregates, there of latents that are inverted and not noised.
@@ -89,16 +90,20 @@ class StableDiffusion(Backbone):
         prompt: Text that conditions the UNet. DIFT's "a photo of a {category}" needs the category, which is
             not known in general.
         seed: Seed of the noises.
-        freeu: Apply FreeU in the decoder, with its two stages told apart by `channels`, as in the original and
-            GeoAware-SC, or by `blocks`, as in diffusers.
+        freeu: Apply FreeU in the decoder, with its two stages distinguished by `channels`, as in the original and
+            GeoAware-SC, or by `blocks`, as in diffusers; None does without FreeU.
         freeu_in_features: Read each layer with FreeU's factor on the first half of its channels, as the next step does.
             GeoAware-SC's code writes it into the tensors that it reads. If false, layers are read before it.
         components: Number of principal components of both images of a pair that each layer is reduced to
-            (sd-dino: 256). Components of a layer keep its scale.
-        noise: Noise the latent. CleanDIFT (Stracke et al. 2025) tunes the UNet to read clean images, and does without.
+            (sd-dino: 256). Components of a layer keep its scale. None keeps all channels.
+        noise: Add noise to the latent. CleanDIFT (Stracke et al. 2025) tunes the UNet to read clean images, and does
+            without.
         unet_name: UNet published alone, as ACCOUNT/MODEL/FILE on the Hugging Face hub, instead of the model's own.
         unet_weights: Local copy of that file to read instead.
         parts: Networks to use, instead of those that `name`, `pretrained` and `weights` describe.
+
+    Raises:
+        UserError: An option is out of range, or the networks cannot be loaded.
     """
 
     norm: nn.Module | None = None
@@ -195,11 +200,11 @@ class StableDiffusion(Backbone):
         return self.suffix(self.prefix(image, 0), 0)
 
     def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
-        """Compute the maps of all layers, or what a prompt made of both images leaves to compute of one."""
+        """Compute the maps of all layers, or what can be computed of one image where the prompt is made of both."""
         return self.finish_maps(self.prefix(image, 0), 0)
 
     def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
-        """Compute the map of each layer; or return the latent and the prompt's view, for a prompt made of both images.
+        """Compute the map of each layer; or return the latent and its prompt's cells, if that is made of both images.
 
         Layers stay on their own grids: at 960 pixels sd-dino's three have 3.7 million values, and 11.5 side by side.
         """
@@ -213,7 +218,7 @@ class StableDiffusion(Backbone):
         return FeatureMap(concatenate_layers(self._layers_of(maps), self.unit_layers), self.stride)
 
     def prepare_target(self, target: ImageMaps) -> ImageMaps:
-        """Add the moments of the cells of each layer, where they are what is decomposed."""
+        """Add the moments of the cells of each layer, where the principal components are computed from them."""
         values = dict(target.values)
         for layer in () if self.pairwise or self.components is None else self.layers:
             maps = values[f"map.{layer}"]

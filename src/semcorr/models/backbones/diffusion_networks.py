@@ -72,7 +72,16 @@ class DiffusionNetworks(NamedTuple):
 
 
 def load_diffusion_networks(name: str, pretrained: bool, weights: str | None) -> DiffusionNetworks:
-    """Load the networks from the directory `weights`, else by name from the hub; else build random ones."""
+    """Load the networks from the directory `weights`, else by name from the hub; else build random ones.
+
+    Args:
+        name: Name on the Hugging Face hub of a model in diffusers' layout.
+        pretrained: Download the weights, where `weights` is None; otherwise they are random.
+        weights: Local directory with `unet`, `vae`, `text_encoder` and `tokenizer`; None reads none.
+
+    Raises:
+        UserError: diffusers is not installed, a part cannot be loaded, or `name` is of no known architecture.
+    """
     diffusers = require_diffusers()
     if weights is None and not pretrained:
         return build_random_networks(name)
@@ -87,7 +96,16 @@ def load_diffusion_networks(name: str, pretrained: bool, weights: str | None) ->
 
 
 def replace_unet(unet: nn.Module, name: str | None, weights: str | None) -> None:
-    """Load weights of a UNet that is published alone: from a file, else by its ACCOUNT/MODEL/FILE on the hub."""
+    """Load weights of a UNet that is published alone: from a file, else from the hub.
+
+    Args:
+        unet: UNet to load the weights into.
+        name: ACCOUNT/MODEL/FILE on the Hugging Face hub, which is read where `weights` is None.
+        weights: Local file; None downloads it.
+
+    Raises:
+        UserError: The name is no such name, or the file cannot be downloaded, read or loaded.
+    """
     path = weights
     if path is None:
         repository, _, file = (name or "").rpartition("/")
@@ -111,7 +129,11 @@ def _build_unet_error(error: Exception, repository: str, file: str) -> UserError
 
 
 def build_random_networks(name: str) -> DiffusionNetworks:
-    """Build the architecture published under `name`, with random weights."""
+    """Build the architecture published under `name`, with random weights.
+
+    Raises:
+        UserError: The end of the name is none of `PUBLISHED`.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     diffusers, key = require_diffusers(), name.rpartition("/")[2]
@@ -133,7 +155,11 @@ def reuse_encoder(encoder: TextEncoder) -> TextEncoder:
 
 
 def require_diffusers() -> ModuleType:
-    """Import diffusers, an optional dependency, or raise an error that says how to install it."""
+    """Import diffusers, an optional dependency.
+
+    Raises:
+        UserError: It is not installed; the message says how to install it.
+    """
     try:
         import diffusers
     except ImportError as error:
@@ -248,7 +274,13 @@ TIMESTEPS, BETAS = 1000, (0.00085, 0.012)  # the schedule of every Stable Diffus
 def add_noise(
     latent: Float[Tensor, "b c h w"], timestep: int, ensemble: int, seed: int
 ) -> Float[Tensor, "b {ensemble} c h w"]:
-    """Add `ensemble` noises, which depend on `seed` and the latent's shape alone, to each latent.
+    """Add noises, which depend on `seed` and the latent's shape alone, to each latent.
+
+    Args:
+        latent: Latents of images.
+        timestep: Timestep of the noise, from 0 to 999; the latent keeps less of itself the larger it is.
+        ensemble: Number of noises, which are the same for all latents.
+        seed: Seed of the noises.
 
     >>> latents = torch.zeros(2, 4, 8, 8)
     >>> torch.equal(*add_noise(latents, timestep=261, ensemble=3, seed=0))
@@ -261,7 +293,7 @@ def add_noise(
 
 
 def noise_scales(timestep: int) -> tuple[float, float]:
-    """Return the factors of a latent and of its noise: the roots of alpha bar and of one minus it.
+    """Return the factors of a latent and of its noise at a timestep: the roots of alpha bar and of one minus it.
 
     Alpha bar is the running product of 1 - beta, with betas that are linear in their roots.
 

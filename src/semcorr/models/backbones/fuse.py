@@ -34,11 +34,14 @@ class FusedBackbone(Backbone):
     Args:
         parts: Backbones to fuse.
         balance: Weight of each part: a cosine of fused features is the mean of the parts' cosines with these
-            weights. Equal weights, the default, are sd-dino's (1, 1) and the unified benchmark's 0.5.
+            weights. None gives all parts the same weight, as sd-dino's (1, 1) and the unified benchmark's 0.5 do.
         normalise: What is brought to unit length. `layer`: each layer of a part that has several, then each part, so
             that all layers of a part count alike. `part`: each part, all its channels jointly, so that a layer counts
             by its scale, as in sd-dino and GeoAware-SC without training. `none`: nothing, as in what GeoAware-SC's
             post-processor takes; weights of parts have no meaning then. Principal components always keep their scale.
+
+    Raises:
+        UserError: The weights do not fit the parts, or the finest grid does not divide the largest image.
     """
 
     @check_arguments("backbone")
@@ -217,7 +220,7 @@ def select_part(values: Mapping[str, Tensor], part: int) -> dict[str, Tensor]:
 
 
 def resize_image(image: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 i j"]:
-    """Resize images to `size`; return them as they are if they have it."""
+    """Resize images to `size`, (height, width), antialiased; return them as they are if they have it."""
     if tuple(image.shape[-2:]) == size:
         return image
     return interpolate(image, size=size, mode="bilinear", antialias=True)

@@ -52,12 +52,12 @@ class HandCrafted(Backbone, ABC):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """None: a formula has nothing to be trained."""
+        """No blocks: a formula has nothing to be trained."""
         return []
 
     @property
     def lora_targets(self) -> list[str]:
-        """None."""
+        """No names: a formula has no layers to be adapted."""
         return []
 
     @abstractmethod
@@ -74,13 +74,13 @@ class HandCrafted(Backbone, ABC):
         return FeatureMap(values, self.stride)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """Return the image: there are no blocks to run before the rest."""
+        """Return the image: there are no blocks to run before the rest, so `depth` must be 0."""
         if depth:
             raise ValueError(f"{self.name} has no blocks to be cut after, got depth {depth}")
         return BackboneState({"image": image}, (image.shape[-2], image.shape[-1]))
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:
-        """Compute the descriptors."""
+        """Compute the descriptors of the images in the state."""
         return self(state.values["image"])
 
 
@@ -219,8 +219,8 @@ def vote(
         dx: Derivative along x.
         dy: Derivative along y.
         bins: Number of orientations.
-        period: Angle that they divide: 2 pi, or pi where a gradient and its opposite are the same.
-        start: Place of the first, in bins from the direction of x.
+        period: Angle that the orientations divide: 2 pi, or pi where a gradient and its opposite are the same.
+        start: Direction of the first orientation, in bins from the direction of x.
     """
     position = torch.atan2(dy, dx) * (bins / period) - start
     centres = torch.arange(bins, device=dx.device, dtype=dx.dtype)[:, None, None]
@@ -246,8 +246,8 @@ def clip_and_normalise(histograms: Float[Tensor, "*n"], weight: Float[Tensor, ".
     """Bring histograms to unit length, clip what is large, and bring them there again.
 
     Args:
-        histograms: Sums of gradients; those without an edge to count become zero.
-        weight: The sum of the weights that they are summed with.
+        histograms: Weighted sums of gradients; those without an edge to count become zero.
+        weight: Sum of the weights of each histogram.
         dim: Axis of the values of a histogram.
     """
     return to_unit_or_zero(to_unit_or_zero(histograms, FLAT * weight, dim).clamp(max=CLIP), 0.0, dim)

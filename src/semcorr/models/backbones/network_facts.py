@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class NetworkFacts(NamedTuple):
-    """What is known of a backbone without building it; None where it could not be established.
+    """Facts of a backbone that are known without building it; None where one could not be established.
 
     Attributes:
         network: Name of the network or of its weights.

@@ -161,10 +161,11 @@ class SegmentAnything(SequentialBackbone):
         weights: Local file to read instead, official or of the encoder alone.
         layers: Blocks whose outputs are read; negative numbers count from the end.
         neck: Read the 256 channels that the mask decoder sees, instead of the last block's tokens.
-        embed_dim: Channels of the tokens, if not those of `name`; likewise the three that follow.
-        depth: Number of blocks.
-        num_heads: Number of attention heads.
-        global_attn_indexes: Blocks whose attention is global; that of the others is in windows.
+        embed_dim: Channels of the tokens; those of `name` if left out.
+        depth: Number of blocks; that of `name` if left out.
+        num_heads: Number of attention heads; that of `name` if left out.
+        global_attn_indexes: Blocks whose attention is global, where that of the others is in windows; those of `name`
+            if left out.
         patch_size: Side of a patch, in pixels.
         img_size: Side of the image that the stored positions are of, in pixels.
         window_size: Side of a window, in patches.

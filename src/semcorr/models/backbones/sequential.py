@@ -32,6 +32,14 @@ class CellGrid(NamedTuple):
     def side(self, name: str, size: int | None, cells: int | None = None) -> int:
         """Return the pixels along a side that is given in pixels, or in cells if `cells` is not None.
 
+        Args:
+            name: Name of the network, for messages.
+            size: Pixels along the side; ignored where `cells` is given.
+            cells: Cells along the side; None where the side is given in pixels.
+
+        Raises:
+            UserError: The side is too large, or no multiple of `multiple`.
+
         >>> CellGrid(stride=14, multiple=14).side("dinov2", 840, cells=32)
         448
         """
@@ -167,7 +175,10 @@ class SequentialBackbone(Backbone, ABC):
         """Refuse a network that gives no map of its cells for images of `size`, or whose blocks are no chain.
 
         Shapes are enough to tell, so the network runs on PyTorch's meta device, in milliseconds. One that cannot run
-        there runs once on a black image.
+        there runs once on black images.
+
+        Raises:
+            UserError: The network is such a one.
         """
         halves = _Halves(self)
         images = torch.empty(2, 3, self.size, self.size, device="meta")
@@ -240,7 +251,7 @@ class _Reached(Exception):  # noqa: N818, no error
 @contextmanager
 def intercept_blocks(blocks: Sequence[nn.Module], step: Step) -> Iterator[None]:
     """Replace each call of `blocks[i]` in the context by `step(i, original forward, *arguments)`."""
-    # Other code may have put a forward on a block, too.
+    # Other code, such as adapters, may have put a forward on a block as well: it is put back afterwards.
     instance_forwards = [block.__dict__.get("forward") for block in blocks]
     for i, block in enumerate(blocks):
         block.forward = partial(step, i, block.forward)

@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
         return ids
 
     def encode(self, words: Float[Tensor, "b n d"]) -> Float[Tensor, "b l d"]:
-        """Compute the hidden states of a prompt with `words` between its start and its end.
+        """Compute the hidden states of a prompt with `words`, embeddings, between its start and its end.
 
         The words stand for the sum of a token's and its position's embedding, as in SD4Match (Li et al. 2024).
         """

@@ -62,7 +62,7 @@ MISFITS = (TypeError, ValueError, AssertionError, ArithmeticError, IndexError)
 
 
 def list_option_targets(name: object) -> list[object]:
-    """List what takes the options of a timm model: timm's function and the networks of its module; [] if none does."""
+    """List what takes the options of a timm model: timm's function and the networks of its module; [] if unknown."""
     plain = name.partition(".")[0] if isinstance(name, str) else ""
     if not timm.is_model(plain):
         return []
@@ -84,12 +84,15 @@ class TimmModel(SequentialBackbone):
             numbers count from the end.
         norm: Apply a transformer's final LayerNorm to the outputs read. DINOv2's own feature extractor and
             the unified benchmark do, GeoAware-SC does not.
-        position_embedding: How a transformer's position embeddings are resampled to the image's grid: `timm`, or
-            `dinov2`, as the published code of DINO, DINOv2 and the unified benchmark does.
         facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
-        each_block: Of a ResNet, layers are its residual blocks, 1 to 33 of ResNet-101, and not its stages: as
-            Hyperpixel Flow counts them, which reads them before their last ReLU, and not after it.
+        position_embedding: Way of resampling a transformer's position embeddings to the image's grid: `timm`, or
+            `dinov2`, as the published code of DINO, DINOv2 and the unified benchmark does.
+        each_block: Whether the layers of a ResNet are its residual blocks, 1 to 33 of ResNet-101, and not its stages:
+            as Hyperpixel Flow counts them, which reads them before their last ReLU, and not after it.
         options: Further options of timm's constructor.
+
+    Raises:
+        UserError: timm has no such network or weights, the file does not fit, or a layer, facet or size cannot be read.
     """
 
     @check_arguments("backbone")
@@ -276,14 +279,17 @@ def remove_blocks_after(model: "TimmNetwork", last: int) -> None:
 def create_timm_model(
     name: str, pretrained: bool, side: tuple[int | None, int | None] = (None, None), **options: object
 ) -> nn.Module:
-    """Build a timm model, or raise an error that says why it cannot be built.
+    """Build a timm model without a classifier.
 
     Args:
         name: timm's name, with or without the tag of its weights.
-        pretrained: Download the weights of the tag.
-        side: Side of images, in pixels and, if they are given, in cells, for networks that are built for one size. All
-            others take any.
+        pretrained: Download the weights of the tag; otherwise they are random.
+        side: Side of images in pixels, and in cells if it is given so, for networks that are built for one size; None
+            where it is not known. All other networks take any size.
         options: Further options of timm's constructor.
+
+    Raises:
+        UserError: It cannot be built; the message says why.
     """
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):

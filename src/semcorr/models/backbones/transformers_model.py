@@ -42,10 +42,14 @@ class TransformersModel(SequentialBackbone):
             numbers count from the end.
         norm: Apply a transformer's final LayerNorm to the outputs read.
         facet: `token`, or `query`, `key` or `value` of the attention in the blocks read, to which no norm applies.
-        mean: Mean of RGB in [0, 1], if no preprocessor_config.json gives it.
-        std: Standard deviation of RGB in [0, 1], if no preprocessor_config.json gives it.
-        model_type: Family of the library, such as `dinov2`, to build without a config file.
+        mean: Mean of RGB in [0, 1], given together with `std`. None takes that of preprocessor_config.json, or
+            ImageNet's for random weights.
+        std: Standard deviation of RGB in [0, 1], likewise.
+        model_type: Family of the library, such as `dinov2`, to build without a config file; None reads that file.
         options: Options of the config of `model_type`: `hidden_size`, `num_hidden_layers`, ...
+
+    Raises:
+        UserError: The network cannot be built or loaded, or gives no features of the layers or the facet.
     """
 
     @check_arguments("backbone")

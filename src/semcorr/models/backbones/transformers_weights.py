@@ -31,7 +31,7 @@ UNUSED = ("pooler.", "head.", "mask_token", "embeddings.mask_token")  # of weigh
 
 
 def list_config_targets(_: object) -> list[object]:
-    """List what could be asked about options of a config beforehand: nothing; `load_image_encoder` asks the library."""
+    """List the classes that take the options of a config: none, since `load_image_encoder` checks them itself."""
     return []
 
 
@@ -43,11 +43,22 @@ def load_image_encoder(
     options: JsonMapping,
     medium: str = "image",
 ) -> tuple[PreTrainedModel, list[str], str]:
-    """Load an image encoder with its weights, or build one with random weights; or a video encoder.
+    """Load an image or video encoder with its weights, or build one with random weights.
+
+    Args:
+        name: Name on the Hugging Face hub.
+        pretrained: Download the weights, where `weights` is None; otherwise they are random.
+        weights: Local folder or file of weights to read; None reads none.
+        model_type: Family of the library to build without a config file; None reads that file.
+        options: Options of the config of `model_type`; empty without it.
+        medium: `image` or `video`.
 
     Returns:
-        The image encoder, the names of its parameters that were not found and are random, and a sentence on which
-        network the file is of.
+        The encoder, the names of its parameters that were not found and are random, and a sentence on which network the
+        file is of, empty where that is not known.
+
+    Raises:
+        UserError: The encoder cannot be built or downloaded, or the weights do not fit or are not finite.
     """
     state = None if weights is None else read_weights(weights)
     config = _find_config(name, pretrained, weights, model_type, options)
@@ -116,7 +127,18 @@ def require_complete(model: nn.Module, missing_keys: Sequence[str], source: str,
 def pixel_statistics(
     name: str, pretrained: bool, weights: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float], Sequence[float]]:
-    """Return mean and standard deviation: as given, as published with the weights, or ImageNet's for random ones."""
+    """Return mean and standard deviation of RGB in [0, 1]: as given, as published, or ImageNet's for random weights.
+
+    Args:
+        name: Name on the Hugging Face hub, where they are looked up if `weights` is None.
+        pretrained: Whether the weights are those published by name.
+        weights: Local folder or file of weights, with a preprocessor_config.json beside it; None if there is none.
+        mean: Mean of red, green and blue; None looks it up.
+        std: Standard deviation of red, green and blue; None looks it up. Both are given, or neither is.
+
+    Raises:
+        UserError: Only one of both is given, one has not three numbers, or they are not published.
+    """
     for option, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != 3:
             raise UserError(f"`backbone.{option}` must have three numbers, for red, green and blue, got {list(values)}")

@@ -40,7 +40,7 @@ class FeatureUpsampler(nn.Module, ABC):
     def forward(
         self, values: Float[Tensor, "b c h w"], guide: Float[Tensor, "b 3 _ _"]
     ) -> Float[Tensor, "b c rows columns"]:
-        """Return the features on a grid `factor` times as fine."""
+        """Return the features on a grid `factor` times as fine, by the guide that `make_guide` returns."""
 
 
 class UpsampledBackbone(WrappedBackbone):

@@ -44,10 +44,17 @@ class VJEPA2(SequentialBackbone):
 
     An image is a video of one frame, which the network repeats to fill its tubelets of two; a cell is a patch of them.
 
-    The other arguments are those of `TransformersModel`.
-
     Args:
         name: Name on the Hugging Face hub, such as `facebook/vjepa2-vitl-fpc64-256`.
+        size: Side of the square images are resized to, in pixels.
+        grid: Cells along the side of an image, given instead of `size`.
+        pretrained: Download the weights by name. If false, and without `weights`, they are random.
+        weights: Local folder, or file beside its config.json, to read instead, in the library's own layout.
+        layers: Blocks whose outputs are read; negative numbers count from the end.
+        norm: Apply the final LayerNorm to the outputs read.
+        mean: Mean of RGB in [0, 1], given together with `std`. None takes that of preprocessor_config.json, or
+            ImageNet's for random weights.
+        std: Standard deviation of RGB in [0, 1], likewise.
         options: Options of the library's VJEPA2Config, to build without a config file: `hidden_size`, ...
     """
 

@@ -55,17 +55,17 @@ class WrappedBackbone(Backbone, ABC):
 
     @property
     def norm(self) -> nn.Module | None:
-        """The layer after its last block."""
+        """The layer after the last block of the wrapped backbone; None where there is none."""
         return self.inner.norm
 
     @property
     def lora_targets(self) -> Sequence[str]:
-        """The endings of the names of the modules that LoRA adapts in it by default."""
+        """The endings of the names of the modules that LoRA adapts in the wrapped backbone by default."""
         return self.inner.lora_targets
 
     @property
     def sha256(self) -> str:  # type: ignore[override]  # that of the wrapped backbone, whatever it is
-        """The hash of the weights that it was built with."""
+        """The hash of the weights that the wrapped backbone was built with."""
         return self.inner.sha256
 
     @property
@@ -88,11 +88,11 @@ class WrappedBackbone(Backbone, ABC):
         return self.inner.read_maps(image)
 
     def prefix(self, image: Float[Tensor, "b 3 height width"], depth: int) -> BackboneState:
-        """Compute its first `depth` blocks."""
+        """Compute the first `depth` blocks of the wrapped backbone."""
         return self.inner.prefix(image, depth)
 
     def finish_maps(self, state: BackboneState, depth: int) -> ImageMaps:
-        """Compute its maps from the state after `depth` blocks."""
+        """Compute the maps of the wrapped backbone from the state after `depth` blocks."""
         return self.inner.finish_maps(state, depth)
 
     def suffix(self, state: BackboneState, depth: int) -> FeatureMap:

@@ -36,7 +36,7 @@ class AdapterBottleneck(nn.Module):
         scale: Factor of the output.
         norm: Whether a LayerNorm is applied to the input.
         maps: Whether inputs are feature maps (b c h w), for 1 x 1 convolutions, instead of tokens (b ... c).
-        like: A weight of the network, whose device and precision are taken.
+        like: A weight of the network, whose device and precision are taken; None takes PyTorch's defaults.
     """
 
     branch_input: Tensor | None = None  # input of a parallel branch (`add_parallel`), until it is used
@@ -73,8 +73,8 @@ class TransformerUnit(NamedTuple):
     """Attention and feed-forward of a transformer, each added to the residual stream in turn."""
 
     attention: nn.Module  # the last module of that branch, whose output is added unchanged
-    feed_forward: nn.Module  # likewise
-    norm: nn.Module | None  # norm of the stream before the feed-forward
+    feed_forward: nn.Module  # the last module of that branch, likewise
+    norm: nn.Module | None  # norm of the stream before the feed-forward; None where it comes after it
     scale: Tensor  # a weight as wide as the stream
 
 
@@ -173,6 +173,9 @@ def adaptformer(
         dropout: Dropout rate in the middle.
         layernorm: `in` puts a LayerNorm before the bottleneck, `none` does not.
         blocks: Number of last blocks to adapt; all if left out.
+
+    Raises:
+        UserError: The backbone has fewer blocks, or none with a norm before its feed-forward.
     """
     if layernorm not in NORMS:
         raise UserError(f"`finetune.layernorm` must be one of {', '.join(NORMS)}, got {layernorm!r}")
@@ -206,6 +209,9 @@ def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) ->
         backbone: Backbone to adapt, in place.
         width: Channels in the middle of a bottleneck.
         blocks: Number of last blocks to adapt; all if left out.
+
+    Raises:
+        UserError: The backbone has fewer blocks, or one with neither attention and feed-forward nor a feature map.
     """
     adapted_blocks = last_blocks_of(backbone, blocks)
     backbone.requires_grad_(False)
@@ -220,7 +226,11 @@ def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) ->
 
 
 def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int]:
-    """Return the output channels of `blocks`, measured in a run on a small image."""
+    """Return the output channels of `blocks`, measured in a run on a small image.
+
+    Raises:
+        UserError: The output of a block is no feature map.
+    """
     if not blocks:
         return []
     shapes: dict[nn.Module, tuple[int, ...]] = {}

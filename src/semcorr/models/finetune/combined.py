@@ -20,7 +20,7 @@ def combine(backbone: Backbone, ways: Mapping[str, Way | None], rates: Mapping[s
 
     Args:
         backbone: Fused backbone, whose parts are changed in place.
-        ways: Way of each part, in the order of the parts, by any names; None freezes the part.
+        ways: Function that tunes each part, in the order of the parts, by any names; None freezes the part.
         rates: Factors of `optimizer.backbone_lr` by the same names; 1 where nothing is given.
 
     Raises:

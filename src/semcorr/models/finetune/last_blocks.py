@@ -19,8 +19,8 @@ def last_blocks(backbone: Backbone, blocks: int = 0, norm: bool = True, block_we
         backbone: Backbone, which is changed in place.
         blocks: Number of its last blocks.
         norm: Whether the norm after the last block, if it is applied, is trained as well.
-        block_weights: File of the unified benchmark's training that the blocks start from; None, from the backbone's
-            weights.
+        block_weights: File of the unified benchmark's training that the blocks start from; None starts from the
+            backbone's weights.
 
     Raises:
         UserError: The backbone has fewer blocks, or none; or the file does not fit them.

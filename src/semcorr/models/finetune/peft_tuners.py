@@ -67,6 +67,9 @@ def peft_tuner(
             LayerNorm of the blocks for `ln_tuning`.
         blocks: Number of last blocks to adapt; all if left out.
         options: Other arguments of the tuner's configuration in peft.
+
+    Raises:
+        UserError: The tuner or an option is unknown, no layer has such a name, or peft cannot adapt the layers.
     """
     config = build_tuner_config(tuner, options)
     if tuner == "ln_tuning" and targets is None:
@@ -88,7 +91,15 @@ def peft_tuner(
 
 
 def build_tuner_config(tuner: str, options: JsonMapping) -> Callable[..., PeftConfig]:
-    """Return the tuner's configuration in peft, to be called with its layers; an unknown tuner or option is refused."""
+    """Return a function that makes the tuner's configuration in peft, given the layers as `target_modules`.
+
+    Args:
+        tuner: peft's name of the tuner, one of `list_tuners`.
+        options: Other arguments of the configuration.
+
+    Raises:
+        UserError: The tuner or an option is unknown or not for this use.
+    """
     configs = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if tuner in REFUSED:
         raise UserError(

@@ -44,6 +44,14 @@ def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None
 
     SD4Match starts from the embeddings of words drawn from the vocabulary; the unified benchmark starts from noise
     of their scale, as here.
+
+    Args:
+        backbone: Backbone that contains Stable Diffusion, which is changed in place.
+        tokens: Number of words.
+        scale: Initial standard deviation of the words.
+
+    Raises:
+        UserError: The backbone has no prompt, or the text encoder takes fewer words.
     """
     for part in find_diffusion_networks(backbone):
         text = reload_text_encoder(part, tokens)
@@ -51,7 +59,11 @@ def prompt(backbone: Backbone, tokens: int = 75, scale: Positive = 0.02) -> None
 
 
 def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
-    """Freeze a backbone and return its Stable Diffusion networks, which have a prompt."""
+    """Freeze a backbone and return its Stable Diffusion networks, which have a prompt.
+
+    Raises:
+        UserError: It has none.
+    """
     parts = [module for module in backbone.modules() if isinstance(module, StableDiffusion)]
     if not parts:
         raise UserError(f"{backbone.name} has no prompt to learn: give backbone=sd or backbone=sd_dinov2.")
@@ -60,7 +72,15 @@ def find_diffusion_networks(backbone: Backbone) -> list[StableDiffusion]:
 
 
 def reload_text_encoder(part: StableDiffusion, tokens: int) -> TextEncoder:
-    """Load the text encoder of a network again, which released it after encoding its own prompt."""
+    """Load the text encoder of a network again, which released it after encoding its own prompt.
+
+    Args:
+        part: Network that is conditioned on the prompt.
+        tokens: Number of words of the prompt that is to be learned.
+
+    Raises:
+        UserError: The encoder takes fewer words.
+    """
     text = part.text().to(next(part.parameters()).device)
     if not 1 <= tokens <= text.length - 2:  # start and end take two
         raise UserError(f"A prompt has room for 1 to {text.length - 2} tokens, got {tokens}: change `finetune.tokens`.")
@@ -128,7 +148,7 @@ def conditional_prompt(
     weights: str | None = None,
     **options: Annotated[Any, OptionsOf(TimmModel)],
 ) -> None:
-    """Learn a prompt that depends on the pair.
+    """Learn a prompt that depends on the pair: SD4Match's conditional one, see `ConditionalPrompt`.
 
     Args:
         backbone: Backbone that contains Stable Diffusion; its features depend on the pair from now on.
@@ -140,6 +160,9 @@ def conditional_prompt(
         pretrained: Whether the transformer's weights are downloaded.
         weights: Local file of the transformer's weights instead.
         options: Other arguments of the transformer's constructor.
+
+    Raises:
+        UserError: The backbone has no prompt, or the text encoder takes fewer words.
     """
     parts = find_diffusion_networks(backbone)
     if conditional < 1:

@@ -16,7 +16,7 @@ def set_rate_factor(module: nn.Module, factor: float) -> None:
 
 
 def group_by_rate(parameters: Iterable[Parameter]) -> dict[float, list[Parameter]]:
-    """Group parameters by the factors of their rate, 1 if nothing was asked for.
+    """Group parameters by the factors of their rate, 1 where `set_rate_factor` has set none.
 
     >>> first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     >>> set_rate_factor(second, 100)

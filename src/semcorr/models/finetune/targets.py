@@ -13,7 +13,11 @@ Kinds = tuple[type[nn.Module], ...]
 
 
 def last_blocks_of(backbone: Backbone, blocks: int | None) -> list[nn.Module]:
-    """Return the last `blocks` blocks of a backbone, or all if None."""
+    """Return the last `blocks` blocks of a backbone, or all if None.
+
+    Raises:
+        UserError: The backbone has fewer blocks, or none at all.
+    """
     require_blocks(backbone)
     depth = len(backbone.blocks)
     if blocks is not None and not 1 <= blocks <= depth:
@@ -39,6 +43,15 @@ def target_layers(
 
     `qkv` and `attn.qkv` both match `model.blocks.3.attn.qkv`. Every given target must match a layer; of the
     backbone's default list, at least one must.
+
+    Args:
+        backbone: Backbone with the layers.
+        targets: Endings of names; the backbone's `lora_targets` if None.
+        blocks: Number of last blocks to look in; all if None.
+        kinds: Types of the layers.
+
+    Raises:
+        UserError: A target matches no layer, or the backbone has fewer blocks.
     """
     selected = backbone.lora_targets if targets is None else [targets] if isinstance(targets, str) else targets
     names = adaptable_layers(backbone, blocks, kinds)
@@ -65,6 +78,9 @@ def freeze_unused(backbone: Backbone) -> None:
     """Freeze trainable parameters that no feature depends on: with a facet, the last block is only partly used.
 
     They would get no gradient, and processes that train together would wait for one.
+
+    Raises:
+        UserError: No trainable parameter is left.
     """
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
         return

@@ -138,6 +138,9 @@ class Aggregation(Cosine):
             those of Diffusion Hyperfeatures, whose timesteps must be in the backbone's order.
         weights_order: For each map, the number of its block in that file, from 0. If left out, the order of maps for
             our own files, and that of GeoAware-SC's code for files of its layout.
+
+    Raises:
+        UserError: The maps are not `steps` for each layer, or the file does not fit.
     """
 
     @check_arguments("head")

@@ -36,6 +36,12 @@ def sine_position_encoding(
 
     Positions are counted in cells, so that a grid of any size and shape has them.
 
+    Args:
+        h: Rows of the grid.
+        w: Columns of the grid.
+        channels: Length of an encoding, a multiple of four.
+        device: Device of the result; PyTorch's default if None.
+
     >>> sine_position_encoding(1, 2, 4)  # sin x, cos x, sin y, cos y
     tensor([[0.0000, 1.0000, 0.0000, 1.0000],
             [0.8415, 0.5403, 0.0000, 1.0000]])
@@ -57,6 +63,9 @@ class LoFTREncoderLayer(nn.Module):
         channels: Channels of a token.
         heads: Attention heads.
         width: Channels in the middle of the MLP.
+
+    Raises:
+        UserError: The channels are no multiple of the heads, or of four.
     """
 
     def __init__(self, channels: int, heads: int, width: int) -> None:
@@ -82,7 +91,14 @@ class LoFTREncoderLayer(nn.Module):
         position: Float[Tensor, "n c"],
         context_position: Float[Tensor, "m c"],
     ) -> Float[Tensor, "b n c"]:
-        """Update `tokens` by attention to `context`: themselves, or the tokens of the other image."""
+        """Update tokens by attention to others.
+
+        Args:
+            tokens: Tokens of one image.
+            context: Tokens that they attend to: the same ones, or those of the other image.
+            position: Position encodings of `tokens`.
+            context_position: Position encodings of `context`.
+        """
         queries, keys, values = self.query(tokens + position), self.key(context + context_position), self.value(context)
         split = (x.unflatten(-1, (self.heads, -1)) for x in (queries, keys, values))
         message = self.norm1(self.merge(linear_attention(*split).flatten(-2).to(queries.dtype)))

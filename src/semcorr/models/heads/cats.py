@@ -35,6 +35,9 @@ class CATs(nn.Module):
         heads: Attention heads of each block.
         projected: Channels to which the features are projected for a token.
         mlp: Channels in the middle of a block's MLP, as a multiple of a token's.
+
+    Raises:
+        UserError: A token has fewer numbers than there are heads; or, when called, the features are of another grid.
     """
 
     @check_arguments("head")
@@ -106,7 +109,13 @@ class CATs(nn.Module):
 
 
 class AggregationBlock(nn.Module):
-    """A block of attention and an MLP, each after a norm and added to its input."""
+    """A block of attention and an MLP, each after a norm and added to its input.
+
+    Args:
+        width: Channels of a token.
+        heads: Attention heads, each of width // heads channels.
+        middle: Channels in the middle of the MLP.
+    """
 
     def __init__(self, width: int, heads: int, middle: int) -> None:
         super().__init__()

@@ -135,7 +135,7 @@ def apply_layers(
 
 
 def average_cells(maps: FeatureMap, cells: int) -> FeatureMap:
-    """Average squares of cells to one; at the right and bottom edge those that there are.
+    """Average squares of `cells` x `cells` cells to one; at the right and bottom edge those that there are.
 
     >>> average_cells(FeatureMap(torch.tensor([[[[1.0, 3.0, 7.0]]]]), 8), 2)
     FeatureMap(values=tensor([[[[2., 7.]]]]), stride=16)
@@ -146,6 +146,12 @@ def average_cells(maps: FeatureMap, cells: int) -> FeatureMap:
 
 def repeat_cells(similarity: Float[Tensor, "b n h w"], cells: int, h: int, w: int) -> Float[Tensor, "b n k l"]:
     """Give the cells of an h x w map the similarity of the coarse cell that they are in.
+
+    Args:
+        similarity: Similarity of every point with every coarse cell.
+        cells: Cells along a side of a coarse cell; those at the right and bottom edge may have fewer.
+        h: Rows of the map.
+        w: Columns of the map.
 
     >>> repeat_cells(torch.tensor([[[[2.0, 7.0]]]]), 2, 1, 3)
     tensor([[[[2., 2., 7.]]]])

@@ -39,7 +39,13 @@ def transpose_correlation(correlation: Float[Tensor, "b h w k l"]) -> Float[Tens
 def resize_correlation(
     correlation: Float[Tensor, "b h w k l"], source: Sequence[int], target: Sequence[int]
 ) -> Float[Tensor, "b i j m n"]:
-    """Resize a correlation bilinearly to other grids, (rows, columns) of source and target; cells keep their places."""
+    """Resize a correlation bilinearly to other grids; cells keep their places.
+
+    Args:
+        correlation: Similarity of every source cell with every target cell.
+        source: Rows and columns of the source's new grid.
+        target: Rows and columns of the target's new grid.
+    """
     for size in (target, source):  # what is resized comes last, and then the other
         if correlation.shape[3:] != tuple(size):
             large = interpolate(correlation.flatten(1, 2), tuple(size), mode="bilinear", align_corners=False)

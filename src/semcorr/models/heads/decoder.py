@@ -80,7 +80,7 @@ def _resize(values: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Te
 class Decoder(Cosine):
     """Cosine similarity of decoded features: a grid four times as fine, a quarter of the image at patches of 16.
 
-    After the decoder of SimpleMatch, whose parts are published and whose code is not: twice the grid by bilinear
+    After the decoder of SimpleMatch, from its description; no code of theirs was used: twice the grid by bilinear
     interpolation and a transposed 2 x 2 convolution, added; a residual block of two 3 x 3 convolutions; bilinear to a
     quarter of the image; another block; a linear projection; a dropout of 0.3, of the input here.
 
@@ -169,9 +169,14 @@ class WindowDecoder(nn.Module):
     def decode_around(
         self, values: Float[Tensor, "b c h w"], cells: Int[Tensor, "b n 2"], window: int
     ) -> tuple[Float[Tensor, "b n c k l"], Int[Tensor, "b n 2"]]:
-        """Decode windows of `window` cells around cells, and return them with their first fine column and row.
+        """Decode windows of `window` cells along a side, and return them with their first fine column and row.
 
         A window is cut with a margin that holds all it depends on, unless the map ends, and decoded like a map.
+
+        Args:
+            values: Features of a batch of images.
+            cells: Column and row of the middle cell of each window; windows at the border are moved onto the map.
+            window: Cells of the features along a side of a window.
         """
         fineness = self.network.fineness
         axes = []

@@ -70,7 +70,12 @@ class Geometric(PlaceHead):
 
 
 class WarpRegression(nn.Module):
-    """CNNGeo's regression: from the correlation of two maps to the parameters of a warp, zero at the start."""
+    """CNNGeo's regression: from the correlation of two maps to the parameters of a warp, zero at the start.
+
+    Args:
+        cells: Cells along a side of both maps, at least 11.
+        parameters: Number of the warp's parameters.
+    """
 
     def __init__(self, cells: int, parameters: int) -> None:
         super().__init__()

@@ -19,9 +19,9 @@ class GromovProblem(NamedTuple):
     """The search for the plan P of the largest <P, similarity> - structure * (its Gromov-Wasserstein cost) + entropy.
 
     Attributes:
-        similarity: Of every source cell with every target cell; zeros for structure alone.
-        source_distances: Between the cells of the source, symmetric.
-        target_distances: Between the cells of the target, symmetric.
+        similarity: Similarity of every source cell with every target cell; zeros for structure alone.
+        source_distances: Distances between the cells of the source, symmetric.
+        target_distances: Distances between the cells of the target, symmetric.
         source_weights: Mass of every source cell, positive.
         target_weights: Mass of every target cell, positive, of the same sum.
         structure: Weight of the cost, in similarities; alpha / (1 - alpha) of fused Gromov-Wasserstein.
@@ -58,9 +58,9 @@ def match_structures(problem: GromovProblem, steps: int, iterations: int) -> Flo
     among plans of the same marginals, so no step makes the objective worse. What it ends in is a local optimum.
 
     Args:
-        problem: The problem.
-        steps: Linear problems that are solved; at least one.
-        iterations: Of Sinkhorn in each.
+        problem: Problem to solve.
+        steps: Number of linear problems that are solved; at least one.
+        iterations: Number of Sinkhorn's iterations in each of them.
     """
     similarity = problem.similarity
     for _ in range(steps):
@@ -92,9 +92,9 @@ class GromovWasserstein(nn.Module):
 
     Args:
         structure: Weight of the structure against the cosines; alpha / (1 - alpha) of fused Gromov-Wasserstein.
-        temperature: Of the entropy, in cosines.
-        steps: Of mirror descent.
-        iterations: Of Sinkhorn in each step.
+        temperature: Weight of the entropy, in cosines.
+        steps: Number of steps of mirror descent.
+        iterations: Number of Sinkhorn's iterations in each step.
         cells: Largest number of cells along a side; larger maps are averaged.
     """
 

@@ -49,7 +49,7 @@ def share_taps(taps: Sequence[Tap], key: Callable[[Tap], object]) -> SharedTaps:
 
 
 def shift_key(tap: Tap, sharing: Sharing) -> object:
-    """Return what the taps of two positions (y, x, v, u) share: the source moves by (y, x), the target by (v, u).
+    """Return the key that taps (y, x, v, u) of one weight share: the source moves by (y, x), the target by (v, u).
 
     `iso`: how far apart the two moves are. `psi`, position-sensitive isotropic, also how far the two are from the
     middle, the farther and the nearer. As squares, so that they are whole numbers.
@@ -60,7 +60,7 @@ def shift_key(tap: Tap, sharing: Sharing) -> object:
 
 
 def scale_key(tap: Tap, sharing: Sharing) -> object:
-    """Return what the taps of two scales (s, t) share: the same in one dimension, of steps up and down."""
+    """Return the key that taps of two scales (s, t) share: as `shift_key`, in one dimension, of steps up and down."""
     s, t = tap
     apart, of_source, of_target = abs(s - t), abs(s), abs(t)
     return {"psi": (max(of_source, of_target), min(of_source, of_target), apart), "iso": apart, "full": tap}[sharing]
@@ -73,8 +73,8 @@ class HoughKernel(nn.Module):
     The kernel starts as a middle tap of 1, and 1e-3 spread over each group at random.
 
     Args:
-        size: Cells along each of the four spatial axes.
-        scales: Taps along both axes of scale; 1 for a kernel in four dimensions.
+        size: Cells along each of the four spatial axes; odd.
+        scales: Taps along both axes of scale, odd; 1 for a kernel in four dimensions.
         sharing: Which taps share: see `shift_key`.
     """
 
@@ -149,7 +149,7 @@ class HoughMatching(nn.Module):
 
     Args:
         channels: Channels of the features.
-        width: Channels after the 3 x 3 convolutions; null for a quarter.
+        width: Channels after the 3 x 3 convolutions; a quarter of `channels` if left out.
         scales: Areas that maps are resized to, as multiples of theirs.
         scale_kernel: Taps along both axes of scale; odd.
         kernel: Cells along each of the four spatial axes; odd.

@@ -37,6 +37,11 @@ class FastformerLayer(nn.Module):
     All queries are summed to one, by learned weights; keys are multiplied with it and summed to one; values are
     multiplied with that. Rotated channels are multiplied pair by pair, so that the product depends on how far two
     matches are from each other.
+
+    Args:
+        width: Channels of a token.
+        heads: Attention heads, of `NUMBERS` channels each.
+        middle: Channels in the middle of the MLP.
     """
 
     def __init__(self, width: int, heads: int, middle: int) -> None:
@@ -221,6 +226,12 @@ class MatchToMatch(nn.Module):
 
 def rotary_angles(h: int, w: int, speeds: int, device: torch.device | None = None) -> Float[Tensor, "speeds 2 cells"]:
     """Return rotation angles by x and by y, row by row. The image spans [-1, 1]; the slowest is half a turn per unit.
+
+    Args:
+        h: Rows of the grid.
+        w: Columns of the grid.
+        speeds: Number of speeds, from half a turn to two and a half per unit.
+        device: Device of the result; PyTorch's default if None.
 
     >>> rotary_angles(1, 2, 1)[0] / math.pi
     tensor([[-0.5000,  0.5000],

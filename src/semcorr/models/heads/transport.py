@@ -45,8 +45,8 @@ def sinkhorn(
         similarity: Negative cost; a constant more or less in a row or a column changes nothing.
         source_weights: Mass of every source cell, positive.
         target_weights: Mass of every target cell, positive, of the same sum.
-        temperature: How much entropy counts: small plans are close to permutations, and need more iterations.
-        iterations: Updates of all columns, then of all rows.
+        temperature: Weight of the entropy: at a small one plans are close to permutations, and need more iterations.
+        iterations: Number of updates of all columns, then of all rows.
 
     >>> plan = sinkhorn(torch.tensor([[[1.0, 0.9], [0.9, 0.0]]]), torch.ones(1, 2), torch.ones(1, 2), 0.1, 200)
     >>> plan.round(decimals=2)  # each would take the first column; the second row has nothing else
@@ -66,7 +66,15 @@ def solve_scalings(
     temperature: float,
     iterations: int,
 ) -> LogScalings:
-    """Compute the scalings of `sinkhorn`'s plan; in training, memory holds one iteration at a time."""
+    """Compute the scalings of `sinkhorn`'s plan; in training, memory holds one iteration at a time.
+
+    Args:
+        similarity: Negative cost.
+        source_weights: Mass of every source cell, positive.
+        target_weights: Mass of every target cell, positive, of the same sum.
+        temperature: Weight of the entropy.
+        iterations: Number of updates of all columns, then of all rows.
+    """
     with torch.autocast(similarity.device.type, enabled=False):
         single = torch.promote_types(similarity.dtype, torch.float32)
         logits = similarity.to(single) / temperature
@@ -103,6 +111,15 @@ def add_dustbins(
     """Add a row and a column that take what finds no match better than `score` (SuperGlue; GECO's partial transport).
 
     Each bin has room for all mass of the other image, so the two masses need not be the same.
+
+    Args:
+        similarity: Similarity of every source cell with every target cell.
+        source_weights: Mass of every source cell.
+        target_weights: Mass of every target cell.
+        score: Similarity of every cell with the bin of the other image, and of both bins.
+
+    Returns:
+        Similarity, source weights and target weights, each with the bin last.
     """
     similarity = nn.functional.pad(similarity, (0, 1, 0, 1), value=score)
     source_mass, target_mass = (weights.sum(-1, keepdim=True) for weights in (source_weights, target_weights))
@@ -156,8 +173,8 @@ class Transport(nn.Module):
     Args:
         marginals: Mass of the cells: `uniform`, or SCOT's `staircase` by a stand-in, see `weigh_cells`.
         dustbin: Cosine below which a cell would rather have no match: transport is partial. None: all mass moves.
-        temperature: Of the entropy, in cosines.
-        iterations: Of Sinkhorn.
+        temperature: Weight of the entropy, in cosines.
+        iterations: Number of Sinkhorn's iterations.
     """
 
     @check_arguments("head")

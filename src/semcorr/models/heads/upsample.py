@@ -10,7 +10,7 @@ from semcorr.core.types import FeatureMap
 from semcorr.matching.similarity import product_similarity
 from semcorr.models.heads.cosine import Cosine
 
-Stages = Annotated[int, Range(least=1, most=4)]  # of which each has four times as many cells: 16 of them along a side
+Stages = Annotated[int, Range(least=1, most=4)]  # each splits a cell into four: four stages make 16 along a side of it
 
 
 class Upsample(Cosine):

@@ -7,7 +7,12 @@ from torch.nn.functional import normalize
 
 
 def place_windows(cells: Int[Tensor, "b n"], size: int, length: int) -> Int[Tensor, "b n"]:
-    """Return the first position of windows of `size` around cells; those at the border are moved onto the map.
+    """Return the first position of windows around cells along an axis; those at the border are moved onto the map.
+
+    Args:
+        cells: Position of the middle cell of each window.
+        size: Cells along the axis in a window.
+        length: Cells along the axis in the map.
 
     >>> place_windows(torch.tensor([[0, 4, 9]]), size=3, length=10)
     tensor([[0, 3, 7]])
@@ -18,7 +23,13 @@ def place_windows(cells: Int[Tensor, "b n"], size: int, length: int) -> Int[Tens
 def cut_windows(
     maps: Float[Tensor, "b c h w"], top: Int[Tensor, "b n"], left: Int[Tensor, "b n"], size: tuple[int, int]
 ) -> Float[Tensor, "b n c k l"]:
-    """Cut windows of `size` (rows, columns) out of maps, by their first rows and columns.
+    """Cut windows out of maps.
+
+    Args:
+        maps: Maps of a batch of images.
+        top: First row of each window; all of it lies on the map.
+        left: First column of each window.
+        size: Rows and columns of a window.
 
     >>> cut_windows(torch.arange(6.0).view(1, 1, 2, 3), torch.tensor([[0]]), torch.tensor([[1]]), (2, 2)).tolist()
     [[[[[1.0, 2.0], [4.0, 5.0]]]]]
@@ -36,7 +47,13 @@ def paste_windows(
     top: Int[Tensor, "b n"],
     left: Int[Tensor, "b n"],
 ) -> Float[Tensor, "b n h w"]:
-    """Return a similarity with the values of one window for each point in the place of its own.
+    """Return a similarity in which one window for each point has new values.
+
+    Args:
+        similarity: Similarity of every point with every cell.
+        windows: Values of the window of each point.
+        top: First row of each window; all of it lies on the map.
+        left: First column of each window.
 
     >>> top, left = torch.tensor([[0]]), torch.tensor([[1]])
     >>> paste_windows(torch.zeros(1, 1, 1, 3), torch.ones(1, 1, 1, 2), top, left).tolist()

@@ -17,12 +17,12 @@ from semcorr.models.losses.random_warps import draw_warps, map_points, warp_imag
 
 
 class Criterion(NamedTuple):
-    """How a distribution over cells is compared with a place.
+    """Comparison of a distribution over cells with a place.
 
     Attributes:
         temperature: Temperature of the softmax of every step of a path.
-        kernel: Steps along a side, as in `GaussianCrossEntropy`.
-        sigma: Standard deviation of the Gaussian in cells.
+        kernel: Points along a side of the grid around the place where probabilities are read, a cell apart; odd.
+        sigma: Standard deviation of the Gaussian around the place, in cells.
         keep: Share of a pair's points that count, those of the smallest losses: the others may not be visible.
     """
 
@@ -48,6 +48,11 @@ def follow_back(first: Float[Tensor, "b n h w"], pairs: PairMaps, criterion: Cri
     """Continue distributions over the cells of the targets to the cells of the sources (PWarpC, the product of two).
 
     It takes the similarity of all cells of both images: memory grows by the square of their number.
+
+    Args:
+        first: Probability of every target cell, for each point.
+        pairs: Features of the pairs.
+        criterion: Criterion with the temperature of the way back.
     """
     back = pairs.swapped
     second = criterion.probability(back.similarity(back.lattice(None)))
@@ -60,11 +65,11 @@ class PathLoss(nn.Module):
     """A loss by where paths from cell to cell lead; no keypoint is read.
 
     Args:
-        points: Points of each source, drawn again in every step.
-        in_box: Whether they lie in the box of the object; otherwise anywhere.
+        points: Number of points of each source, drawn again in every step.
+        in_box: Whether points are drawn in the box of the object; otherwise anywhere in the image.
         temperature: Temperature of the softmax of every step of a path.
-        kernel: Steps along a side, as in `GaussianCrossEntropy`.
-        sigma: Standard deviation of the Gaussian in cells.
+        kernel: Points along a side of the grid around a place where probabilities are read, a cell apart; odd.
+        sigma: Standard deviation of the Gaussian around a place, in cells.
         keep: Share of a pair's points that count, those of the smallest losses.
     """
 
@@ -112,15 +117,16 @@ class WarpConsistency(PathLoss):
     the device, so frozen blocks are computed at every step.
 
     Args:
-        points: Points of each warped source, drawn again in every step; those that show the object count.
-        in_box: Whether the object is the box of the source; otherwise all that shows the image counts.
+        points: Number of points of each warped source, drawn again in every step.
+        in_box: Whether only the points count that come from the box of the source's object; otherwise all that come
+            from within the source do.
         supervision: Weight of the direct match; that of the bipath is 1.
-        rotate: Degrees by which a source is turned at most, either way.
-        scale: Enlarges or shrinks by a factor of up to 1 + scale.
-        shift: Fraction of the side, along x and y.
-        bend: Fraction of the side by which each of 4 x 4 control points is displaced along x and y; from a sixth on
-            an image would fold.
-        criterion: The other options of `PathLoss`; `keep` is of the bipath alone.
+        rotate: Largest angle by which a source is turned, in degrees, either way.
+        scale: Largest change of size: a source is enlarged or shrunk by a factor of up to 1 + scale.
+        shift: Largest shift along x and along y, as a fraction of the side.
+        bend: Largest displacement of each of 4 x 4 control points along x and along y, as a fraction of the side; from
+            a sixth on an image would fold.
+        criterion: The other options of `PathLoss`; `keep` applies to the bipath alone.
     """
 
     reads = ("pairs", "pixels")

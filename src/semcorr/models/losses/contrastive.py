@@ -23,6 +23,12 @@ def symmetric_contrastive(
     softmaxes. The mean is over the points in `mask` of each pair, then over pairs; nothing is learned from a pair
     that shares one keypoint.
 
+    Args:
+        source: Descriptors of each source's keypoints.
+        target: Descriptors of the same keypoints in the target.
+        mask: Keypoints that count, or their weights, see `weighted_mean`.
+        scale: Factor of the cosines, the inverse of a temperature.
+
     >>> same = torch.eye(2)[None]  # two keypoints, orthogonal: logits 1 and 0
     >>> symmetric_contrastive(same, same, torch.tensor([[True, True]]), scale=1.0)  # log(1 + 1/e)
     tensor(0.3133)
@@ -43,7 +49,7 @@ class SymmetricContrastive(nn.Module):
     decays towards 0.
 
     Args:
-        scale: Initial scale.
+        scale: Initial factor of the cosines.
         flips: Whether the loss also applies to mirrored variants of a pair. The released GeoAware-SC leaves it out
             for them, and divides by their weights all the same; so does False.
     """

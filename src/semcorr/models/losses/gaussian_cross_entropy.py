@@ -19,6 +19,10 @@ MINIMUM = 0.001
 class LearnedTemperature(nn.Module):
     """One learned temperature for all points of all pairs.
 
+    Args:
+        initial: Temperature at the start of training, more than `minimum`.
+        minimum: Number that the temperature always exceeds.
+
     >>> LearnedTemperature(initial=0.03)(torch.zeros(1, 1, 2, 2))
     tensor(0.0300, grad_fn=<AddBackward0>)
     """
@@ -38,6 +42,10 @@ class PredictedTemperature(nn.Module):
 
     These tell how peaked the similarities are. The temperature of a point depends on nothing else in the batch, and
     its gradient trains the prediction, not the features.
+
+    Args:
+        initial: Temperature at the start of training, more than `minimum`.
+        minimum: Number that the temperature always exceeds.
     """
 
     def __init__(self, initial: float = 0.03, minimum: float = MINIMUM) -> None:
@@ -59,7 +67,15 @@ KINDS = {"scalar": LearnedTemperature, "point": PredictedTemperature}
 
 
 def build_temperature(kind: str, initial: float) -> nn.Module:
-    """Build the module of a learned temperature: `scalar` or `point`."""
+    """Build the module of a learned temperature.
+
+    Args:
+        kind: `scalar`, one for all points, or `point`, one predicted for each.
+        initial: Temperature at the start of training.
+
+    Raises:
+        UserError: There is no such kind, or the temperature is too small to be learned.
+    """
     if kind not in KINDS:
         raise UserError(f"`loss.learn` must be null or one of {', '.join(KINDS)}, got {kind!r}")
     return KINDS[kind](initial)
@@ -100,6 +116,16 @@ def gaussian_cross_entropy(
     underflows; here interpolation happens in log space. No tensor has a size that only the device knows, so a step
     on a GPU needs no synchronisation; values outside the mask may be anything, NaN included.
 
+    Args:
+        similarity: Similarity of every point with every target cell.
+        cells: True position of every point in the target, in cells of `similarity`.
+        mask: Points that count, or their weights, see `weighted_mean`.
+        temperature: Divisor of the similarity before the softmax, one for all points or one for each.
+        kernel: Points along a side of the grid around the true cell, a cell apart; odd.
+        sigma: Standard deviation of the Gaussian, in cells.
+        renormalise: Whether the weights of every point are made to sum to 1.
+        epsilon: Constant added to the probabilities.
+
     >>> flat, cells = torch.zeros(1, 1, 3, 3), torch.tensor([[[0.0, 1.0]]])  # log p is -log 9 everywhere
     >>> gaussian_cross_entropy(flat, cells, torch.tensor([[True]]), kernel=1, renormalise=True)
     tensor(2.1972)
@@ -117,7 +143,17 @@ def point_cross_entropy(
     renormalise: bool = False,
     epsilon: float = 0.0,
 ) -> Float[Tensor, "b n"]:
-    """Compute `gaussian_cross_entropy` of each point, in single precision at least; all must be finite."""
+    """Compute `gaussian_cross_entropy` of each point; all similarities and cells must be finite.
+
+    Args:
+        similarity: Similarity of every point with every target cell, in single precision at least.
+        cells: True position of every point in the target, in cells of `similarity`.
+        temperature: Divisor of the similarity before the softmax, one for all points or one for each.
+        kernel: Points along a side of the grid around the true cell, a cell apart; odd.
+        sigma: Standard deviation of the Gaussian, in cells.
+        renormalise: Whether the weights of every point are made to sum to 1.
+        epsilon: Constant added to the probabilities.
+    """
     log_p = (similarity / temperature).flatten(2).log_softmax(-1).view_as(similarity).flatten(0, 1)
     steps = torch.arange(kernel, device=cells.device) - kernel // 2
     dy, dx = torch.meshgrid(steps, steps, indexing="ij")
@@ -154,6 +190,13 @@ def _interpolate_log(
 def annealed_value(step: int, start: float = 3.5, end: float = 1.0, warmup: int = 1000, until: int = 12000) -> float:
     """Anneal from `start`, constant for `warmup` steps, along a cosine to `end` at step `until` (MARCO).
 
+    Args:
+        step: Number of training steps so far.
+        start: Value up to step `warmup`.
+        end: Value from step `until` on.
+        warmup: Step at which annealing begins.
+        until: Step at which it ends.
+
     >>> [annealed_value(step) for step in (0, 1000, 6500, 12000, 20000)]
     [3.5, 3.5, 2.25, 1.0, 1.0]
     """
@@ -170,16 +213,16 @@ class GaussianCrossEntropy(nn.Module):
     Args:
         temperature: Temperature of the softmax; its initial value, if it is learned.
         learn: `scalar` for one temperature for all points, `point` for one predicted for each, None for a fixed one.
-        kernel: Steps along a side.
+        kernel: Points along a side of the grid around the true cell where probabilities are read, a cell apart; odd.
         sigma: Standard deviation of the Gaussian in cells, at the start of training.
         sigma_end: Standard deviation that it is annealed to; None keeps it constant.
         warmup: Training steps before annealing begins.
         until: Training step at which `sigma_end` is reached.
         renormalise: Whether the weights of every point are made to sum to 1.
         epsilon: Constant added to the probabilities.
-        convention: Cells that points belong to. `centres`, as semcorr evaluates: cells at their centres. `aligned`, as
-            the unified benchmark trains and scores: corner cells on corner pixels, for the source and the target, and
-            features of unit length before the source's are interpolated; for data.resize=squash.
+        convention: Way in which points are converted to cells. `centres`, as semcorr evaluates: cells at their centres.
+            `aligned`, as the unified benchmark trains and scores: corner cells on corner pixels, for the source and the
+            target, and features of unit length before the source's are interpolated; for data.resize=squash.
     """
 
     reads_descriptors = False

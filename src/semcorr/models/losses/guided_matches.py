@@ -18,14 +18,16 @@ LATTICE = 64  # points along a side of the source, of which those on the object 
 
 @dataclass(frozen=True)
 class WarpPrior:
-    """How far the way from one object to another may be from that of its box, in sides of the box.
+    """Prior of the places of an object's points on another, around those that their boxes give them.
+
+    All numbers are in sides of the box.
 
     Args:
         shift: Standard deviation of a shift of the whole object.
         stretch: Standard deviation of stretching, turning and shearing: a shift for each side of distance.
         bend: Standard deviation of bending.
-        length: Distance over which bending goes along.
-        noise: Standard deviation of a keypoint.
+        length: Distance over which neighbouring points bend together.
+        noise: Standard deviation of the place of an annotated keypoint.
     """
 
     shift: Positive = 0.1
@@ -56,10 +58,10 @@ def expect_places(
 
     Args:
         source: Keypoints of each source.
-        target: The same in the target.
-        mask: Which of them both images show.
-        points: Points of the source.
-        prior: How far from its own place a point may be.
+        target: The same keypoints in the target; of no meaning where they are not in `mask`, but finite.
+        mask: Which keypoints both images show.
+        points: Points of the source whose places are expected.
+        prior: Standard deviations of the process.
 
     Returns:
         Mean and variance of the places, the latter along x and along y alike.
@@ -92,7 +94,7 @@ class GuidedMatches(nn.Module):
     that place, on the target's object: as wide as the teacher is unsure. Nothing is done on the CPU.
 
     Args:
-        points: Points of each source; all of its object if that has fewer.
+        points: Number of points of each source; all of its object if that has fewer.
         temperature: Temperature of the student's softmax over all target cells.
         teacher_temperature: Temperature of the teacher's.
         spread: Standard deviation, in sides of the box, that is added to that of the expected place.
@@ -126,7 +128,11 @@ class GuidedMatches(nn.Module):
 
     @torch.no_grad()
     def label(self, step: LossInputs) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n m"], Bool[Tensor, "b n"]]:
-        """Draw points of each source, in pixels, label them over the target's cells, and tell which ones count."""
+        """Draw points of each source, and label them by the teacher.
+
+        Returns:
+            The points in pixels, their labels, which are distributions over the target's cells, and which points count.
+        """
         teacher = step.teacher
         assert teacher is not None, "the step was not asked for it"
         assert teacher.masks is not None, "the step was not asked for them"
@@ -168,7 +174,7 @@ def to_box(points: Float[Tensor, "b n 2"], box: Float[Tensor, "b 4"]) -> Float[T
 
 
 def draw_object_points(pairs: PairMaps, count: int) -> tuple[Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
-    """Draw points of a lattice on each source's object, without replacement, and tell which ones are on it.
+    """Draw `count` points of a lattice on each source's object, in pixels, without replacement; tell which are on it.
 
     No number of points is read from the device: an object with fewer of them gets others, which do not count.
     """

@@ -29,6 +29,9 @@ class ImageLevel(nn.Module):
         temperature: Temperature of the softmax over target cells; NC-Net's own correlations are taken at 1.
         points: Points along a side of the image that are matched, spread evenly; None for every cell, as published,
             which takes memory by the square of the number of cells.
+
+    Raises:
+        UserError: A step that it is called with has one pair alone.
     """
 
     reads_descriptors = False

@@ -47,7 +47,13 @@ class MaskConsistency(nn.Module):
 
 
 def box_shares(box: Float[Tensor, "b 4"], side: int, h: int, w: int) -> Float[Tensor, "b h w"]:
-    """Return the share of each cell's area that lies in a box, given in pixels of a square image.
+    """Return the share of each cell's area that lies in a box.
+
+    Args:
+        box: x1 y1 x2 y2 in pixels of a square image, whose edges are at -0.5 and `side` - 0.5.
+        side: Side of the image, in pixels.
+        h: Rows of cells.
+        w: Columns of cells.
 
     >>> import torch
     >>> box_shares(torch.tensor([[-0.5, -0.5, 11.5, 7.5]]), side=16, h=2, w=2)  # three quarters of it along x

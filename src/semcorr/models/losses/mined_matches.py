@@ -53,7 +53,11 @@ class MinedMatches(nn.Module):
 
     @torch.no_grad()
     def mine(self, step: LossInputs) -> tuple[Float[Tensor, "b n 2"], Float[Tensor, "b n 2"], Bool[Tensor, "b n"]]:
-        """Mine the matches of each pair of a step, in pixels, and tell which of the rows are any."""
+        """Mine the matches of each pair of a step by the teacher.
+
+        Returns:
+            Points of the source and of the target, in pixels, and which of the rows hold a match.
+        """
         teacher = step.teacher
         assert teacher is not None, "the step was not asked for it"
         count = len(teacher.source_box)
@@ -77,7 +81,17 @@ class MinedMatches(nn.Module):
 
 
 def mine_pair(pair: PairMaps, keypoints: PointPairs, rules: MiningRules, rng: np.random.Generator) -> PointPairs:
-    """Mine the matches of one pair from a teacher's features; those of the keypoints off either mask are not used."""
+    """Mine the matches of one pair from a teacher's features; keypoints off either mask are not used.
+
+    Args:
+        pair: Features and masks of one pair, as the teacher sees it.
+        keypoints: True correspondences that both images show, in pixels.
+        rules: Rules by which matches are mined.
+        rng: Random numbers.
+
+    Returns:
+        The matches in pixels, `rules.points` at most; none if no keypoint is on both masks.
+    """
     assert pair.masks is not None, "the step was not asked for them"
     masks = [mask[0].cpu().numpy() for mask in pair.masks]
     on_object = [is_on_mask(mask, points) for mask, points in zip(masks, keypoints, strict=True)]
@@ -89,7 +103,7 @@ def mine_pair(pair: PairMaps, keypoints: PointPairs, rules: MiningRules, rng: np
 
 
 def spread_points(mask: Bool[np.ndarray, "s s"], count: int) -> Float[np.ndarray, "n 2"]:
-    """Return pixels of a mask in a square lattice, of about `count` or more of them; all pixels, if there are fewer.
+    """Return the pixels (x, y) of a mask on a square lattice, about `count` or more; all pixels, if there are fewer.
 
     >>> spread_points(np.ones((4, 4), dtype=bool), count=4).tolist()
     [[1.0, 1.0], [3.0, 1.0], [1.0, 3.0], [3.0, 3.0]]

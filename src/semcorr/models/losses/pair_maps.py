@@ -14,10 +14,10 @@ from semcorr.core.types import FeatureMap
 
 
 class SourceImages(NamedTuple):
-    """Pixels of the sources of a step, and what makes features of them, or of others, as the head compares them."""
+    """Pixels of the sources of a step, and the function that encodes them or others."""
 
     image: Float[Tensor, "b 3 h w"]  # RGB in [0, 1]
-    encode: Callable[[Tensor], FeatureMap]
+    encode: Callable[[Tensor], FeatureMap]  # from such images to their features, as the head compares them
 
 
 class PairMaps(NamedTuple):
@@ -77,13 +77,17 @@ class PairMaps(NamedTuple):
             return similarity.float()
 
     def draw_points(self, count: int, in_box: bool) -> Float[Tensor, "b n 2"]:
-        """Draw points of the sources, uniformly in the box of the object or in the whole image, in pixels."""
+        """Draw `count` points of each source, uniformly in the box of the object or in the whole image, in pixels."""
         low, high = (edge[:, None] for edge in self.source_box.clamp(-0.5, self.side - 0.5).split(2, dim=-1))
         share = torch.rand(len(low), count, 2, device=low.device)
         return low + share * (high - low) if in_box else share * self.side - 0.5
 
     def lattice(self, count: int | None) -> Float[Tensor, "b n 2"]:
-        """Return the centres of count x count equal squares of each source, or of its cells, in pixels, row by row."""
+        """Return the centres of count x count equal squares of each source, in pixels, row by row.
+
+        Args:
+            count: Squares along a side; None returns the centres of the source's cells.
+        """
         b, _, h, w = self.source.values.shape
         rows, columns = (h, w) if count is None else (count, count)
         device = self.source.values.device

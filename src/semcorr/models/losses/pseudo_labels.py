@@ -20,12 +20,12 @@ KeepShare = Annotated[float, Range(above=0, most=1)]  # share of a pair's points
 
 
 class Labels(NamedTuple):
-    """What a teacher says of points of the source."""
+    """A teacher's matches of points of the source."""
 
-    probability: Float[Tensor, "b n h w"]
-    cells: Float[Tensor, "b n 2"]  # read out of it
+    probability: Float[Tensor, "b n h w"]  # the teacher's softmax over all target cells
+    cells: Float[Tensor, "b n 2"]  # the matches, by the teacher's window soft-argmax
     confidence: Float[Tensor, "b n"]  # the probability of the best cell and its eight neighbours
-    accepted: Bool[Tensor, "b n"]
+    accepted: Bool[Tensor, "b n"]  # which matches the student may learn from
 
 
 class PseudoLabels(nn.Module):
@@ -38,20 +38,20 @@ class PseudoLabels(nn.Module):
     student differs from it by `feature_dropout`, the head's own dropout, and its weights.
 
     Args:
-        points: Points of each source that are labelled in a step, drawn again each time.
+        points: Number of points of each source that are labelled in a step, drawn again each time.
         in_box: Whether points are drawn in the box of the source, and matches outside the target's box do not count.
         temperature: Temperature of the teacher's softmax.
         window: Cells along the side of the window in which the teacher's softmax is averaged.
         threshold: Least confidence: the probability of the best cell and its eight neighbours.
-        cycle: Cells within which a match must lead back to its point; None does not ask.
+        cycle: Largest distance, in cells, between a point and where its match leads back to; None does not match back.
         keep: Share of a pair's accepted points that count, those of the smallest losses.
         weigh: Whether points count by their confidence.
         balance: Whether the categories of a step count alike, however many pairs each has.
         soft: Whether the label is the teacher's whole softmax, as the cost volumes of SemiMatch; False: a Gaussian
             around the match.
         student_temperature: Temperature of the student's softmax.
-        kernel: Steps along a side, as in `GaussianCrossEntropy`.
-        sigma: Standard deviation of the Gaussian in cells.
+        kernel: Points along a side of the grid around a match where probabilities are read, a cell apart; odd.
+        sigma: Standard deviation of the Gaussian around a match, in cells.
     """
 
     reads_descriptors = False

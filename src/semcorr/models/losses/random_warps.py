@@ -22,11 +22,14 @@ def draw_warps(
     Args:
         count: Number of warps.
         side: Side of the images in pixels.
-        rotate: Degrees, either way.
-        scale: Enlarges or shrinks by a factor of up to 1 + scale.
-        shift: Fraction of the side, along x and y.
-        bend: Fraction of the side by which control points are displaced along x and y.
+        rotate: Largest angle, in degrees, either way.
+        scale: Largest change of size: a factor of up to 1 + scale, larger or smaller.
+        shift: Largest shift along x and along y, as a fraction of the side.
+        bend: Largest displacement of a control point along x and along y, as a fraction of the side.
         device: Device of the images; nothing is copied to it.
+
+    Returns:
+        For every pixel of each result, its place in the original, in unit coordinates.
     """
     turn, zoom, x, y = (2 * torch.rand(4, count, device=device) - 1).unbind()
     angle, factor = torch.deg2rad(rotate * turn), (1 + scale) ** zoom
@@ -42,7 +45,7 @@ def draw_warps(
 
 
 def warp_images(image: Float[Tensor, "b 3 s s"], grid: Float[Tensor, "b s s 2"]) -> Float[Tensor, "b 3 s s"]:
-    """Sample images once, bilinearly; what lies outside is black."""
+    """Sample images at the places of a warp, bilinearly; what lies outside is black."""
     return grid_sample(image, grid, padding_mode="zeros", align_corners=False)
 
 

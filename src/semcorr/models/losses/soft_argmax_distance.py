@@ -23,6 +23,13 @@ def soft_argmax_distance(
     step. Here it is over the points of each pair, then over pairs. With a `window` (Table 9) soft-argmax is that of
     `window_soft_argmax`, around the best cell: no other cell of the map has a gradient.
 
+    Args:
+        similarity: Similarity of every point with every target cell.
+        cells: True position of every point in the target, in cells of `similarity`.
+        mask: Points that count, or their weights, see `weighted_mean`.
+        temperature: Divisor of the similarity before the softmax.
+        window: Cells along a side of the window, an odd number; None takes the whole map.
+
     >>> flat = torch.zeros(1, 1, 3, 3)  # soft-argmax is its centre, (1, 1)
     >>> soft_argmax_distance(flat, torch.tensor([[[4.0, 5.0]]]), torch.tensor([[True]]))
     tensor(5.)
@@ -45,15 +52,19 @@ class SoftArgmaxDistance(nn.Module):
 
     Args:
         temperature: Temperature of the softmax.
-        noise: The true cell is moved by a normal deviate with a standard deviation of half this fraction of the
-            extent: 2 sigma are the radius of PCK@noise. The extent is the longer side of the target's box.
-        integer_source: As released: the displacement is predicted from the whole cell that the source point falls
-            in, with that cell's features, but measured from the point itself. The true cell is then off by the
+        noise: Fraction of the extent whose half is the standard deviation of a normal deviate that moves the true cell:
+            2 sigma are the radius of PCK@noise. The extent is the longer side of the target's box.
+        integer_source: Whether, as released, the displacement is predicted from the whole cell that the source point
+            falls in, with that cell's features, but measured from the point itself. The true cell is then off by the
             truncated fraction, half a cell at most.
-        trained_grid: As released: the coordinates that soft-argmax averages are parameters, trained and decayed;
-            this many along a side. The read-outs of evaluation do not use them. None takes the cells' coordinates.
+        trained_grid: Number of coordinates along a side that soft-argmax averages and that are, as released,
+            parameters, trained and decayed. The read-outs of evaluation do not use them. None takes the cells' own
+            coordinates.
         window: Cells along a side of the window around the best cell that soft-argmax is taken in (Table 9), an odd
             number; None takes the whole map, and only this goes with `trained_grid`.
+
+    Raises:
+        UserError: `trained_grid` is less than 2, or given with `window`.
     """
 
     reads_descriptors = False

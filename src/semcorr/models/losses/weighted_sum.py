@@ -34,6 +34,10 @@ class WeightedSum(nn.Module):
         terms: Losses by name.
         weights: Weights by the same names; a loss with weight 0 is left out.
 
+    Raises:
+        UserError: Names differ, a weight is negative, all are 0, or the losses read features in ways that exclude each
+            other.
+
     >>> import torch
     >>> step = LossInputs(torch.ones(1, 1, 2, 2), *[torch.zeros(1, 1)] * 4, number=0)
     >>> losses = {"first": lambda similarity, cells, mask: similarity.sum(), "second": lambda *_: torch.tensor(1.0)}
@@ -112,7 +116,7 @@ def weighted_sum(
     Args:
         dense: Weight of `SoftArgmaxDistance`.
         contrastive: Weight of `SymmetricContrastive`.
-        cross_entropy: Weight of `GaussianCrossEntropy`, with its own defaults, as have the following.
+        cross_entropy: Weight of `GaussianCrossEntropy`, which like the losses below has its own defaults.
         image_level: Weight of `ImageLevel`.
         pseudo_labels: Weight of `PseudoLabels`, which needs a teacher.
         cycle: Weight of `CycleConsistency`.

@@ -1,1 +1,1 @@
-"""Files of weights: told by their bytes, read without running code, converted and loaded into networks."""
+"""Files of weights: recognised by their bytes, read without running code, converted and loaded into networks."""

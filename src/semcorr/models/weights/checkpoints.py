@@ -42,6 +42,9 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
     Args:
         path: A weights file, an index of shards, or a folder with either.
         option: The option that the path was given as, for messages.
+
+    Raises:
+        UserError: The path holds no weights of a single network, is damaged, or its pickle calls anything else.
     """
     path = require_weights_file(path, option)
     content: JsonObject = {}
@@ -75,7 +78,15 @@ def read_weights(path: str | Path, option: str = "backbone.weights") -> dict[str
 
 
 def read_weights_content(path: str | Path, option: str) -> JsonObject:
-    """Read all of one file of weights, in whichever format it is; no code in it is run."""
+    """Read all of one file of weights, in whichever format it is; no code in it is run.
+
+    Args:
+        path: A weights file.
+        option: The option that the path was given as, for messages.
+
+    Raises:
+        UserError: It does not exist, is damaged, or is no file of weights.
+    """
     return _read_file(require_weights_file(path, option), option)
 
 

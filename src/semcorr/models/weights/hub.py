@@ -16,9 +16,13 @@ RANDOM = "backbone.pretrained=false for random weights."
 
 
 def download_error(error: BaseException, name: str, repo: str | None = None, file: str | None = None) -> UserError:
-    """Build the error for weights that could not be downloaded.
+    """Build the error for weights that could not be downloaded, with the remedies.
 
-    The weights `name` are in the Hugging Face repository `repo`, by default `name`, or at the address `file`.
+    Args:
+        error: Error that the download raised.
+        name: Name of the weights.
+        repo: Repository on the Hugging Face hub that they are in; `name` if left out.
+        file: Address that they are at, if they are not on the hub.
 
     >>> print(download_error(OSError("no route to host"), "some_model", "timm/some_model"))
     ... # doctest: +ELLIPSIS, +NORMALIZE_WHITESPACE
@@ -50,8 +54,8 @@ def download_error(error: BaseException, name: str, repo: str | None = None, fil
 def require_hub(repository: str) -> None:
     """Refuse at once to download from a hub whose address is unknown: its client would try again for a minute.
 
-    It does not matter for a local folder, a repository of which something is in the cache, a client that is told to be
-    offline, and with a proxy, which looks addresses up by itself.
+    Nothing is refused for a local folder, for a repository of which something is in the cache, in offline mode, and
+    with a proxy, which looks addresses up by itself.
 
     Args:
         repository: ACCOUNT/MODEL, or a folder.

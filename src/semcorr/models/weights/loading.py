@@ -20,7 +20,7 @@ def load_weights(
     option: str = "backbone.weights",
     diagnosis: str = "",
 ) -> None:
-    """Load weights into a network, or raise an error that names the first keys that do not fit.
+    """Load weights into a network, all that it needs or none.
 
     Surplus keys are allowed if they are a classifier's or in `spare`.
 
@@ -30,7 +30,10 @@ def load_weights(
         path: Path or name of the weights, for messages.
         spare: Names of tensors in parts that are not used.
         option: Option that the path was given as, for messages.
-        diagnosis: Sentence on which network the file is of.
+        diagnosis: Sentence on which network the file is of, for messages; empty where that is not known.
+
+    Raises:
+        UserError: Weights do not fit, and the message names the first keys; or a number is not finite.
     """
     part = {"pose.sam_weights": "model", "finetune.block_weights": "backbone"}.get(option, option.split(".")[0])
     module_state = module.state_dict()

@@ -52,7 +52,12 @@ PRETRAINING = re.compile(r"masked_embed|decoder_|pooler\.")
 def convert_to_timm(state: State, model: nn.Module) -> dict[str, Tensor]:
     """Convert any official layout of `model`'s family to its own, leaving out what only pretraining needs.
 
-    `model` must still have all its blocks: timm's converters look shapes up in it.
+    Args:
+        state: State dict of a file, under its own names.
+        model: timm's network, which must still have all its blocks: timm's converters look shapes up in it.
+
+    Raises:
+        UserError: The file is of another network, or an adapter.
     """
     if any(ADAPTER.search(key) for key in state):
         raise UserError(f"`backbone.weights`: the file does not fit this backbone. {_suggest_weights(state)}")

@@ -27,10 +27,10 @@ def load_tuned_blocks(blocks: Sequence[nn.Module], path: str | Path) -> None:
 
     Args:
         blocks: The blocks that are tuned; the file has as many, or fewer: then it is of the last ones.
-        path: `best_weights.pt`, or `weights.pt`.
+        path: Path of a `best_weights.pt` or `weights.pt`.
 
     Raises:
-        UserError: The file is another, or has more blocks, or of another network.
+        UserError: The file is no such file, has more blocks, or is of another network.
     """
     path = Path(path)
     content = read_weights_content(path, OPTION)
