@@ -79,7 +79,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         variants: Weights of a training pair's variants, with one or both images mirrored; None, no variants.
         dropout: Share of the features' elements that are dropped in a training step.
         protocols: Protocols to score by; the first is the one validated, plotted and reported as the score.
-        pose: Poses in which the sources of the test are tried; None, as they are alone.
+        pose: Poses in which the sources of the test are tried; None, in no other than their own.
 
     Attributes:
         uses_cached_features: Whether training pairs come without pixels, and frozen blocks' features from the cache.
