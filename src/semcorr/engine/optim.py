@@ -53,7 +53,7 @@ def adamw(
 
 
 def check_rates(content: JsonMapping) -> None:
-    """Refuse a scaling of the rates that is not said in full, or that has no number of pairs to go by.
+    """Refuse a scaling of the rates of which an option is missing, or for which a step has no fixed number of pairs.
 
     Args:
         content: Resolved configuration of a command.
