@@ -44,7 +44,14 @@ STRIDE, POINTS = 14, 20
 
 
 def measure_head(name: str, cells: int, channels: int, trains: bool) -> dict[str, float]:
-    """Build a head in this process; return its weights, megabytes to match and to train, and seconds to match."""
+    """Build a head in this process; return its weights, megabytes to match and to train, and seconds to match.
+
+    Args:
+        name: Name of the head, with options after spaces, as `cats_plus_plus integrate=true`.
+        cells: Cells along a side of both maps.
+        channels: Channels of the features.
+        trains: Whether training is measured; otherwise its megabytes are NaN, as for a head without weights.
+    """
     choice, *options = name.split()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [f"head={choice}", *(f"head.{option}" for option in options)]).head

@@ -98,7 +98,7 @@ def check_text(
     """Compare the figures of a text with the cells that its lines claim; a line is found by its first label.
 
     Args:
-        place: What a reader is told of the text.
+        place: Name of the text, for messages.
         text: Lines of labels and figures.
         claims: The lines that are expected.
         papers: Tables of each paper.

@@ -8,7 +8,7 @@ EXAMPLE = re.compile(r"^( *)>>> .*(?:\n(?! *$).*)*", re.MULTILINE)  # up to an e
 
 
 class Docstrings(griffe.Extension):
-    """Adapts docstrings to Markdown, which reads `>>>` as nested quotations, and documents fields by their comments."""
+    """An extension that fits docstrings to Markdown, where `>>>` is a quotation, and documents fields by comments."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Fence the examples of a docstring."""

@@ -162,7 +162,16 @@ class Harness:
     def try_kill(
         self, command: Command, name: str, delay: float, code: int, reference: Mapping[str, str], counts: Counter[str]
     ) -> None:
-        """Kill a command after `delay` seconds, check the files it left, run it again and compare."""
+        """Kill a command after a while, check the files it left, run it again and compare.
+
+        Args:
+            command: The command.
+            name: Name of the signal, a key of `EXIT`.
+            delay: Seconds from the start of the command to the signal.
+            code: Exit code of an undisturbed run.
+            reference: Digests of the files of an undisturbed run.
+            counts: Outcomes so far, which are added to.
+        """
         what = f"{command.name}, {name} after {delay:.2f} s"
         self.reset(command)
         before = set(snapshot(self.work / "disk", command.timed))
@@ -182,7 +191,15 @@ class Harness:
     def try_disk(
         self, command: Command, size: float, code: int, reference: Mapping[str, str], counts: Counter[str]
     ) -> None:
-        """Run a command on a disk of `size` MB, enlarge the disk, run it again and compare."""
+        """Run a command on a small disk, enlarge the disk, run it again and compare.
+
+        Args:
+            command: The command.
+            size: Size of the disk in MB, beside the files that the command reads there.
+            code: Exit code of an undisturbed run.
+            reference: Digests of the files of an undisturbed run.
+            counts: Outcomes so far, which are added to.
+        """
         what = f"{command.name} on {size} MB"
         self.reset()
         disk = self.work / "disk"

@@ -164,7 +164,7 @@ def is_participle(name: str) -> bool:
 
 
 def measure_types(trees: dict[Path, ast.Module]) -> list[Measure]:
-    """Count `Any` among annotations, and what a type checker or a formatter is told to leave alone."""
+    """Count `Any` among annotations, and comments by which a type checker or a formatter leaves a line alone."""
     used, objects = [], []
     comments: dict[str, list[str]] = {"type: ignore": [], "fmt: skip": []}
     for path, tree in trees.items():

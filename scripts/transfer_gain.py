@@ -87,7 +87,15 @@ def main(
 def job(
     kinds: Iterable[str], things: Sequence[AnnotatedObject], sources: int, draw: int, most: int | None
 ) -> list[tuple[str, list[AnnotatedObject], list[AnnotatedObject]]]:
-    """Draw the sources: list each category with its sources and targets."""
+    """Draw the sources: list each category with its sources and targets.
+
+    Args:
+        kinds: Ids of the categories.
+        things: All objects of the benchmark.
+        sources: Number of sources of a category.
+        draw: Number of the draw, which decides by which objects the others are labelled.
+        most: Largest number of targets of a category; None for all.
+    """
     splits = []
     for kind in kinds:
         annotated = [thing for thing in things if thing.category == kind and bool(thing.keypoint_mask.any())]

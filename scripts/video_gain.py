@@ -112,7 +112,16 @@ def coco(names: list[str], frames: tuple[int, ...], places: list[np.ndarray], se
 def measure_clip(
     matcher: Matcher, folder: Path, name: str, use: str, truth: np.ndarray, visible: np.ndarray
 ) -> np.ndarray:
-    """Return the error in pixels, the true and the predicted visibility of the annotated keypoints in other frames."""
+    """Return the error in pixels, the true and the predicted visibility of the annotated keypoints in other frames.
+
+    Args:
+        matcher: Matcher that finds the keypoints.
+        folder: Folder of the frames and the annotations.
+        name: Which frames are annotated, a key of `ANNOTATED`.
+        use: Rule of the transfer, `vote` or `best`.
+        truth: Places (t k 2) of the keypoints.
+        visible: Whether each keypoint is visible in each frame (t k).
+    """
     known = visible[list(ANNOTATED[name])].any(0)
     rows = []
     for label in label_clip(matcher, read_clip(folder / f"{name}.json", folder, folder), use):

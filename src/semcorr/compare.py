@@ -56,7 +56,13 @@ def compare_runs(
 def print_comparison(
     entries: list[JsonObject], runs: tuple[EvaluatedRun, EvaluatedRun], tests: "Mapping[float, McNemarResult]"
 ) -> None:
-    """Print a row per subset, pooling and alpha, and McNemar's test below."""
+    """Print a row per subset, pooling and alpha, and McNemar's test below.
+
+    Args:
+        entries: Differences of PCK, as `pck_differences` returns them.
+        runs: The two runs, A and B.
+        tests: McNemar's test of all keypoints, by alpha.
+    """
     table = Table(title=f"B - A, PCK in percent; {len(runs[0].rows.pairs)} pairs of {len(runs[0].rows.images)} images")
     for header in ("", "", "alpha", "A", "B", "B - A", "95 % interval", "p"):
         table.add_column(header, justify="right" if header else "left")

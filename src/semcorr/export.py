@@ -41,16 +41,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 class ExportOptions(NamedTuple):
     """The options of the command line."""
 
-    run: Path
-    format: str
-    out: Path
-    which: str = "best"
-    size: str | None = None
-    weights: Path | None = None
-    force: bool = False
-    push: str | None = None
-    license: str = "other"
-    private: bool = False
+    run: Path  # directory of the run
+    format: str  # a key of `FORMATS`
+    out: Path  # the file; for peft and hf, the folder
+    which: str = "best"  # checkpoint that is exported, one of `CHECKPOINTS`
+    size: str | None = None  # of a graph's image, as `448` or `448x672`; None, the run's
+    weights: Path | None = None  # file of the base weights; None, the one in the configuration
+    force: bool = False  # whether files that exist are replaced
+    push: str | None = None  # repository on the Hugging Face Hub to upload to, `user/name`
+    license: str = "other"  # identifier of the licence on the model card
+    private: bool = False  # whether the repository must be private
 
 
 @app.command()
@@ -251,7 +251,15 @@ def _print_summary(
 
 @contextmanager
 def place_export(final: Path, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path for `final` and its companions; all get their names in the end, `final` last."""
+    """Yield a temporary path for a file and those beside it; all get their names in the end, the file last.
+
+    Args:
+        final: The file.
+        force: Whether files that exist are replaced.
+
+    Raises:
+        UserError: A file exists and is not to be replaced, or cannot be written.
+    """
     parent = next(folder for folder in final.absolute().parents if folder.is_dir())
     try:
         with temporary_folder(parent, final.name) as folder:

@@ -40,11 +40,11 @@ NUMBERS = r"-?[\d.]+(e-?\d+)?,-?[\d.]+(e-?\d+)?"
 class MatchOptions(NamedTuple):
     """The options of the command that select points and outputs."""
 
-    points: Sequence[tuple[float, float]] | None
-    mutual: bool
-    limit: int
-    dense: bool
-    pca: bool
+    points: Sequence[tuple[float, float]] | None  # (x, y) in original pixels of the source; None for a grid
+    mutual: bool  # whether mutual nearest neighbours are matched, in place of points
+    limit: int  # most mutual nearest neighbours, or about the number of points in the grid
+    dense: bool  # whether the source is also drawn warped onto the target
+    pca: bool  # whether the features of both are also drawn
 
     @property
     def endings(self) -> list[str]:
@@ -111,7 +111,18 @@ def match_pictures(
 def draw_targets(
     matcher: "Matcher", source: "Picture", targets: Mapping[Path, str], options: MatchOptions, folder: Path
 ) -> Iterator[JsonObject]:
-    """Draw every target's matches into the folder, and yield each one's entry of the JSON file."""
+    """Draw every target's matches into a folder, and yield each one's entry of the JSON file.
+
+    Args:
+        matcher: Matcher that finds the points.
+        source: The source picture.
+        targets: Names of the output pictures, without suffix, by the file of each target.
+        options: Options of the command.
+        folder: Folder of the output pictures.
+
+    Raises:
+        UserError: A target cannot be read, or points lie outside the source.
+    """
     from semcorr.data.pictures import load_picture
     from semcorr.inference.encoded import parse_points
     from semcorr.store.encode import split_into_chunks
@@ -134,7 +145,14 @@ def draw_targets(
 
 
 def match_pair(matcher: "Matcher", a: "EncodedPicture", b: "EncodedPicture", options: MatchOptions) -> "Match":
-    """Match the given points, mutual nearest neighbours, or a grid over the object."""
+    """Match the given points, mutual nearest neighbours, or a grid over the object.
+
+    Args:
+        matcher: Matcher that finds the points.
+        a: The source picture.
+        b: The target picture.
+        options: Options of the command, which choose among the three.
+    """
     from semcorr.inference.foreground import foreground_grid
 
     if options.mutual:
@@ -150,7 +168,15 @@ def draw_outputs(
     match: "Match",
     options: MatchOptions,
 ) -> "Iterator[tuple[str, Image]]":
-    """Yield the suffix of its name and the image of every output."""
+    """Yield the suffix of its name and the image of every output.
+
+    Args:
+        matcher: Matcher that the flow and the features are of.
+        pictures: Source and target.
+        encoded_pictures: Both, encoded by the matcher.
+        match: Matches of points of the source in the target.
+        options: Options of the command, which choose the outputs.
+    """
     from semcorr.inference import plots as draw_matches
     from semcorr.inference.displayed import displayed_size
 
@@ -164,7 +190,13 @@ def draw_outputs(
 
 
 def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
-    """Return the entry of a target in the JSON file."""
+    """Return the entry of a target in the JSON file.
+
+    Args:
+        target: The target picture.
+        match: Matches of points of the source in the target.
+        image: Name of the picture that shows them.
+    """
     columns = (match.source, match.points, match.scores, match.consistent)
     rows = zip(*(values.tolist() for values in columns), strict=True)
     return {
@@ -185,7 +217,14 @@ def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
 
 
 def write_matches(path: Path, source: "Picture", config_line: str, summaries: Sequence[JsonObject]) -> None:
-    """Write the matches of all targets to a JSON file, with the model's overrides for the record."""
+    """Write the matches of all targets to a JSON file.
+
+    Args:
+        path: The file.
+        source: The source picture.
+        config_line: The model's overrides, for the record.
+        summaries: Entries of the targets, see `match_to_dict`.
+    """
     content = {
         "model": config_line,
         "source": source.name,
@@ -205,7 +244,12 @@ def print_matches(summary: JsonObject) -> None:
 
 
 def output_names(paths: Sequence[Path], endings: Sequence[str] = ("",)) -> dict[Path, str]:
-    """Return a unique name for the outputs of each path: its stem, or its name if stems collide."""
+    """Return a unique name for the outputs of each path: its stem, or its name if stems collide.
+
+    Args:
+        paths: Files of the targets.
+        endings: Suffixes of the names of each target's outputs, which must not collide either.
+    """
     stems = Counter(path.stem for path in paths)
     candidates = [[path.stem, path.name] if stems[path.stem] == 1 else [path.name] for path in paths]
     return dict(zip(paths, unique_names(candidates, endings), strict=True))

@@ -174,7 +174,13 @@ def _parse_authority(origin: str) -> str | None:
 
 
 async def refuse(scope: Scope, send: Send, refusal: Refusal) -> None:
-    """Answer with a status and a sentence."""
+    """Answer a request with a status and a sentence; a websocket is closed without them.
+
+    Args:
+        scope: ASGI scope of the request.
+        send: ASGI's function that sends a message.
+        refusal: Status and sentence.
+    """
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return

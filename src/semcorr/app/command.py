@@ -60,7 +60,11 @@ def start_page(
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """Bind an address, so that no other program can; port 0 is any free port.
+    """Bind an address, so that no other program can.
+
+    Args:
+        host: Name or address of this machine; `0.0.0.0` for all its networks.
+        port: Port; 0 for any that is free.
 
     Raises:
         UserError: The address is in use, or does not belong to this machine.

@@ -45,7 +45,14 @@ class PageEvents:
         self.sessions: BoundedCache[str, Session] = BoundedCache(SESSIONS, SESSIONS_BYTES, session_bytes)
 
     def format_outputs(self, key: str, state: Session, opacity: float, of: str) -> Outputs:
-        """Return the session's key, its model, both pictures, the hint, the table and PCK."""
+        """Match the points of a session, and return everything that is displayed of it.
+
+        Args:
+            key: Key of the session.
+            state: The session.
+            opacity: Opacity of the similarity map in percent.
+            of: Extent of PCK, a key of `BOXES`.
+        """
         answer = match_session(self.models, state, pictures.page_image_size(state.b.size) if state.b else None)
         return (
             key,
@@ -115,7 +122,12 @@ class PageEvents:
         return state._replace(model=self.choices.line(name)) if name else state
 
     def json(self, state: Session, of: str) -> list[str]:
-        """Return the name and the data URL of a JSON file with the matches."""
+        """Return the name and the data URL of a JSON file with the matches.
+
+        Args:
+            state: Session with points.
+            of: Extent of PCK, a key of `BOXES`.
+        """
         content = session_to_dict(state, match_session(self.models, state), BOXES[of])
         text = json.dumps(content, indent=1, allow_nan=False) + "\n"
         return ["matches.json", _data_url("application/json", text.encode())]
@@ -127,7 +139,11 @@ class PageEvents:
         return ["matches.png", _data_url("image/png", file.getvalue())]
 
     def export(self, make: Callable[[Session, str], list[str]]) -> Callable[..., list[str]]:
-        """Make the handler of a button that saves a file, if the session has points."""
+        """Make the handler of a button that saves a file, if the session has points.
+
+        Args:
+            make: Function from a session and a key of `BOXES` to the name and the data URL of the file.
+        """
 
         def handle(key: str | None, of: str) -> list[str]:
             import gradio as gr

@@ -37,7 +37,11 @@ IMAGE, BOX = "image", "box"
 
 
 class LoadedModel:
-    """The one loaded model and the features of the last pictures; callers hold its lock while it computes."""
+    """The one loaded model and the features of the last pictures; callers hold its lock while it computes.
+
+    Args:
+        device: Device to compute on; None, the GPU if there is one.
+    """
 
     def __init__(self, device: str | None = None) -> None:
         self.device, self.lock = device, RLock()
@@ -46,7 +50,13 @@ class LoadedModel:
         self.known: BoundedCache[int, tuple[Image.Image, EncodedPicture]] = BoundedCache(KEPT, KEPT_BYTES, _entry_bytes)
 
     def matcher(self, model: str) -> Matcher:
-        """Load a model by name, run or line; the previous one is released first, as two large ones may not fit."""
+        """Return the matcher of a model, which is loaded if it is not the one in memory.
+
+        The previous model is released first, as two large ones may not fit.
+
+        Args:
+            model: A backbone, a run's directory or a config line; empty for the default backbone.
+        """
         if self._matcher is None or self._model != model:
             self._matcher = None
             self.known.clear()
@@ -74,7 +84,7 @@ class Answer(NamedTuple):
     match: Match | None = None
     heat: Float[Tensor, "h w"] | None = None  # similarity of the target to the chosen point
     window: Box | None = None  # x1 y1 x2 y2, original pixels of the target
-    rule: str = ""  # label of the readout in full
+    rule: str = ""  # label of the read-out in full
     read_out: str = ""  # its shorthand
 
 
@@ -84,7 +94,10 @@ def match_session(models: LoadedModel, session: Session, size: tuple[int, int] |
     Args:
         models: Holder of the loaded model.
         session: Session with its pictures and points.
-        size: Width and height of the similarity map.
+        size: Width and height of the similarity map; None, those of the target, reduced as by `Matcher.similarity`.
+
+    Returns:
+        The matches; without points only the read-out, and without both pictures nothing.
     """
     if session.a is None or session.b is None:
         return Answer()
@@ -101,10 +114,19 @@ def match_session(models: LoadedModel, session: Session, size: tuple[int, int] |
 
 @torch.no_grad()
 def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, point: Point) -> Box | None:
-    """Return the window of the readout around the most similar cell; None where the readout uses the whole map.
+    """Return the window of the read-out around the most similar cell; None where the read-out uses the whole map.
 
     The match of a point between the source's cells is blended from the windows of the four cells around it; the window
     returned here is that of the point itself.
+
+    Args:
+        matcher: Matcher with the read-out.
+        a: The source picture.
+        b: The target picture.
+        point: (x, y) in original pixels of the source.
+
+    Returns:
+        x1, y1, x2 and y2 of the window in original pixels of the target.
     """
     radius = window_radius(matcher.rule)
     if radius is None:
@@ -121,7 +143,7 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
 
 
 def window_radius(rule: Readout) -> int | None:
-    """Return how many cells a readout uses to each side of the most similar one; None where it uses all.
+    """Return how many cells a read-out uses to each side of the most similar one; None where it uses all.
 
     >>> rules = [argmax, partial(window_soft_argmax, window=9), partial(kernel_soft_argmax, sigma=3)]
     >>> [window_radius(rule) for rule in rules]
@@ -136,11 +158,11 @@ def window_radius(rule: Readout) -> int | None:
 
 
 class PointScores(NamedTuple):
-    """PCK of the annotated points; None where the extent is undefined."""
+    """PCK of the annotated points."""
 
-    annotated: int
-    extent: float
-    pck: dict[str, float] | None
+    annotated: int  # number of points
+    extent: float  # pixels of the target that alpha is a fraction of; 0 where nothing defines it
+    pck: dict[str, float] | None  # fractions by alpha; None without an extent
 
 
 def score_points(session: Session, match: Match | None, of: str) -> PointScores:
@@ -164,7 +186,13 @@ def score_points(session: Session, match: Match | None, of: str) -> PointScores:
 
 
 def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
-    """Return the session, its matches and their PCK as a dictionary for JSON."""
+    """Return the session, its matches and their PCK as a dictionary for JSON.
+
+    Args:
+        session: Session with both pictures.
+        answer: Result of `match_session`.
+        of: Extent that alpha is a fraction of: `image` or `box`, see `score_points`.
+    """
     assert session.a is not None
     assert session.b is not None
     match, result = answer.match, score_points(session, answer.match, of)

@@ -66,7 +66,13 @@ def draw_source(session: Session, answer: Answer) -> Image.Image | None:
 
 
 def draw_target(session: Session, answer: Answer, opacity: float) -> Image.Image | None:
-    """Draw the target under the similarity map of the chosen point, with its window, the matches and annotations."""
+    """Draw the target under the similarity map of the chosen point, with its window, the matches and annotations.
+
+    Args:
+        session: The session; without a target, nothing is drawn.
+        answer: Matches of its points.
+        opacity: Opacity of the map, from 0 to 1.
+    """
     if session.b is None:
         return None
     image = session.b.image.resize(page_image_size(session.b.size))
@@ -131,7 +137,13 @@ def _format_rows(session: Session, match: Match) -> list[str]:
 
 
 def format_accuracy(session: Session, answer: Answer, of: str) -> str:
-    """Format PCK as HTML, or what is missing to compute it."""
+    """Format PCK as HTML, or what is missing to compute it.
+
+    Args:
+        session: The session.
+        answer: Matches of its points.
+        of: Extent that alpha is a fraction of: `image` or `box`, see `score_points`.
+    """
     scores = score_points(session, answer.match, of)
     if not scores.annotated:
         return '<p class="note">To measure: click in the right picture where the chosen point truly is.</p>'

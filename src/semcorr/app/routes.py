@@ -66,7 +66,12 @@ class AllowedRoutes:
 
 
 def find_route_refusal(scope: Scope, folder: Path) -> Refusal | None:
-    """Return why a route is not served, or a body not read; None if it is."""
+    """Return why a route is not served, or a body not read; None if it is.
+
+    Args:
+        scope: ASGI scope of the request.
+        folder: Folder of uploads and drawn pictures, the only files that are served.
+    """
     path, method = scope["path"], scope.get("method")
     if scope["type"] != "http" or ".." in path.split("/") or "\\" in path or "\0" in path:
         return Refusal(404, "There is no such page.")
@@ -130,7 +135,7 @@ def _iterate_objects(value: object) -> Iterator[JsonObject]:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Read the body of an event, a little beyond `LONGEST` bytes at most."""
+    """Read the body of an event; reading stops soon after `MAX_EVENT_BYTES`."""
     body = b""
     while True:
         message = await receive()

@@ -69,7 +69,7 @@ def annotate_point(session: Session, point: Point) -> Session:
 
 
 def undo(session: Session) -> Session:
-    """Undo the last point or annotation."""
+    """Undo the last step: a point, an annotation, or the removal of all points."""
     return session._replace(marks=session.past[-1], past=session.past[:-1]) if session.past else session
 
 

@@ -20,7 +20,15 @@ PASSES = ("forward", "forward and backward")
 
 
 class ConvolvedVolume(NamedTuple):
-    """The shape of a volume and its kernel, and the passes that are measured."""
+    """The shape of a volume and its kernel, and the passes that are measured.
+
+    Attributes:
+        side: Cells along each of the four axes of the volume.
+        channels: Channels of the volume, before and after.
+        kernel: Cells along each axis of the kernel, an odd number.
+        backward: Whether gradients are computed as well.
+        device: `cpu` or `cuda`.
+    """
 
     side: int
     channels: int
@@ -73,7 +81,19 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"loop": convolve_
 def benchmark_conv4d(
     sides: Sequence[int] = (16, 32), channels: int = 8, kernel: int = 3, device: str = "cpu", isolated: bool = True
 ) -> BenchmarkResult:
-    """Measure both ways, forward and with backward, on every volume."""
+    """Measure both ways, forward and with backward, on every volume.
+
+    Args:
+        sides: Cells along each axis of a volume, for each volume.
+        channels: Channels in and out.
+        kernel: Cells along each axis of the kernel, an odd number.
+        device: `cpu` or `cuda`.
+        isolated: Whether each measurement has a process of its own.
+
+    Raises:
+        UserError: A number is out of range.
+        RuntimeError: The two ways give different results.
+    """
     if min(sides) < 1 or channels < 1 or kernel < 1 or kernel % 2 == 0:
         raise UserError(
             f"--side and --channels must be at least 1 and --kernel odd, got {list(sides)}, {channels}, {kernel}"
@@ -90,7 +110,12 @@ def benchmark_conv4d(
 
 
 def run_convolution(volume: ConvolvedVolume, way: str) -> JsonObject:
-    """Measure the seconds, and the peak of bytes beyond the input and what the process needs anyway."""
+    """Measure the seconds, and the peak of bytes beyond the input and what the process needs anyway.
+
+    Args:
+        volume: The volume and its kernel.
+        way: A key of `WAYS`.
+    """
     _build_work(volume._replace(side=4), way)()  # so that loading code is not measured
     run_once = _build_work(volume, way)
     baseline = _peak_bytes(volume.device, again=True)

@@ -33,7 +33,13 @@ ALLOWED = 1.3  # times the seconds that encoding every image once and matching t
 
 
 class SplitPart(NamedTuple):
-    """A split, and how many of its pairs are evaluated."""
+    """A split, and how many of its pairs are evaluated.
+
+    Attributes:
+        split: `train`, `val` or `test`.
+        pairs: Number of pairs, from the first on; None, all of them.
+        naive_pairs: Number of pairs that the naive loop evaluates.
+    """
 
     split: str
     pairs: int | None
@@ -41,7 +47,13 @@ class SplitPart(NamedTuple):
 
 
 def benchmark_evaluation(run: RunSpec, part: SplitPart, isolated: bool = True) -> BenchmarkResult:
-    """Evaluate the same split by the naive loop and by ours."""
+    """Evaluate the same split by the naive loop and by ours.
+
+    Args:
+        run: The run.
+        part: The split.
+        isolated: Whether each measurement has a process of its own.
+    """
     if part.naive_pairs < 1 or (part.pairs is not None and part.pairs < 1):
         raise UserError(f"--pairs and --naive-pairs must be at least 1, got {part.pairs} and {part.naive_pairs}")
     run = run.with_overrides("localise=all", f"data.split={part.split}")

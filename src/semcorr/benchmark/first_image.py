@@ -14,7 +14,7 @@ from semcorr.core.types import BackboneState, FeatureMap
 
 
 class TimedPatches(Backbone):
-    """The pixels of each 8 x 8 patch as its descriptor; prints the machine's clock when the first patch is asked for.
+    """The pixels of each 8 x 8 patch as its descriptor; the first call prints the machine's clock.
 
     Args:
         size: Side of the square images are resized to, in pixels.

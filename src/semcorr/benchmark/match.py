@@ -32,7 +32,17 @@ AGREED = 0.999  # share of the points on the same cell
 
 
 class MatchingShape(NamedTuple):
-    """The numbers of pairs and images and the size of the features that are matched."""
+    """The numbers of pairs and images and the size of the features that are matched.
+
+    Attributes:
+        pairs: Number of pairs.
+        images: Number of images that the pairs are of.
+        grid: Cells along a side of a feature map.
+        channels: Channels of a feature map.
+        naive_pairs: Number of pairs that the naive loops match.
+        device: `cpu` or `cuda`.
+        seed: Seed of features, pairs and points.
+    """
 
     pairs: int
     images: int
@@ -79,7 +89,12 @@ def build_task(shape: MatchingShape) -> MatchingTask:
 
 @torch.no_grad()
 def run_naive_matching(shape: MatchingShape, name: str) -> JsonObject:
-    """Measure the seconds per pair of a naive loop, and return its matches."""
+    """Measure the seconds per pair of a naive loop, and return its matches.
+
+    Args:
+        shape: What is matched.
+        name: A key of `LOOPS`.
+    """
     maps, pairs, points = build_task(shape)
     loop, work = LOOPS[name], list(zip(pairs[: shape.naive_pairs], points, strict=False))
 

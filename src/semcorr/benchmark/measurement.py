@@ -124,7 +124,11 @@ class Machine(NamedTuple):
 
 
 def resolve_device_name(device: str) -> str:
-    """Return `cpu` or `cuda`."""
+    """Return `cpu` or `cuda` for one of `DEVICES`; `auto` is the GPU if there is one.
+
+    Raises:
+        UserError: There is no such device.
+    """
     import torch
 
     if device not in DEVICES:
@@ -135,7 +139,13 @@ def resolve_device_name(device: str) -> str:
 
 
 def measure_machine(device: str, side: int = 1024, size: int = 2**26) -> Machine:
-    """Measure a few matrix products and copies, and keep the best of each."""
+    """Measure a few matrix products and copies, and keep the best of each.
+
+    Args:
+        device: `cpu` or `cuda`.
+        side: Rows and columns of the matrices.
+        size: Bytes of a copy.
+    """
     import torch
 
     a, b = (torch.randn(side, side, device=device) for _ in range(2))
@@ -177,7 +187,12 @@ def best_time(work: Callable[[], object], device: str = "cpu", times: int = 3) -
 def measure(work: Callable[..., T], *args: object, isolated: bool = True) -> Measurement[T]:
     """Run `work(*args)`, by default in a fresh process, so that its peak memory is its own.
 
-    Both must be picklable, and the result should be small.
+    Work, arguments and result must be picklable, and the result should be small.
+
+    Args:
+        work: Function whose process is measured.
+        *args: Its arguments.
+        isolated: Whether it runs in a process of its own; otherwise the peak is that of this process so far.
     """
     if not isolated:
         return Measurement(work(*args), *_peak_memory())

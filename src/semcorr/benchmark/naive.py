@@ -30,7 +30,17 @@ Loop = Callable[[Map, Map, Points, float], Answers]
 
 
 def match_by_full_correlation(source: Map, target: Map, points: Points, stride: float) -> Answers:
-    """Compare all cells of the source with all of the target, then read the keypoints' rows out in four ways."""
+    """Compare all cells of the source with all of the target, then read the keypoints' rows out in four ways.
+
+    Args:
+        source: Features of the source.
+        target: Features of the target, on the same grid.
+        points: Query points (x, y) in pixels of the source.
+        stride: Pixels per cell.
+
+    Returns:
+        Cells of the target, with fractions, by the name of the read-out.
+    """
     h, w = target.shape[-2:]
     queries, cells = (_normalise(features).flatten(1).T for features in (source, target))  # (hw c)
     similarity = queries @ cells.T  # (hw hw)
@@ -51,7 +61,17 @@ def match_by_full_correlation(source: Map, target: Map, points: Points, stride: 
 
 
 def match_by_each_readout(source: Map, target: Map, points: Points, stride: float) -> Answers:
-    """Read out in four ways, each of which starts from the feature maps."""
+    """Read out in four ways, each of which starts from the feature maps.
+
+    Args:
+        source: Features of the source.
+        target: Features of the target, on the same grid.
+        points: Query points (x, y) in pixels of the source.
+        stride: Pixels per cell.
+
+    Returns:
+        Cells of the target, with fractions, by the name of the read-out.
+    """
     h, w = target.shape[-2:]
 
     def sorted_best(query_cells: Points) -> Points:

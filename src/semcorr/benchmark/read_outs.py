@@ -35,7 +35,18 @@ ALLOWED = 1.3  # times the seconds of one read-out
 
 
 def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = True) -> BenchmarkResult:
-    """Evaluate the same split by one and by eleven read-outs, in turn; the best of some tries of each counts."""
+    """Evaluate the same split by one and by eleven read-outs, in turn; the fastest run of each counts.
+
+    Args:
+        run: The run.
+        split: `train`, `val` or `test`.
+        tries: Number of runs of each.
+        isolated: Whether the measurement has a process of its own.
+
+    Raises:
+        UserError: `tries` is less than 1.
+        RuntimeError: The read-out that both have gives different scores.
+    """
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
     run = run.with_overrides(f"data.split={split}")

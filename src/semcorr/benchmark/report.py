@@ -29,8 +29,12 @@ class BenchmarkRow(NamedTuple):
 class BenchmarkResult(NamedTuple):
     """The result of a benchmark.
 
-    `content` is its part of benchmark.json, with `ratio`, `floor` and `peak` among other keys. `headers` are those of
-    the five columns of the table.
+    Attributes:
+        title: Title of the table.
+        rows: Rows of the table.
+        caption: Text below the table.
+        content: Part of benchmark.json, with `ratio`, `floor` and `peak` among other keys.
+        headers: Headers of the five columns of the table.
     """
 
     title: str
@@ -59,7 +63,11 @@ def format_rate(value: float) -> str:
 
 
 def read_benchmark_file(out: Path) -> JsonObject:
-    """Read benchmark.json as it is so far, before anything is measured: it may be another file, or not be writable."""
+    """Read benchmark.json as it is so far, which is empty if it is missing.
+
+    Raises:
+        UserError: It is another file, or cannot be written; this is reported before anything is measured.
+    """
     if not out.parent.is_dir():
         raise UserError(f"--out: {out.parent} is not a folder. Make it, or choose another file")
     require_writable_file(out, "--out")
@@ -75,7 +83,14 @@ def read_benchmark_file(out: Path) -> JsonObject:
 
 
 def publish_result(name: str, outcome: BenchmarkResult, out: Path, settings: JsonMapping) -> None:
-    """Print the table, and write the rest to `out` in place of an earlier result of the same name."""
+    """Print the table, and write the rest in place of an earlier result of the same name.
+
+    Args:
+        name: Name of the sub-command, the result's key in the file.
+        outcome: The result.
+        out: The benchmark.json, which keeps the results of other sub-commands.
+        settings: Options of the command line, for the record.
+    """
     table = Table(title=outcome.title, caption=outcome.caption, caption_justify="left", title_justify="left")
     for header in outcome.headers:
         table.add_column(header, justify="right" if header else "left", overflow="fold")

@@ -22,7 +22,14 @@ GPU = ("trainer=auto", "trainer.accelerator=gpu")
 
 
 class RunSpec(NamedTuple):
-    """The specification of a run, which a fresh process can receive."""
+    """The specification of a run, which a fresh process can receive.
+
+    Attributes:
+        data: Name of the benchmark's configuration: `spair` or `synthetic`.
+        root: Folder of the benchmark.
+        device: `cpu` or `cuda`.
+        overrides: Further overrides of the configuration.
+    """
 
     data: str
     root: str
@@ -44,7 +51,21 @@ def build_run_spec(
     random: bool,
     part: float = 1.0,
 ) -> RunSpec:
-    """Choose tree and backbone. A synthetic tree is written now, so that no measurement waits for it."""
+    """Choose tree and backbone; write a tree of SPair-71k's shape now, so that no measurement waits for it.
+
+    Args:
+        root: A tree in SPair-71k's layout; None for one that is generated.
+        scale: Generated tree: `demo`, drawn creatures; `spair`, SPair-71k's shape. Without effect beside `root`.
+        folder: Folder of the generated tree; None, one for temporary files.
+        device: `cpu` or `cuda`.
+        backbone: Name of a backbone.
+        size: Side of the square that images are resized to, in pixels; None, the backbone's own.
+        random: Whether its weights are random.
+        part: Share of the images of SPair-71k's shape that are written, more than 0 and at most 1.
+
+    Raises:
+        UserError: An option is out of range, or a folder or backbone does not exist.
+    """
     if scale not in SCALES:
         raise UserError(f"--scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if part != 1 and scale != "spair":
@@ -70,7 +91,12 @@ def build_run_spec(
 
 @contextmanager
 def compose_run(verb: str, run: RunSpec) -> Iterator[DictConfig]:
-    """Compose the configuration of `python -m semcorr.VERB`, with a run directory that is deleted in the end."""
+    """Compose the configuration of a command, with a run directory that is deleted in the end.
+
+    Args:
+        verb: `train` or `evaluate`.
+        run: The run.
+    """
     GlobalHydra.instance().clear()
     trainer = GPU if run.device == "cuda" else ("trainer=cpu",)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), tempfile.TemporaryDirectory() as run_dir:

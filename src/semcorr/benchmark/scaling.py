@@ -68,6 +68,11 @@ def run_fastest_evaluation(warm: RunSpec, run: RunSpec, tries: int) -> JsonObjec
     """Evaluate a few times by one thread, after a run that does not count, and return the results of the fastest.
 
     Several threads wait for each other, on a machine that others use for longer than they compute.
+
+    Args:
+        warm: The run that does not count.
+        run: The run that is measured.
+        tries: Number of measured runs.
     """
     import torch
 
@@ -81,7 +86,13 @@ def run_fastest_evaluation(warm: RunSpec, run: RunSpec, tries: int) -> JsonObjec
 
 
 def measure_processes(run: RunSpec, shape: ScalingShape, count: int) -> list[Measurement[JsonObject]]:
-    """Train by `count` processes, side by side."""
+    """Train by several processes, side by side, and return what each of them measured.
+
+    Args:
+        run: The run.
+        shape: Steps, and pairs of a step.
+        count: Number of processes.
+    """
     run = run.with_overrides(
         "trainer.strategy=ddp",
         f"trainer.devices={count}",
@@ -98,7 +109,13 @@ def measure_processes(run: RunSpec, shape: ScalingShape, count: int) -> list[Mea
 
 
 def run_process(run: RunSpec, rank: int, port: int) -> JsonObject:
-    """Train as one of the processes of a run, which Lightning finds started already, with one thread."""
+    """Train as one of the processes of a run, which Lightning finds started already, with one thread.
+
+    Args:
+        run: The run, the same for all processes.
+        rank: Number of this process, from 0 on.
+        port: Port of this machine by which the processes find each other.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -125,7 +142,7 @@ def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def expected_speedup(processes: int, cores: int) -> int:
-    """Return how many times the pairs of one process all of them train on: one core computes for one process."""
+    """Return the expected growth of the pairs per second over one process: each process computes on one core."""
     return min(processes, cores)
 
 

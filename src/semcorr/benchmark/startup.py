@@ -82,7 +82,13 @@ def draw_images(root: Path) -> Path:
 
 
 def run_line(verb: str, tree: Path, run_dir: Path) -> tuple[str, ...]:
-    """Return the arguments of a run on drawn images whose backbone tells when it sees the first of them."""
+    """Return Python's arguments for a run on drawn images, whose backbone prints the time of the first of them.
+
+    Args:
+        verb: `train` or `evaluate`.
+        tree: Folder of the images.
+        run_dir: Directory of the run.
+    """
     return (
         *("-m", f"semcorr.{verb}", f"run_dir={run_dir}", "data=synthetic", f"data.root={tree}", "data.workers=0"),
         *(f"data.{key}={value}" for key, value in DRAWING.items()),

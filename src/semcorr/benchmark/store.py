@@ -20,17 +20,17 @@ RING = 16  # tensors copied in turn: more than a processor's cache holds
 
 
 class StoredFeatures(NamedTuple):
-    """The features that are stored: those of so many images, tokens x channels each."""
+    """The features that are stored, and the encoding that they are compared with."""
 
-    images: int
-    tokens: int
-    channels: int
-    dtype: str
-    root: str | None
+    images: int  # whose features are stored
+    tokens: int  # of an image
+    channels: int  # of a token
+    dtype: str  # a key of `DTYPES`
+    root: str | None  # a folder on the disk in question; None, that of temporary files
     encode_ms: float | None  # milliseconds to encode an image; measured if None
-    backbone: str
-    size: int
-    device: str
+    backbone: str  # by which an image is encoded
+    size: int  # side of the image that is encoded, in pixels
+    device: str  # `cpu` or `cuda`
 
 
 def benchmark_store(entries: StoredFeatures, isolated: bool = True) -> BenchmarkResult:

@@ -1,4 +1,4 @@
-"""A synthetic benchmark of SPair-71k's exact shape: as many images and pairs of each category, of noise.
+"""A synthetic benchmark of SPair-71k's exact shape: as many images and pairs of each category.
 
 A pair shares about 8 keypoints. Pictures are noise, and all of them differ.
 """
@@ -123,7 +123,10 @@ def write_spair_scale(root: Path, part: float = 1.0) -> Path:
 
     Args:
         root: The folder of the tree.
-        part: The share of the images of every category and split that is written; see `shrink_counts`.
+        part: The share of the images of every category and split that is written, more than 0; see `shrink_counts`.
+
+    Raises:
+        UserError: `part` is out of range, or `root` is another folder or cannot be written.
     """
     if not 0 < part <= 1:
         raise UserError(f"a part of SPair-71k's images is more than 0 and at most 1, got {part}")
@@ -138,6 +141,9 @@ def write_spair_counts(root: Path, test_images: int, per_image: int) -> Path:
         root: The folder of the tree.
         test_images: Images of a category's test split; training and validation have four and two.
         per_image: Test pairs of a category for each of its test images.
+
+    Raises:
+        UserError: `root` is another folder, or cannot be written.
     """
     images = {"trn": 4, "val": 2, "test": test_images}
     counts = SplitCounts(images, {"trn": 12, "val": 2, "test": test_images * per_image})

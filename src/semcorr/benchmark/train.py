@@ -30,10 +30,10 @@ WARM = 2  # steps that are not timed: loaders start and memory is allocated
 class TrainingSteps(NamedTuple):
     """The number of steps, trainable blocks and pairs of the measured training."""
 
-    steps: int
-    blocks: int
+    steps: int  # steps of each run
+    blocks: int  # last blocks of the backbone that are trained
     pairs: int  # pairs of a batch
-    workers: int | None
+    workers: int | None  # loader processes; None, as many as loading finds best
 
 
 def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True) -> BenchmarkResult:
@@ -61,7 +61,11 @@ def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True)
 
 
 class StepTimer(Callback):
-    """A callback that records when each step ended, and its loss."""
+    """A callback that records when each step ended, its loss and its number of pairs.
+
+    Args:
+        device: `cpu` or `cuda`, whose work is waited for.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -93,7 +97,14 @@ class TimedPrefix(FrozenPrefix):
         group: ProcessGroup,
         context: Callable[[], AbstractContextManager[object]],
     ) -> None:
-        """Compute the values that are not cached yet, and add up the seconds."""
+        """Compute the values that are not cached yet, and add up the seconds.
+
+        Args:
+            images: Images whose values are computed.
+            data: The benchmark, which loads them.
+            group: Processes that share the work.
+            context: Function that returns the context of the computation, which sets its precision.
+        """
         start = synchronised_time(self.device)
         super().fill(images, data, group, context)
         self.seconds += synchronised_time(self.device) - start

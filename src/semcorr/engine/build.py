@@ -32,7 +32,13 @@ Benchmark = PairDataModule | EvaluationBenchmark
 
 
 class TrainingParts(NamedTuple):
-    """Parts of a module that only training needs."""
+    """Parts of a module that only training needs.
+
+    Attributes:
+        loss: The loss.
+        optimizer: Function from the trainable parameters of the head and loss, and of the backbone, to the optimiser.
+        scheduler: Function from the optimiser and the numbers of steps, of the run and of an epoch, to the schedule.
+    """
 
     loss: Loss
     optimizer: Callable[..., Optimizer]
@@ -68,6 +74,14 @@ def build_datamodule_and_module(
     """Build the benchmark, read for `stages`, and the module.
 
     The benchmark comes first: what is wrong with it is reported before any weights are downloaded.
+
+    Args:
+        cfg: Configuration of the run. What a run fills in, such as `backbone.size`, is written to it.
+        stages: Lightning's names of the stages that the benchmark is read for: `fit`, `test`.
+        training: Parts that only training needs; None for a module that is scored.
+
+    Raises:
+        UserError: An option is refused, or the benchmark or the weights cannot be read.
     """
     check_config(cfg)
     data = build_datamodule(cfg, "data", stages)
@@ -84,7 +98,12 @@ def build_datamodule_and_module(
 
 
 def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> CorrespondenceModule:
-    """Build the module of a configuration: backbone, head and read-outs, with the trainable weights chosen."""
+    """Build the module of a configuration: backbone, head and read-outs, with the trainable weights chosen.
+
+    Args:
+        cfg: Configuration of the run. Null options of the head that follow from the backbone are filled in.
+        training: Parts that only training needs; None for a module that is scored.
+    """
     backbone = build_backbone(cfg)
     return CorrespondenceModule(
         backbone,
@@ -205,7 +224,16 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
 
 
 def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchmark:
-    """Build the benchmark of `cfg[key]`, read for `stages`; its loaders are built when the backbone's size is known."""
+    """Build the benchmark of `cfg[key]`, read for `stages`; its loaders are built when the backbone's size is known.
+
+    Args:
+        cfg: Configuration of the run.
+        key: Section of the benchmark: `data`, or `test` for one that is only scored.
+        stages: Lightning's names of the stages: `fit`, `test`; none reads nothing yet.
+
+    Raises:
+        UserError: The benchmark cannot be read, or its images are to be corrupted and it has no pairs of keypoints.
+    """
     data: Benchmark = instantiate(cfg[key], size=cfg.backbone.size or 0)
     corruption = build_corruption(cfg)
     if isinstance(data, PairDataModule):

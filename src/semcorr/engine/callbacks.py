@@ -24,8 +24,8 @@ LOSS = "train/loss"
 def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0, monitor: str = MONITOR) -> list[Callback]:
     """Make the callbacks of `best.ckpt`, by a score of the validation, and of `last.ckpt`.
 
-    `last.ckpt` is written at the end of an epoch, where the training stream can be resumed exactly (sampler.py), so a
-    run may be killed at any moment. `best.ckpt` is written after a validation, and is never resumed from.
+    `last.ckpt` is written at the end of an epoch, where the training stream can be resumed exactly (`BatchStream`), so
+    a run may be killed at any moment. `best.ckpt` is written after a validation, and is never resumed from.
 
     Args:
         run_dir: Directory of the run.
@@ -202,7 +202,12 @@ class ThroughputMonitor(Callback):
 
 
 def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
-    """Refuse a directory that holds another run, which is only continued if `checkpoint` is given."""
+    """Refuse a directory that holds another run, which is only continued if `checkpoint` is given.
+
+    Args:
+        run_dir: Directory of the run.
+        checkpoint: The option `checkpoint`: the directory of a run that is resumed; None for a new run.
+    """
     if checkpoint is None and _holds_checkpoint(run_dir):
         raise UserError(
             f"`run_dir`: {run_dir} already holds a training run. Go on with it by checkpoint={run_dir}, "

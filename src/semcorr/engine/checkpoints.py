@@ -261,7 +261,13 @@ def replace_other_loss(trained: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 
 def require_fit(module: "CorrespondenceModule", content: JsonMapping, path: Path) -> None:
-    """Refuse weights of another base, of other parts, or of other shapes than the module's."""
+    """Refuse weights of another base, of other parts, or of other shapes than the module's.
+
+    Args:
+        module: The module that would load them.
+        content: Content of a checkpoint.
+        path: File of the checkpoint, for errors.
+    """
     module.on_load_checkpoint(content)
     state = module.state_dict()
     for name, value in content["state_dict"].items():
@@ -273,7 +279,13 @@ def require_fit(module: "CorrespondenceModule", content: JsonMapping, path: Path
 
 
 def find_changed_setting(content: JsonMapping, settings: JsonMapping) -> str | None:
-    """Return the first setting that differs from what weights were trained by; old checkpoints do not record any.
+    """Return the first setting that differs from what weights were trained by; None if there is none.
+
+    Old checkpoints do not record their settings: for them, none differs.
+
+    Args:
+        content: Content of a checkpoint.
+        settings: Settings of a configuration, from `weight_settings`.
 
     >>> find_changed_setting({"trained_as": {"seed": 1, "finetune.blocks": 2}}, {"seed": 7, "finetune.blocks": 2})
     'seed'

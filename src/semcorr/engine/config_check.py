@@ -88,7 +88,14 @@ def check_saved_config(
 
 
 class _ConfigChecker:
-    """Checks of the parts of a document; errors name the line and the key."""
+    """Checks of the parts of a document; errors name the line and the key.
+
+    Args:
+        path: File of the document, for errors.
+        lines: The line of every value, by its keys.
+        known: Targets that may be called, with their options.
+        replaced: Dotted keys whose values will not be used.
+    """
 
     def __init__(self, path: Path, lines: Mapping[Place, int], known: KnownTargets, replaced: frozenset[str]) -> None:
         self.path, self.lines, self.known, self.replaced = path, lines, known, replaced
@@ -158,7 +165,14 @@ class _ConfigChecker:
                 self.check_option((*keys, key), key, value, known)
 
     def check_option(self, keys: Place, key: str, value: object, known: KnownGroup) -> None:
-        """Check an argument of a call, or a part of one."""
+        """Check an argument of a call, or a part of one.
+
+        Args:
+            keys: Keys of the value, from the root of the document.
+            key: Name of the argument that the value is, or is a part of.
+            value: The value.
+            known: What the files of the section's group call, and with which options.
+        """
         replaced = _join_keys(keys) in self.replaced
         if isinstance(value, dict):
             if (

@@ -53,13 +53,14 @@ class DenseModule(EvaluationModule):
 
     Attributes:
         score_names: Scores of a pair, columns of its table.
+        result: Result of the last test.
     """
 
     score_names: Sequence[str]
     result: DenseResult
 
     def on_test_start(self) -> None:
-        """Forget the rows of an earlier test."""
+        """Clear the rows and the seconds of an earlier test."""
         self.rows: list[JsonObject] = []
         self.seconds = {"encode": 0.0, "match": 0.0, "score": 0.0}
 
@@ -72,11 +73,24 @@ class DenseModule(EvaluationModule):
 
     @abstractmethod
     def score_pair(self, pair: DensePair, matches: Float[Tensor, "h w 2"]) -> JsonObject:
-        """Score the matches of the source's pixels, given in the target's."""
+        """Score the matches of the source's pixels.
+
+        Args:
+            pair: The pair, with its truth.
+            matches: (x, y) of the match of each pixel of the source, in pixels of the target; on the CPU.
+
+        Returns:
+            A number for each of `score_names`.
+        """
 
     @abstractmethod
     def mean_scores(self, table: pa.Table, categories: dict[str, JsonObject]) -> JsonObject:
-        """Compute the scores of the benchmark."""
+        """Compute the scores of the benchmark, a number for each of `score_names`.
+
+        Args:
+            table: Rows of all pairs.
+            categories: Scores of each category.
+        """
 
     def test_step(self, batch: DenseBatch) -> None:
         """Encode both images of a pair, match all pixels of the source, and store the scores."""

@@ -43,7 +43,15 @@ class EvaluationModule(LightningModule, ABC):
         """Print the scores of a metrics.json."""
 
     def encode(self, images: UInt8[Tensor, "b 3 s s"], names: Sequence[str]) -> FeatureMap:
-        """Compute the features of images, transformed by a head that takes one image at a time."""
+        """Compute the features of images, transformed by a head that takes one image at a time.
+
+        Args:
+            images: Pixels of the images, in the square that the backbone sees.
+            names: Names of the images, for errors.
+
+        Raises:
+            UserError: Features are not finite.
+        """
         return self._transform(self.compute_maps(images), names)
 
     def encode_pair(self, images: UInt8[Tensor, "2 3 s s"], names: Sequence[str]) -> tuple[FeatureMap, FeatureMap]:
@@ -66,7 +74,7 @@ class EvaluationModule(LightningModule, ABC):
         require_finite(feature_origin(self.backbone, *head), names, {"maps": values})
 
     def _transform(self, maps: FeatureMap, names: Sequence[str]) -> FeatureMap:
-        """Adapt features by the head, checked before and after."""
+        """Transform features by the head, and check them before and after."""
         self.require_finite_maps(maps.values, names)
         head = self.matcher.head
         transformed = transform_features(head, maps)

@@ -41,8 +41,17 @@ from semcorr.models.finetune.merge import merge_adapters
 def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dict[str, str]) -> float:
     """Fold what tuning added into the network and write all its weights.
 
+    Args:
+        backbone: The tuned backbone, in eval mode. It is changed: its network is the merged one afterwards.
+        cfg: Configuration of the run, by which the backbone is built again from the file.
+        path: The safetensors file. A network of the transformers library gets its configuration beside it.
+        metadata: Texts for the header of the file.
+
     Returns:
-        Relative difference of the features that the written file gives.
+        Relative difference between the features of the backbone and those that the written file gives.
+
+    Raises:
+        UserError: The backbone takes no weights from a file, has none, or is made of several networks.
     """
     _, network = unwrapped_network(backbone)
     if "weights" not in cfg.backbone:
@@ -59,10 +68,19 @@ def export_merged(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dic
 
 
 def export_adapter(backbone: Backbone, cfg: DictConfig, path: Path, metadata: dict[str, str]) -> float:
-    """Write `path`, an adapter_config.json, and the weights beside it.
+    """Write an adapter_config.json, and the weights of the adapter beside it, as peft reads them.
+
+    Args:
+        backbone: The tuned backbone, in eval mode.
+        cfg: Configuration of the run, by which the backbone is built again without tuning.
+        path: The file adapter_config.json.
+        metadata: Texts for the header of the weights; `base` also names the base model in the configuration.
 
     Returns:
-        Relative difference of the features that peft gives with the written files.
+        Relative difference between the features of the backbone and those that peft gives with the written files.
+
+    Raises:
+        UserError: The run was not tuned by peft, or the backbone is made of several networks.
     """
     adapted_layers = [name for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
     if not adapted_layers:
@@ -153,7 +171,12 @@ def unwrapped_network(backbone: Backbone) -> tuple[str, nn.Module]:
 
 @torch.no_grad()
 def compute_features(backbone: Backbone, image: Float[Tensor, "b 3 h w"] | None = None) -> Float[Tensor, "b c _ _"]:
-    """Compute the features of images, by default of an image of noise."""
+    """Compute the features of images; a backbone that sees pairs gets each with its mirror image.
+
+    Args:
+        backbone: The backbone.
+        image: RGB in [0, 1]; None, an image of noise of the backbone's size.
+    """
     if image is None:
         image = noise_image((backbone.size, backbone.size))
     if backbone.needs_pair:
@@ -188,10 +211,20 @@ def _save(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
 
 
 def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata: dict[str, str]) -> float | None:
-    """Write the graph of a backbone for images of `sides`, height and width.
+    """Write the graph of a backbone for images of one size.
+
+    Args:
+        backbone: The backbone, in eval mode.
+        path: The file of the graph.
+        sides: Height and width of the images in pixels; see `parse_sides`.
+        metadata: Texts for the properties of the graph.
 
     Returns:
-        Relative difference of the features that onnxruntime computes from it; None where there is no onnxruntime.
+        Relative difference between the features of the backbone and those that onnxruntime computes from the graph;
+        None where onnxruntime is not installed.
+
+    Raises:
+        UserError: The backbone sees images in pairs, a package is not installed, or the graph cannot be written or run.
     """
     if backbone.needs_pair:
         raise UserError(
@@ -224,7 +257,15 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
 
 
 def parse_sides(backbone: Backbone, size: str | None) -> tuple[int, int]:
-    """Return the height and width of the image, from `448`, `448x672`, or the backbone itself."""
+    """Return the height and width of the image, in pixels.
+
+    Args:
+        backbone: The backbone, whose patches or stride the sides must be multiples of.
+        size: A side as `448`, or height and width as `448x672`; None, the backbone's own size.
+
+    Raises:
+        UserError: The size is of another form, or no multiple.
+    """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", size or str(backbone.size))
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     multiple = getattr(backbone, "multiple", backbone.stride)

@@ -95,11 +95,11 @@ def push_run(folder: Path, repo: str, token: str, private: bool = False) -> str:
         folder: The folder; other files in it stay here.
         repo: `user/name`.
         token: A token that may write.
-        private: Whether only those may see it whom its owner lets; a public repository is refused then. Otherwise a
-            new one is what its owner, such as an organisation, makes them by default.
+        private: Whether the repository must be private: a new one is made so, and an existing public one is refused.
+            If not, a new one is as public as its owner, such as an organisation, has set for new repositories.
 
     Returns:
-        The address of the commit, and whether it is public.
+        The address of the commit, with `(private)` or `(public)` after it.
 
     Raises:
         UserError: The hub is out of reach, or refuses the token or the model card.

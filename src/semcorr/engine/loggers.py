@@ -168,7 +168,7 @@ def wandb(
     """Make a logger to W&B, offline unless there is a key, in WANDB_API_KEY or from `wandb login`.
 
     Args:
-        save_dir: Run directory; a run that is resumed in it continues the same run of W&B.
+        save_dir: Run directory; a run that is resumed in it continues the same run of W&B, unless W&B is offline.
         project: Project in W&B.
         group: Group of runs in W&B; the jobs of a sweep share one.
         options: Options of `wandb.init`.

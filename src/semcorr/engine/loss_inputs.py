@@ -50,6 +50,13 @@ def validate_training_options(
 ) -> None:
     """Refuse options that do not go together, before anything is computed.
 
+    Args:
+        backbone: The backbone.
+        head: The head.
+        loss: The loss; None without training.
+        variants: Weights of a pair's variants; false if there are none.
+        share: Share of the features' elements that are dropped in a training step.
+
     Raises:
         UserError: A share is out of range, or the head or backbone does not support the loss or the variants.
     """
@@ -73,7 +80,11 @@ def validate_training_options(
 
 
 def batch_features(module: FeatureExtractor, batch: PairBatch | ImageBatch) -> FeatureMap:
-    """Compute the features of all images of a batch, then of their mirror images."""
+    """Compute the features of all images of a batch: of pairs all sources and then all targets, then mirror images.
+
+    Raises:
+        UserError: The backbone sees images in pairs, and the batch has images.
+    """
     if not module.backbone.needs_pair:
         return module.features(*batch_views(batch))
     if isinstance(batch, ImageBatch):
@@ -113,12 +124,13 @@ def build_loss_inputs(
     """Compute all inputs of the loss for a batch.
 
     Args:
-        head: Head, from features to similarity. A `SiameseHead` adapts and describes each image once.
+        head: Head, from features to similarity. A `SiameseHead` transforms and describes each image once.
         maps: Features of the images of the batch, as `batch_features` returns them.
         batch: Pairs or images, with mirrored views if there are variants.
         variants: Weights of the pairs' variants.
         step: Number of optimiser steps before this one.
-        loss: Loss, which decides whether descriptors are returned, and where features are read.
+        loss: Loss, which decides whether descriptors are returned, and where features are read; None reads features
+            between cells.
     """
     maps = transform_features(head, maps)
     if isinstance(batch, ImageBatch):

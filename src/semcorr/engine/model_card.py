@@ -26,7 +26,7 @@ def format_model_card(cfg: DictConfig, run: Path, name: str, license: str, facts
         run: Directory of the run, whose metrics.json holds the scores of its best checkpoint.
         name: What the model is loaded by.
         license: Identifier of the trained weights' licence.
-        facts: Number of trained weights and the checkpoint they are of.
+        facts: `trained`, the number of trained weights as text, and `checkpoint`, which they are of: `best` or `last`.
 
     Returns:
         Markdown below a YAML front matter.

@@ -68,24 +68,24 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         head: Head, from features and query points to similarity.
         localise: Read-out, from similarity to cells.
         finetune: Function that is called with the backbone, and chooses its trainable weights.
-        loss: Loss, from similarity, true cells and mask to a scalar; None without training.
-        optimizer: Function from the trainable parameters of the head and of the backbone to the optimiser; None without
-            training.
+        loss: Loss: a function of similarity, true cells and mask, or of all `LossInputs`; None without training.
+        optimizer: Function from the trainable parameters of the head and loss, and of the backbone, to the optimiser;
+            None without training.
         scheduler: Function from the optimiser and the numbers of steps, of the run and of an epoch, to the schedule;
             None without training.
         seed: Seed of whatever is random in a training step.
-        cache_config: Place and type of the cached features of frozen blocks.
+        cache_config: Place and type of the cached features of frozen blocks; None, the defaults.
         key: What cached features depend on besides the weights; part of their key in a store on disk.
-        variants: Weights of a training pair's variants, with one or both images mirrored.
+        variants: Weights of a training pair's variants, with one or both images mirrored; None, no variants.
         dropout: Share of the features' elements that are dropped in a training step.
         protocols: Protocols to score by; the first is the one validated, plotted and reported as the score.
-        pose: Poses in which the sources of the test are tried.
+        pose: Poses in which the sources of the test are tried; None, in no other than their own.
 
     Attributes:
         uses_cached_features: Whether training pairs come without pixels, and frozen blocks' features from the cache.
         specs: Protocols, each with its read-outs.
         result: Result of the last validation or test.
-        keeps_rows: Whether testing stores a row per keypoint and specification.
+        keeps_rows: Whether validation and testing store a row per keypoint and specification, and not only scores.
         kap: Whether testing also detects the keypoints that the target does not show.
         teacher: Weights by which the pairs are labelled for a loss that reads them; a callback gives them.
     """
@@ -251,7 +251,13 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_optimizer(self, steps: int, epoch_steps: int, step_pairs: int) -> tuple[Optimizer, LRScheduler]:
-        """Make the optimiser of the trainable parameters, and its schedule over `steps` steps of `step_pairs` pairs."""
+        """Make the optimiser of the trainable parameters, and its schedule.
+
+        Args:
+            steps: Optimiser steps of the run.
+            epoch_steps: Optimiser steps of an epoch.
+            step_pairs: Pairs of a step, of all processes and accumulated batches.
+        """
         head, backbone = self.trainable_parameters()
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         assert self.optimizer is not None, "only training makes an optimiser"

@@ -53,7 +53,7 @@ def adamw(
 
 
 def check_rates(content: JsonMapping) -> None:
-    """Refuse a scaling of the rates that is not said in full, or that has no number of pairs to go by.
+    """Refuse a scaling of the rates of which an option is missing, or for which a step has no fixed number of pairs.
 
     Args:
         content: Resolved configuration of a command.
@@ -102,9 +102,15 @@ def count_step_pairs(trainer: Trainer, data: PairDataModule) -> int:
 
 @check_arguments("scheduler")
 def one_cycle(optimizer: Optimizer, steps: int, epoch_steps: int, warmup: Share = 0.3) -> LRScheduler:
-    """Make a schedule that rises for the `warmup` share of all `steps`, then falls along a cosine.
+    """Make a schedule that rises for a share of all steps, then falls along a cosine.
 
     It is the schedule of GeoAware-SC on SPair-71k.
+
+    Args:
+        optimizer: The optimiser, whose rates are the highest of the schedule.
+        steps: Optimiser steps of the run.
+        epoch_steps: Optimiser steps of an epoch, which this schedule does not depend on.
+        warmup: Share of the steps in which the rates rise.
     """
     rates, total = [group["lr"] for group in optimizer.param_groups], max(2, steps)
     share = float(warmup) if warmup * total != 1 else (1 + 1e-9) / total  # PyTorch divides by the length less one
@@ -133,7 +139,7 @@ def step_decay(
 
 
 def constant_rate(optimizer: Optimizer, steps: int, epoch_steps: int) -> LRScheduler:
-    """Make a schedule of a constant rate."""
+    """Make a schedule of a constant rate, which depends on neither number of steps."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 
@@ -155,7 +161,12 @@ def count_epoch_steps(trainer: Trainer, data: PairDataModule) -> int:
 
 
 def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:
-    """Refuse more `steps` than the schedule of a checkpoint, or the momentum of its teacher, was laid out for."""
+    """Refuse more steps than the schedule of a checkpoint, or the momentum of its teacher, was laid out for.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+        steps: Optimiser steps of the whole run.
+    """
     callbacks = [state for state in checkpoint["callbacks"].values() if isinstance(state, dict)]
     for states, name, remedy in (
         (checkpoint["lr_schedulers"], "learning rate", "scheduler=constant"),

@@ -70,7 +70,13 @@ def find_dashboards(loggers: Iterable[Logger]) -> list[Dashboard]:
 
 
 def log_pictures(boards: Sequence[Dashboard], pictures: Mapping[str, tuple[Image.Image, str]], step: int) -> None:
-    """Log pictures with their captions, by their names, in each dashboard."""
+    """Log pictures in each dashboard; a dashboard that cannot be written gives a warning.
+
+    Args:
+        boards: The dashboards.
+        pictures: Each picture with its caption, by its name in the dashboard, such as `val/matches`.
+        step: Number of training steps.
+    """
     for board in boards:
         with warn_once_on_failure(board):
             if isinstance(board, WandbLogger):

@@ -56,7 +56,7 @@ def read_plain_yaml(path: Path) -> PlainDocument:
         reason, line = refused.args
     except yaml.MarkedYAMLError as error:
         reason, line = error.problem or "it is no YAML", error.problem_mark.line + 1 if error.problem_mark else None
-    except yaml.YAMLError as error:  # the character that YAML forbids is told by its number
+    except yaml.YAMLError as error:  # the message names the character that YAML forbids by its number
         reason, line = str(error).splitlines()[0], None
     where = f"line {line}: " if line else ""
     raise UserError(f"{path} cannot be read ({where}{' '.join(reason.split())}). Give a file as semcorr wrote it.")

@@ -40,7 +40,16 @@ def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
 
 
 def load_trained_module(cfg: DictConfig, run: Path, which: str = "best") -> CorrespondenceModule:
-    """Rebuild the module as it was trained, in eval mode, or as it was built if nothing was; without any data."""
+    """Rebuild the module of a training run without any data, in eval mode, with its trained weights if it has any.
+
+    Args:
+        cfg: Configuration of the run, as `read_trained_config` returns it.
+        run: Directory of the run.
+        which: Checkpoint of the weights, `best` or `last`.
+
+    Raises:
+        UserError: An option is refused, or the weights are damaged, of another base or of other parts.
+    """
     check_options(to_plain_types(cfg))
     module = build_module(cfg)
     origin = {"backbone": cfg.provenance.backbone, "sha256": cfg.provenance.weights_sha256}
@@ -104,8 +113,12 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
 def rebuild_scored_module(run: Path, cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModule]:
     """Rebuild the module and the benchmark as they were scored.
 
+    Args:
+        run: Directory of the run.
+        cfg: Configuration of the run, as `read_scored_config` returns it.
+
     Raises:
-        UserError: The run scored videos.
+        UserError: The run scored a benchmark without pairs of keypoints, or its weights cannot be loaded.
     """
     origin = run if "loss" in cfg else cfg.get("checkpoint") and Path(cfg.checkpoint)
     module, data = build_datamodule_and_module(cfg)

@@ -34,6 +34,15 @@ def resume_training(
 ) -> str | None:
     """Return the path of a run directory's last checkpoint, if it has one, and continue its scalars.
 
+    Args:
+        cfg: Configuration of the run, whose `run_dir` may have the checkpoint.
+        module: Module that will be trained further.
+        trainer: Lightning's Trainer, whose CSV logger takes over the rows up to the checkpoint.
+        data: Benchmark that is trained on; it gets the trainer.
+
+    Returns:
+        The path; None for a run that begins, and for a `fast_dev_run`.
+
     Raises:
         UserError: The checkpoint is damaged, or it was trained by other settings or for fewer steps.
     """
@@ -57,9 +66,10 @@ def resume_training(
 
 
 def start_from_run(cfg: DictConfig, module: CorrespondenceModule) -> None:
-    """Load the weights that another run trained, if the configuration names one. Its optimiser and schedule stay there.
+    """Load the weights that another run trained, if the configuration names one as `start_from`.
 
-    So do the weights of its loss, where that is another one: they serve training alone.
+    The state of its optimiser and schedule is not loaded, nor are the weights of its loss, where that is another one:
+    they serve training alone.
 
     Raises:
         UserError: There is no such run, or its weights are of another backbone, head or way of tuning.
@@ -133,7 +143,14 @@ def find_state_difference(expected: object, actual: object, name: str) -> str | 
 def require_optimizer(
     content: JsonMapping, module: CorrespondenceModule, steps: tuple[int, int, int], path: Path
 ) -> None:
-    """Refuse a state of the optimiser or of its schedule, over `steps`, that does not fit this run's weights."""
+    """Refuse a state of the optimiser or of its schedule that does not fit this run's weights.
+
+    Args:
+        content: Content of the checkpoint.
+        module: Module that will be trained further.
+        steps: Arguments of `module.make_optimizer`: steps of the run, steps of an epoch, pairs of a step.
+        path: File of the checkpoint, for errors.
+    """
     optimizer, schedule = module.make_optimizer(*steps)
     try:
         (optimizer_state,), (schedule_state,) = content["optimizer_states"], content["lr_schedulers"]

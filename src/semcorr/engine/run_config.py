@@ -75,10 +75,10 @@ def resolve_protocol_resize(cfg: DictConfig) -> None:
 
 
 def resolve_batch_size(cfg: DictConfig) -> None:
-    """Fill in the pairs of a step on each process, unless they are given in all, also for config.yaml.
+    """Fill in `batch_size`, unless it or `global_batch_size` is given, also for config.yaml.
 
-    Beside `all_pairs`, which does without it, it is filled in as well: it was before there was `global_batch_size`, and
-    a run with another configuration is another run.
+    Beside `all_pairs`, which does not use it, it is filled in as well, as before there was `global_batch_size`: a run
+    with another configuration is another run.
     """
     for section in (cfg.get("data"), cfg.get("test")):
         if section is None or "batch_size" not in section:

@@ -53,7 +53,14 @@ def is_shared(run: Path) -> bool:
 
 
 def checkpoint_path(run: Path, which: str = "best") -> Path:
-    """Return the path of a run's checkpoint; in a folder that was exported for sharing, that of its weights."""
+    """Return the path of a run's checkpoint, which need not exist.
+
+    In a folder that was exported for sharing, the best one is the file of its weights.
+
+    Args:
+        run: Directory of the run.
+        which: `best` or `last`.
+    """
     return run / WEIGHTS if which == "best" and is_shared(run) else run / "checkpoints" / f"{which}.ckpt"
 
 
@@ -98,7 +105,12 @@ def replace_results(run_dir: Path) -> Iterator[Path]:
 
 
 def restore_results(run_dir: Path, folder: Path) -> None:
-    """Put back earlier results that `replace_results` had not finished to replace."""
+    """Put back earlier results that `replace_results` had not finished replacing.
+
+    Args:
+        run_dir: Directory of the run.
+        folder: The folder that `replace_results` yielded.
+    """
     earlier = folder / EARLIER_RESULTS
     if (run_dir / METRICS).exists() or not (earlier / METRICS).is_file():
         return
@@ -168,7 +180,12 @@ def _score_options(cfg: JsonObject) -> JsonObject:
 
 
 def remove_results(run_dir: Path, keep: list[str] | None = None) -> None:
-    """Remove the results of a run, metrics.json first: without it no other file counts."""
+    """Remove the results of a run, metrics.json first: without it no other file counts.
+
+    Args:
+        run_dir: Directory of the run.
+        keep: Names of results that stay; None removes all.
+    """
     for name in RESULTS:
         if name not in (keep or []):
             (run_dir / name).unlink(missing_ok=True)
@@ -182,7 +199,11 @@ def remove_logs(run_dir: Path) -> None:
 
 
 def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
-    """Read a metrics.json; `remedy` ends the message of one that is damaged.
+    """Read a metrics.json.
+
+    Args:
+        path: The file.
+        remedy: Last sentence of the error for a damaged file.
 
     Raises:
         UserError: The file cannot be read, is no JSON, or holds no scores.
@@ -234,7 +255,11 @@ POST_FEATURE_KEYS = (
 def config_hash(cfg: DictConfig, *excluded: str) -> str:
     """Return a hash of the resolved configuration and of the trained weights that it scores.
 
-    Sections that no number depends on are left out, and those in `excluded`.
+    Sections that no number depends on are left out.
+
+    Args:
+        cfg: The configuration.
+        *excluded: Further sections that are left out.
 
     >>> a, b = (OmegaConf.create({"seed": 1, "run_dir": folder}) for folder in ("here", "there"))
     >>> config_hash(a) == config_hash(b), config_hash(a) == config_hash(OmegaConf.create({"seed": 2}))

@@ -45,7 +45,13 @@ class LockedError(UserError):
 
 
 class Lock:
-    """The lock of a directory that this process writes to."""
+    """The lock of a directory that this process writes to.
+
+    Args:
+        path: File of the lock.
+        descriptor: Open descriptor of the file.
+        by_existence: Whether the file's existence is the lock, as on a file system without locks.
+    """
 
     def __init__(self, path: Path, descriptor: int, by_existence: bool) -> None:
         self.path, self.descriptor, self.by_existence = path, descriptor, by_existence
@@ -57,7 +63,11 @@ class Lock:
             os.close(self.descriptor)
 
     def release(self, keep: bool = True) -> None:
-        """Release the lock; beside other files its file stays, empty and with the time when the run began."""
+        """Release the lock; beside other files its file stays, empty and with the time when the run began.
+
+        Args:
+            keep: Whether the file may stay.
+        """
         with suppress(OSError):
             is_only_file = os.listdir(self.path.parent) == [self.path.name]
             if is_only_file or self.by_existence or not keep:
@@ -102,6 +112,13 @@ def lock_new_folder(folder: Path, command: str) -> Iterator[Path]:
     """Lock a directory that is new: `folder`, or the first new one of `folder-2`, `folder-3`, ...
 
     Two commands that start in the same second have the same default name.
+
+    Args:
+        folder: The directory, which is created.
+        command: Name of the command, such as `train`, for the messages of other processes.
+
+    Raises:
+        UserError: The directory cannot be written.
     """
     if not is_first_process():
         yield folder
@@ -124,7 +141,16 @@ def lock_new_folder(folder: Path, command: str) -> Iterator[Path]:
 
 
 def take_lock(folder: Path, command: str) -> Lock:
-    """Lock a directory, or raise an error that names the process that holds it."""
+    """Lock a directory, which is created if it is missing.
+
+    Args:
+        folder: The directory.
+        command: Name of the command, such as `train`, for the messages of other processes.
+
+    Raises:
+        LockedError: Another process holds the lock; the message names it.
+        UserError: The directory cannot be written.
+    """
     path = folder / LOCK
     try:
         lock, note = _open_lock(path, command)

@@ -159,7 +159,7 @@ def refuse_generating(data: DictConfig) -> None:
     """Refuse a benchmark that would now be generated, in a folder that only a saved configuration names.
 
     Raises:
-        UserError: The benchmark is refused; the message names the folder and asks the user to type it.
+        UserError: The benchmark is refused; the message names the folder, and says to type it.
     """
     if data._target_ in GENERATED and not (Path(data.root) / GENERATED[data._target_]).is_file():
         raise UserError(
@@ -178,7 +178,14 @@ def to_plain_types(cfg: DictConfig) -> JsonObject:
 def begin_run(cfg: DictConfig, backbone: "Backbone", run_dir: Path, resumes: bool) -> None:
     """Save the configuration of a run that begins or is resumed, and remove results of another configuration.
 
-    The scalars of a resumed run are not removed, but continued.
+    Args:
+        cfg: Configuration of the run.
+        backbone: Backbone of the run, whose name and hash of weights are saved.
+        run_dir: Directory of the run; made if it is missing.
+        resumes: Whether a run is resumed; its scalars in metrics.csv are then not removed, but continued.
+
+    Raises:
+        UserError: The file cannot be written.
     """
     path, text = run_dir / CONFIG, config_text(cfg, backbone)
     run_dir.mkdir(parents=True, exist_ok=True)

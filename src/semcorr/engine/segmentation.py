@@ -61,7 +61,7 @@ class SegmentationModule(EvaluationModule):
     result: SegmentationResult
 
     def on_test_start(self) -> None:
-        """Forget the rows of an earlier test."""
+        """Clear the rows, the seconds and the pictures of an earlier test."""
         self.tables: list[pa.Table] = []
         self.seconds = {"encode": 0.0, "propagate": 0.0, "score": 0.0}
         self.displayed: dict[str, list[np.ndarray]] = {}
@@ -177,9 +177,16 @@ class SegmentationModule(EvaluationModule):
 def labels_of_cells(
     mask: UInt8[Tensor, "height width"], objects: int, fit: SquareFit, cells: FeatureMap
 ) -> Float[Tensor, "n h w"]:
-    """Return the label of the pixel at each cell's centre, one-hot: background, then the objects.
+    """Return the label of the pixel at each cell's centre, one-hot; cells in the padding are background.
 
-    Cells in the padding are background.
+    Args:
+        mask: Object of each pixel of the original frame, counted from 1; 0 is background.
+        objects: Number of objects of the video.
+        fit: Placement of the frame in the backbone's square.
+        cells: Features of the frame, of which only grid and stride are used.
+
+    Returns:
+        A map for the background, then one for each object.
     """
     h, w = cells.values.shape[-2:]
     points = cell_centres((h, w), cells.stride, mask.device, torch.float64).flatten(0, 1)
@@ -198,6 +205,12 @@ def masks_of_labels(
 
     Labels are enlarged to the square (bilinear), stretched, and decided there; the original then takes the nearest
     pixel, as in DINO's evaluation.
+
+    Args:
+        labels: Weights of the background and of each object in the cells of a frame.
+        fit: Placement of the frame in the backbone's square.
+        side: Side of the square in pixels.
+        size: Width and height of the original frame in pixels.
     """
     square = interpolate(labels[None], (side, side), mode="bilinear", align_corners=False)[0]
     (x, y), (width, height) = fit.offset, fit.size

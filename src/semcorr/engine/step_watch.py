@@ -49,7 +49,12 @@ class StepWatch:
         self._add(WatchedStep(step, labels, flags, f"the batch began with {batch_names[0]}"))
 
     def record_gradients(self, step: int, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        """Record the gradients before the optimiser uses them."""
+        """Record the gradients before the optimiser uses them.
+
+        Args:
+            step: Number of optimiser steps before this one.
+            parameters: Parameters by name; those without a gradient are ignored.
+        """
         gradients = [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]
         if gradients:
             norms = torch.stack([torch.linalg.vector_norm(gradient.float()) for _, gradient in gradients])

@@ -34,7 +34,12 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self, module: nn.Module, momentum: float) -> None:
-        """Move towards the module's own values: `momentum` is the share that stays."""
+        """Move the teacher's values towards the module's own.
+
+        Args:
+            module: The student, with the same trained weights.
+            momentum: Share of the teacher's values that stays, from 0 to 1.
+        """
         for name, value in trained_weights(module).items():
             self.weights[name].lerp_(value.detach(), 1 - momentum)
 
@@ -103,7 +108,7 @@ class Student(Protocol):
 def require_teacher(module: nn.Module, callbacks: Sequence[Callback], begins: bool = True) -> None:
     """Refuse a loss without the teacher that it learns from, and a teacher whose run does not fit.
 
-    A training asks for it before it writes anything.
+    `semcorr.train` calls it before it writes anything.
 
     Args:
         module: The module that is to be trained.
@@ -188,7 +193,7 @@ class EMATeacher(Callback):
             self._teacher.follow(pl_module, self.momentum_at(self._steps, self._total))
 
     def momentum_at(self, step: int, steps: int) -> float:
-        """Return the momentum of a step.
+        """Return the momentum of a step of a training of so many steps.
 
         >>> teacher = EMATeacher(0.9, 1.0)
         >>> [round(teacher.momentum_at(step, 100), 3) for step in (0, 50, 100)]

@@ -144,7 +144,13 @@ class TrackingModule(EvaluationModule):
     def match(
         self, maps: Float[Tensor, "t c h w"], queries: TrackQueries, points: Float[Tensor, "q 2"]
     ) -> FrameMatches:
-        """Match every query to every evaluated frame; `points` are in pixels the backbone sees."""
+        """Match every query to every evaluated frame.
+
+        Args:
+            maps: Features of all frames, as the backbone gives them.
+            queries: The queries, each with its frame and the frames to evaluate.
+            points: (x, y) of each query in its frame, in pixels the backbone sees.
+        """
         initial = points[:, None].repeat(1, len(maps), 1)
         matches = FrameMatches(initial, initial.clone(), torch.zeros_like(initial[..., 0]))
         for source, rows, targets in split_queries(queries, frames_per_chunk(maps)):

@@ -46,11 +46,14 @@ def build_trainer(
     """Build Lightning's Trainer with the loggers, progress bar and checkpoint files of semcorr.
 
     Args:
-        cfg: Configuration of the run.
+        cfg: Configuration of the run. Its precision `auto` is replaced by the one that it stands for on this device.
         run_dir: Directory of the run; logs of an earlier run there are removed, unless `resumes`.
         resumes: Whether an earlier run is resumed.
         callbacks: Callbacks besides the built-in ones and those of the group `callbacks`.
         options: Other arguments of the Trainer.
+
+    Raises:
+        UserError: An option of the trainer, a callback or a logger is refused.
     """
     check_precision(cfg.trainer.precision)
     cfg.trainer.precision = device_precision(to_plain_types(cfg.trainer))
@@ -83,7 +86,7 @@ def build_trainer(
 
 
 def silence_lightning() -> None:
-    """Have Lightning keep to itself what a run has no use for."""
+    """Suppress the messages and warnings of Lightning that a run has no use for."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips, no device lists
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # metrics are summed over processes already
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -217,7 +217,7 @@ def device_precision(trainer: Mapping[str, object]) -> str | int | None:
 
 
 def uses_tf32(precision: str | int | None, on_gpu: bool) -> bool:
-    """Tell whether products of single precision may be in TF32: on a GPU, unless single precision was asked for.
+    """Tell whether products of single precision may be in TF32: on a GPU, unless the run is in single precision.
 
     Where features are in half precision, what is left in single is the head's and the loss's own. Similarities never
     are: see `core.device.full_float32`.
@@ -246,6 +246,13 @@ def check_training(trainer: DictConfig, keeps_best: bool) -> None:
     """Require a number of epochs and, if the best of them is kept, that at least one is validated.
 
     A fast_dev_run, whose limits are Lightning's own, is not checked.
+
+    Args:
+        trainer: Options of Lightning's Trainer.
+        keeps_best: Whether the best epoch is kept, by its validation.
+
+    Raises:
+        UserError: The training could not be scheduled, or has no validation.
     """
     epochs, interval = trainer.max_epochs, trainer.get("check_val_every_n_epoch", 1)
     if trainer.get("fast_dev_run"):

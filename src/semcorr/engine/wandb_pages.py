@@ -31,7 +31,14 @@ def log_wandb_pictures(board: WandbLogger, pictures: Mapping[str, tuple[Image.Im
 
 
 def log_categories(board: WandbLogger, stage: str, categories: JsonMapping, step: int) -> None:
-    """Log one table of PCK by category, for validation or test."""
+    """Log one table of PCK by category.
+
+    Args:
+        board: The logger.
+        stage: `val` or `test`, with which the name of the table begins.
+        categories: Section `category` of metrics.json, with PCK as fractions.
+        step: Number of training steps.
+    """
     import wandb
 
     columns, rows = tabulate_categories(categories)

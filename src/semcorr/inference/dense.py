@@ -25,6 +25,10 @@ MOST = 2**24  # pixels of a raster, at most
 def pixel_grid(size: object, original: tuple[int, int]) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
     """Return columns and rows of a raster laid over a whole picture, in the picture's pixels.
 
+    Args:
+        size: Width and height of the raster, as `parse_size` takes them.
+        original: Width and height of the picture in pixels.
+
     >>> pixel_grid((2, 1), original=(4, 3))  # two pixels wide in place of four, one high in place of three
     (tensor([0.5000, 2.5000]), tensor([1.]))
     """
@@ -34,6 +38,9 @@ def pixel_grid(size: object, original: tuple[int, int]) -> tuple[Float[Tensor, "
 
 def parse_size(size: object) -> tuple[int, int]:
     """Return width and height of a raster.
+
+    Args:
+        size: Two whole numbers, in a sequence, an array or a tensor.
 
     Raises:
         UserError: They are no two positive whole numbers, or the raster would be too large.
@@ -57,7 +64,9 @@ def transfer_points(
     rule: Readout,
     subcell: bool = True,
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
-    """Transfer points from source pixels to target pixels, and return the similarity of the best cells, too.
+    """Transfer points from the source to the target, and return the similarity of the best cells, too.
+
+    Points are in pixels of the squares that the network sees.
 
     A read-out with a small temperature is insensitive to the position between two cells: its match is that of one or
     the other. With `subcell` the four cells around a point are matched as well; if their matches lie together, they
@@ -69,9 +78,12 @@ def transfer_points(
         head: The head, which turns features and points into similarities.
         source: Features of the source image; transformed, if the head is a `SiameseHead`.
         target: Features of the target image; transformed as the source.
-        points: Query points in source pixels.
+        points: Query points in the source.
         rule: The read-out.
         subcell: Whether the four cells around each point are matched, too.
+
+    Returns:
+        The points in the target, and the similarity of the cell of the target that is most similar to each query point.
     """
     if needs_four_queries(rule) or not subcell or not len(points):
         matches = match_to_target(head, target, [source], [points], [rule])
@@ -101,9 +113,9 @@ def transfer_with_cycle_check(
 
     Args:
         head: The head, which turns features and points into similarities.
-        maps: Features of the source and the target.
+        maps: Features of the source and the target; transformed, if the head is a `SiameseHead`.
         placement: Placement of the target's picture in its square: a match in the padding moves onto the picture.
-        points: Query points in source pixels.
+        points: Query points, in pixels of the source's square.
         rule: The read-out.
         cycle: Distance up to which a returned point counts as near, in cells of the source.
         subcell: Whether the four cells around each point are matched, too.
@@ -131,8 +143,8 @@ def smooth_flow(flow: Flow, tolerance: float, size: tuple[int, int] | None = Non
 
     Args:
         flow: The flow.
-        tolerance: Pixels of the source per pixel of the flow: displacements within this many standard deviations of
-            the Gaussian agree.
+        tolerance: Pixels of the picture that the flow leads to, per pixel of the flow: displacements that differ by
+            this many standard deviations of the Gaussian still agree.
         size: Width and height of the result, laid over the same picture; those of the flow if left out.
     """
     h, w = flow.confidence.shape

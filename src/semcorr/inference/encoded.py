@@ -42,7 +42,13 @@ class PicturePlacement(NamedTuple):
     def cells(
         self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float
     ) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
-        """Convert columns and rows of the original to cells of a map."""
+        """Convert columns and rows of the original to cells of a map.
+
+        Args:
+            x: Columns in original pixels.
+            y: Rows in original pixels.
+            stride: Pixels of the square per cell of the map.
+        """
         scale, offset = self.scale.tolist(), self.offset.tolist()
         columns, rows = (
             ((coordinate + 0.5) * factor + shift) / stride - 0.5
@@ -56,7 +62,13 @@ class PicturePlacement(NamedTuple):
         return ((points >= low) & (points <= high)).all(-1)
 
     def covers(self, x: Float[Tensor, " w"], y: Float[Tensor, " h"], stride: float) -> Bool[Tensor, "h w"]:
-        """Tell which crossings of columns and rows, in cells of a map, are visible, or at most half a cell beyond."""
+        """Tell which crossings of columns and rows lie on the visible part, or at most half a cell beyond it.
+
+        Args:
+            x: Columns in cells of a map.
+            y: Rows in cells of the map.
+            stride: Pixels of the square per cell of the map.
+        """
         low, high = (to_grid(corner, stride).tolist() for corner in self.visible_box.cpu().split(2))
         columns_inside, rows_inside = (
             (coordinate >= first - 0.5) & (coordinate <= last + 0.5)
@@ -102,6 +114,9 @@ def place_picture(
         side: Side of the square, in pixels.
         resize: Way of resizing, as `data.resize`.
         trim: Whether plain borders are left out (`trim_borders`): a picture and its padded copy then look the same.
+
+    Returns:
+        RGB bytes of the square, and the placement.
     """
     image, (width, height) = picture.image, picture.size
     box = trim_borders(image) if trim else (0, 0, *image.size)
@@ -142,7 +157,12 @@ def _find_ends(rows: np.ndarray) -> tuple[int, int]:
 
 
 def parse_points(points: object, picture: EncodedPicture, name: str = "points") -> Float[Tensor, "n 2"]:
-    """Convert points of a picture, given in any form, to a tensor.
+    """Convert points of a picture to a tensor in single precision, on the CPU.
+
+    Args:
+        points: Rows of x and y in original pixels, as a list, an array or a tensor; no points at all are allowed.
+        picture: The picture.
+        name: Argument or option that holds the points, for messages.
 
     Raises:
         UserError: They are no points, or lie outside the picture.

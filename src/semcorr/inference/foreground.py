@@ -67,6 +67,11 @@ def foreground_grid(image: EncodedPicture, maps: FeatureMap, count: int = 30) ->
     """Return about `count` points in rows and columns over the object, in original pixels.
 
     In a picture so thin that no cell's centre lies on it, the grid covers the cells that it touches.
+
+    Args:
+        image: The picture.
+        maps: Its features, as `Matcher.features` returns them.
+        count: Number of points, of which there may be a few more or less.
     """
     h, w = maps.values.shape[-2:]
     centres = centres_of(maps)

@@ -64,6 +64,9 @@ class Matcher:
         trim: Whether plain borders, such as padding, are removed before encoding.
         subcell: Whether points between the source's cells are interpolated from the cells around; if not, points are
             transferred as `evaluate` does.
+
+    Raises:
+        UserError: An option is out of range, or the device is not available.
     """
 
     def __init__(
@@ -176,7 +179,16 @@ class Matcher:
         return matches if isinstance(b, list) else matches[0]
 
     def matches(self, a: Image, b: Iterable[Image], points: object) -> Iterator[Match]:
-        """Match points of `a` to many targets, one after the other; the source is encoded once."""
+        """Match points of `a` to many targets, and yield the matches one after the other; the source is encoded once.
+
+        Args:
+            a: The source picture.
+            b: The target pictures.
+            points: Rows of (x, y) in original pixels of `a`.
+
+        Raises:
+            UserError: A picture cannot be read, or points lie outside the source.
+        """
         source = self.encode(a, "a")
         query_points = parse_points(points, source)
         for target in self.encode_all(b, "b"):
@@ -189,7 +201,10 @@ class Matcher:
         Args:
             a: The source picture, whose cells' centres are the query points.
             b: The target picture. The read-out finds its points around the preferred cells; those need not match back.
-            most: Largest number of matches.
+            most: Largest number of matches; None for all.
+
+        Raises:
+            UserError: `most` is no whole number from 0 on.
         """
         if most is not None and not (isinstance(most, Integral) and most >= 0):
             raise UserError(f"`most` must be a whole number of at least 0, or None for all, got {most!r}")
@@ -305,7 +320,10 @@ class Matcher:
 
     @torch.no_grad()
     def features(self, a: Image, b: Image) -> tuple[FeatureMap, FeatureMap]:
-        """Return the features of both pictures, transformed by the head; what depends on both is computed now."""
+        """Return the features of both pictures, transformed by the head if it takes one image at a time.
+
+        Features that depend on both pictures are computed by this call.
+        """
         source, target = self.encode(a, "a"), self.encode(b, "b")
         if source.maps is not None and target.maps is not None:
             return source.maps, target.maps

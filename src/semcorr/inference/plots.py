@@ -48,7 +48,14 @@ SURE = 0.2  # confidence from which the warp is opaque
 
 
 def plot_matches(a: Picture, b: Picture, match: "Match", colours: Sequence[Colour] | None = None) -> Image.Image:
-    """Plot source and target side by side, with numbered points: discs if they come back, white rings if not."""
+    """Plot source and target side by side, with numbered points: discs if they come back, white rings if not.
+
+    Args:
+        a: The source.
+        b: The target.
+        match: Matches of points of the source in the target.
+        colours: A colour for each point; None, those of `point_colour`.
+    """
     sizes = [displayed_size(picture.size) for picture in (a, b)]
     images = [picture.image.resize((w * ZOOM, h * ZOOM)) for picture, (w, h) in zip((a, b), sizes, strict=True)]
     canvas = hstack_images(images, GAP * ZOOM)
@@ -77,7 +84,15 @@ def plot_matches(a: Picture, b: Picture, match: "Match", colours: Sequence[Colou
 def draw_point_label(
     draw: ImageDraw.ImageDraw, point: Sequence[float], text: str, colour: Colour, filled: bool
 ) -> None:
-    """Draw a disc or a ring centred at a point, with a text inside and a dark edge around."""
+    """Draw a disc or a ring centred at a point, with a text inside and a dark edge around.
+
+    Args:
+        draw: Pillow's drawing context; sizes are those for a canvas that is later reduced by `ZOOM`.
+        point: (x, y) in pixels of the canvas.
+        text: The text, which is written smaller from three characters on.
+        colour: Colour of the disc or ring.
+        filled: Whether a disc is drawn, and not a ring.
+    """
     x, y = point
     r = 9 * ZOOM
     font = ImageFont.load_default(size=(11 if len(text) < 3 else 8) * ZOOM)
@@ -161,7 +176,14 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
 def plot_features(
     a: Picture, b: Picture, encoded_pictures: tuple[EncodedPicture, EncodedPicture], maps: tuple[FeatureMap, FeatureMap]
 ) -> Image.Image:
-    """Plot each picture and its features, the first three joint principal components as red, green and blue."""
+    """Plot each picture and its features, the first three joint principal components as red, green and blue.
+
+    Args:
+        a: The source.
+        b: The target.
+        encoded_pictures: Both pictures encoded, of which only the placements are used.
+        maps: Features of both, as `Matcher.features` returns them.
+    """
     cells = [normalize(features.values.float(), dim=1) for features in maps]
     components = [component[0].cpu() for component in joint_pca(cells[0], cells[1], 3)]
     values = torch.cat([component.flatten(1) for component in components], dim=1)

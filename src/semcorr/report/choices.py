@@ -72,6 +72,10 @@ def find_choice_groups(entries: Sequence[Configuration], part: str) -> list[Choi
 
     A configuration in which nothing was trained joins every group from which it does not differ otherwise in what it
     depends on. Where a group differs in numbers of one kind of part alone, it is a curve, and no group.
+
+    Args:
+        entries: The configurations.
+        part: One of `PARTS`.
     """
     trained: dict[str, list[Configuration]] = {}
     untrained: dict[str, list[Configuration]] = {}

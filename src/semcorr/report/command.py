@@ -37,8 +37,8 @@ class ReportOptions(NamedTuple):
     """The options of the command line that the sections depend on."""
 
     root: Path | None  # folder of the benchmark, if it has moved
-    seconds: bool
-    maps: bool
+    seconds: bool  # whether seconds and memory are shown
+    maps: bool  # whether similarity maps are drawn, for which the network is built again
 
 
 @app.command()
@@ -82,7 +82,13 @@ def write_report(
 def build_sections(
     entries: Sequence[Configuration], benchmark_pairs: Mapping[str, PairRecord] | str, options: ReportOptions
 ) -> tuple[str, list[str], list[ReportSection]]:
-    """Build the title, the introduction and the sections of a report."""
+    """Build the title, the paragraphs of the introduction and the sections of a report.
+
+    Args:
+        entries: The configurations, the best first.
+        benchmark_pairs: The benchmark's pairs by name, or the reason why they are not available.
+        options: Options of the command line.
+    """
     metrics = entries[0].runs[0].metrics
     runs = sum(len(entry.runs) for entry in entries)
     summary = f"{len(entries)} configurations in {runs} runs" if runs > len(entries) else f"{runs} run{'s'[: runs > 1]}"
@@ -133,7 +139,15 @@ def _plot_pairs(
 
 
 def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, PairRecord] | str:
-    """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read."""
+    """Read the pairs of a run's benchmark by their names, or return the reason why they cannot be read.
+
+    Args:
+        run: The run.
+        root: Folder of the benchmark; None, the one in the run's configuration.
+
+    Raises:
+        UserError: The benchmark has no pairs, or not those of the run; or it cannot be read from `root`.
+    """
     from semcorr.data.datamodule import PairDataModule
     from semcorr.engine.build import build_datamodule
     from semcorr.engine.saved_config import refuse_generating
@@ -159,7 +173,14 @@ def load_benchmark_pairs(run: FinishedRun, root: Path | None) -> Mapping[str, Pa
 
 
 def write_formats(out: Path, title: str, intro: Sequence[str], sections: Sequence[ReportSection]) -> None:
-    """Write the report in its four formats: all of them, or none if one fails."""
+    """Write the report in its four formats: all of them, or none if one fails.
+
+    Args:
+        out: Folder of the files; made if it is missing.
+        title: Title of the report.
+        intro: Paragraphs of the introduction.
+        sections: Sections of the report.
+    """
     texts = {
         "html": render_html(title, intro, sections),
         "md": render_markdown(title, intro, sections),

@@ -31,7 +31,14 @@ class Configuration(NamedTuple):
     runs: Sequence[FinishedRun]
 
     def value(self, subset: str, alpha: str, by: str = "image", category: str | None = None) -> SeedStatistics:
-        """Return the PCK of a subset over the seeds; its values are None where a run has none."""
+        """Return the PCK of a subset over the seeds, as a fraction; its values are None where a run has none.
+
+        Args:
+            subset: Keypoints: `all`, `geo` or `std`.
+            alpha: Tolerance, as a key of metrics.json: `0.1`.
+            by: Pooling: `image` or `point`.
+            category: A category, which has no interval; None, all of them.
+        """
         metrics = [run.metrics for run in self.runs]
         scores = [
             run_metrics["pck"] if category is None else run_metrics["category"][category] for run_metrics in metrics
@@ -52,7 +59,11 @@ class Configuration(NamedTuple):
 
 
 def seed_statistics(values: Sequence[float | None], ends: Sequence[Sequence[float] | None] = (None,)) -> SeedStatistics:
-    """Compute mean and spread; all are None if one value is missing.
+    """Compute mean and spread over seeds; all are None if one value is missing.
+
+    Args:
+        values: A value for each seed.
+        ends: Ends of the interval of each seed; without one for every seed there is no interval.
 
     >>> seed_statistics([0.25, 0.75])
     SeedStatistics(mean=0.5, spread=0.3535533905932738, interval=None)
@@ -72,7 +83,11 @@ def seed_statistics(values: Sequence[float | None], ends: Sequence[Sequence[floa
 
 
 def build_configurations(runs: Sequence[FinishedRun]) -> list[Configuration]:
-    """Group the runs by configuration, the best first, in an order that does not depend on that of the runs."""
+    """Group the runs by configuration, the best first, in an order that does not depend on that of the runs.
+
+    Raises:
+        UserError: Two runs have the same configuration and the same seed.
+    """
     groups: dict[tuple[tuple[str, str], ...], list[FinishedRun]] = {}
     for run in runs:
         key = tuple(sorted((k, str(v)) for k, v in run_settings(run.cfg).items()))
@@ -129,7 +144,12 @@ def _distinguish(label: str, settings: Mapping[str, Setting], same: Sequence[Map
 
 
 def differing_keys(settings_list: Sequence[Mapping[str, Setting]], is_wanted: Callable[[str], bool]) -> set[str]:
-    """Return the wanted keys that several configurations have, with more than one value."""
+    """Return the keys that have more than one value among several configurations.
+
+    Args:
+        settings_list: Settings of each configuration; a key that only some have is compared among those.
+        is_wanted: Function that tells whether a key is considered.
+    """
     keys = {key for settings in settings_list for key in settings if is_wanted(key)}
     return {key for key in keys if len({str(settings[key]) for settings in settings_list if key in settings}) > 1}
 

@@ -24,7 +24,12 @@ CURVE = f"val/all/pck@{ALPHA}"
 
 
 def plot_cost(entries: Sequence[Configuration], seconds: bool = True) -> ReportSection:
-    """Plot accuracy against cost, configurations numbered as in the leaderboard, and validation over steps."""
+    """Plot accuracy against cost, configurations numbered as in the leaderboard, and validation over steps.
+
+    Args:
+        entries: The configurations, the best first.
+        seconds: Whether seconds and memory are shown.
+    """
     trained = [float(entry.runs[0].metrics["trained_parameters"]) for entry in entries]
     durations = [
         seed_statistics([sum(run.metrics["seconds"].values()) for run in entry.runs]).mean or 0.0 for entry in entries

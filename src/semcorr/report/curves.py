@@ -56,7 +56,12 @@ def plot_curves(entries: Sequence[Configuration]) -> ReportSection | None:
 
 
 def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]:
-    """Find the groups of at least two configurations that are the same except for `key`, a number."""
+    """Find the groups of at least two configurations that are the same except for one number.
+
+    Args:
+        entries: The configurations.
+        key: Dotted key of the number, such as `backbone.size`.
+    """
     groups: dict[str, list[tuple[float, Configuration]]] = {}
     for entry in entries:
         value = entry.settings.get(key)

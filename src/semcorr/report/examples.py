@@ -103,7 +103,13 @@ def pair_scores(run: FinishedRun) -> tuple[Float[np.ndarray, " p"], Int[np.ndarr
 
 
 def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], many: int = MANY) -> list[int]:
-    """Return the first pairs of an order that do not share a target image."""
+    """Return the first pairs of an order that do not share a target image.
+
+    Args:
+        rows: Predictions of the pairs.
+        order: Indices of pairs.
+        many: Largest number of pairs.
+    """
     chosen: dict[int, int] = {}
     for i in order.tolist():
         chosen.setdefault(int(rows.target_image[i]), i)
@@ -126,7 +132,12 @@ def _render_panel(run: FinishedRun, table: pa.Table, pair: PairRecord, text: str
 
 
 def embed_image(image: Image.Image, about: str) -> str:
-    """Encode an image as an HTML element that contains its data."""
+    """Encode an image as an HTML element that contains its data.
+
+    Args:
+        image: The image.
+        about: Text in place of the image, which is escaped.
+    """
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=84)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -141,7 +152,13 @@ def _format_score(share: float, count: int) -> str:
 def plot_similarity_maps(
     entry: Configuration, pairs: Mapping[str, PairRecord], root: Path | None
 ) -> ReportFigure | str:
-    """Plot similarity maps of a configuration, or return the reason why they cannot be computed again."""
+    """Plot similarity maps of a configuration, or return the reason why they cannot be computed again.
+
+    Args:
+        entry: The configuration, of which the first run is used.
+        pairs: The benchmark's pairs by name.
+        root: Folder of the benchmark; None, the one in the run's configuration.
+    """
     run = entry.runs[0]
     rows = run.evaluated.rows
     cfg = run.cfg.copy()

@@ -18,7 +18,7 @@ ALL = "all of them"
 
 
 class RobustnessGroup(NamedTuple):
-    """Configurations that are the same but for the corruption of their images."""
+    """Configurations that are the same except for the corruption of their images."""
 
     label: str  # of the settings that they share
     clean: Configuration | None  # the one whose images are as they are

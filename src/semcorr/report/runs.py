@@ -51,7 +51,11 @@ class FinishedRun(NamedTuple):
 
 
 def find_runs(given: Sequence[Path]) -> list[Path]:
-    """Find the run folders: each given path itself, or all runs below it if it is a folder of runs, as a sweep's."""
+    """Find the run folders: each given path itself, or all runs below it if it is a folder of runs, as a sweep's.
+
+    Raises:
+        UserError: A folder holds no run, or a run is given twice.
+    """
     folders: list[Path] = []
     for path in given:
         has_runs_below = path.is_dir() and not any((path / name).exists() for name in (CONFIG, "metrics.json"))
@@ -69,7 +73,11 @@ def find_runs(given: Sequence[Path]) -> list[Path]:
 
 
 def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
-    """Read all runs; the error names every one that cannot be read."""
+    """Read all runs.
+
+    Raises:
+        UserError: The message names every run that cannot be read, one a line.
+    """
     runs, problems = [], []
     for folder in folders:
         try:
@@ -82,7 +90,7 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def require_comparable(runs: Sequence[FinishedRun]) -> None:
-    """Raise `UserError` unless the runs share benchmark, protocol and pairs, without which no table may join them."""
+    """Refuse runs that differ in benchmark, protocol or pairs: no table may join them."""
     for name, key in MUST_AGREE.items():
         groups: dict[str, list[str]] = {}
         for run in runs:

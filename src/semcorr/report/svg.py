@@ -15,7 +15,17 @@ MANY = (*SERIES, "s5", "s6", "s7", "s8")
 
 
 class PlotFrame(NamedTuple):
-    """The ranges of a plot's data and the margins around them."""
+    """The ranges of a plot's data and the margins around them.
+
+    Attributes:
+        x: Least and greatest value along x.
+        y: Least and greatest value along y.
+        right: Margin at the right in pixels, with the names of lines.
+        left: Margin at the left in pixels, with the numbers of the y axis.
+        top: Margin at the top in pixels, with the title.
+        bottom: Margin at the bottom in pixels, with the ticks and the name of the x axis.
+        width: Width of the panel in pixels; its height is `HEIGHT`.
+    """
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -40,6 +50,12 @@ def draw_panel(title: str, body: Sequence[str], height: float = HEIGHT, width: f
     """Draw a panel with its title; as wide as its place in the page, or as scrolls on a phone if it is a wide one.
 
     A body leaves room for two lines of title, and is moved down by any more.
+
+    Args:
+        title: Title, which is wrapped.
+        body: SVG elements, in pixels of the panel.
+        height: Height of the panel in pixels, without further lines of title.
+        width: Width of the panel in pixels; `WIDE` for one that scrolls.
     """
     lines = wrap(title, int(width / 6.9))
     moved = LINE * max(0, len(lines) - 2)
@@ -91,19 +107,35 @@ def place_bar_names(names: Sequence[str], width: float) -> BarNames:
 
 
 def draw_text(x: float, y: float, words: str, css: str = "", anchor: str = "start", angle: float = 0) -> str:
-    """Draw text that starts at, ends at or is centred on a point, turned by an angle in degrees, clockwise."""
+    """Draw a line of text.
+
+    Args:
+        x: Horizontal position in pixels.
+        y: Position of the baseline in pixels from the top.
+        words: The text, which is escaped.
+        css: Classes of the style sheet.
+        anchor: What lies at `x`: `start`, `middle` or `end` of the text.
+        angle: Degrees by which the text is turned clockwise about the position.
+    """
     attribute = "" if anchor == "start" else f' text-anchor="{anchor}"'
     attribute += f' transform="rotate({angle:g} {x:g} {y:g})"' if angle else ""
     return f'<text x="{x:g}" y="{y:g}" class="{css}"{attribute}>{escape(words)}</text>'
 
 
 def draw_line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
-    """Draw a line between two points."""
+    """Draw a line between two points in pixels, in classes of the style sheet."""
     return f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" class="{css}"/>'
 
 
 def draw_axes(frame: PlotFrame, ticks: Mapping[float, str], across: str, upward: str = "PCK, %") -> list[str]:
-    """Draw rules at round percents and ticks below, without those that would touch the tick before them."""
+    """Draw rules at round percents and ticks below, without those that would touch the tick before them.
+
+    Args:
+        frame: Frame of the plot, whose y are fractions.
+        ticks: Text of each tick, by its value of x.
+        across: Name of the x axis.
+        upward: Name of the y axis.
+    """
     parts = [draw_text(4, frame.top - 13, upward, "axis")]
     for value in round_ticks(*frame.y):
         y = frame.py(value)
@@ -184,7 +216,13 @@ def ticks_up_to(values: Sequence[float]) -> tuple[float, float]:
 
 
 def draw_polyline(frame: PlotFrame, points: Sequence[tuple[float, float]], css: str) -> list[str]:
-    """Draw a line with a dot at every value."""
+    """Draw a line with a dot at every value.
+
+    Args:
+        frame: Frame of the plot.
+        points: x and y of the values, in the data's units.
+        css: Classes of the style sheet.
+    """
     positions = [(frame.px(x), frame.py(y)) for x, y in points]
     joined = " ".join(f"{x:g},{y:g}" for x, y in positions)
     return [
@@ -194,7 +232,14 @@ def draw_polyline(frame: PlotFrame, points: Sequence[tuple[float, float]], css: 
 
 
 def draw_whisker(frame: PlotFrame, x: float, ends: tuple[float, float], css: str) -> list[str]:
-    """Draw an interval."""
+    """Draw an interval as an upright line with a bar at each end.
+
+    Args:
+        frame: Frame of the plot.
+        x: Value of x.
+        ends: Least and greatest value of y.
+        css: Classes of the style sheet.
+    """
     centre, low, high = frame.px(x), *map(frame.py, ends)
     return [
         draw_line(centre, low, centre, high, f"whisker {css}"),
@@ -227,14 +272,27 @@ def spread_labels(heights: Sequence[float], gap: float = 13) -> list[float]:
 
 
 def draw_label(x: float, y: float, place: float, name: str, css: str) -> list[str]:
-    """Draw a label right of a dot; a thin line leads to it where it had to move away."""
+    """Draw a label right of a dot; a thin line leads to it where it had to move away.
+
+    Args:
+        x: Horizontal position of the dot in pixels.
+        y: Vertical position of the dot in pixels.
+        place: Vertical position of the label in pixels.
+        name: Text of the label.
+        css: Classes of the style sheet.
+    """
     moved = abs(place - y) > 3
     lead = [draw_line(x + 4, y, x + 13, place, "lead")] if moved else []
     return [*lead, draw_text(x + (15 if moved else 7), place + 4, name, css)]
 
 
 def draw_line_ends(frame: PlotFrame, named: Sequence[tuple[str, float, str]]) -> list[str]:
-    """Draw names at the right end of lines, moved apart where they would overlap: (name, value, class)."""
+    """Draw names at the right end of lines, moved apart where they would overlap.
+
+    Args:
+        frame: Frame of the plot.
+        named: Name, last value of y, and class of each line.
+    """
     line_heights = [frame.py(value) for _, value, _ in named]
     label_heights = spread_labels(line_heights)
     overflow = max(0.0, max(label_heights, default=0.0) - (HEIGHT - frame.bottom))

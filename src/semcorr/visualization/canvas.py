@@ -55,13 +55,27 @@ def fit_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
 
 
 def draw_disc(draw: ImageDraw.ImageDraw, centre: Point, radius: float, colour: Colour) -> None:
-    """Draw a disc with a dark edge."""
+    """Draw a disc with a dark edge.
+
+    Args:
+        draw: Pillow's drawing context.
+        centre: (x, y) in pixels.
+        radius: Radius in pixels, with the edge.
+        colour: Colour inside the edge.
+    """
     draw.ellipse(_box(centre, radius), fill=EDGE)
     draw.ellipse(_box(centre, radius * 0.74), fill=colour)
 
 
 def draw_cross(draw: ImageDraw.ImageDraw, centre: Point, radius: float, colour: Colour) -> None:
-    """Draw a diagonal cross with a dark edge."""
+    """Draw a diagonal cross with a dark edge.
+
+    Args:
+        draw: Pillow's drawing context.
+        centre: (x, y) in pixels.
+        radius: Pixels from the centre to the end of an arm in x and in y, without the edge.
+        colour: Colour inside the edge.
+    """
     x, y = centre
     for reach, width, fill in ((radius * 1.12, radius * 0.86, EDGE), (radius, radius * 0.44, colour)):
         for sign in (1, -1):
@@ -69,13 +83,29 @@ def draw_cross(draw: ImageDraw.ImageDraw, centre: Point, radius: float, colour: 
 
 
 def draw_ring(draw: ImageDraw.ImageDraw, centre: Point, radius: float, colour: Colour, width: float) -> None:
-    """Draw a ring whose line is centred on the radius, with a thin dark edge outside."""
+    """Draw a ring whose line is centred on the radius, with a thin dark edge outside.
+
+    Args:
+        draw: Pillow's drawing context.
+        centre: (x, y) in pixels.
+        radius: Radius in pixels.
+        colour: Colour of the line.
+        width: Width of the line in pixels.
+    """
     draw.ellipse(_box(centre, radius + width), outline=EDGE, width=max(1, round(width)))
     draw.ellipse(_box(centre, radius + width / 2), outline=colour, width=max(1, round(width)))
 
 
 def draw_dashes(draw: ImageDraw.ImageDraw, start: Point, stop: Point, colour: Colour, width: int) -> None:
-    """Draw a dashed line."""
+    """Draw a dashed line, with dashes and gaps of four times its width.
+
+    Args:
+        draw: Pillow's drawing context.
+        start: (x, y) in pixels.
+        stop: (x, y) in pixels.
+        colour: Colour of the dashes.
+        width: Width of the line in pixels.
+    """
     length, dash = math.dist(start, stop), 4.0 * width
     for i in range(math.ceil(length / (2 * dash))):
         low, high = (min(1.0, at * dash / length) for at in (2 * i, 2 * i + 1))
@@ -86,7 +116,16 @@ def draw_dashes(draw: ImageDraw.ImageDraw, start: Point, stop: Point, colour: Co
 def draw_text_line(
     draw: ImageDraw.ImageDraw, place: Point, text: str, size: float, colour: Colour = INK, anchor: str = "lt"
 ) -> None:
-    """Write a line of text; see Pillow's anchors."""
+    """Write a line of text in Pillow's default font.
+
+    Args:
+        draw: Pillow's drawing context.
+        place: (x, y) in pixels.
+        text: The text.
+        size: Size of the font in pixels.
+        colour: Colour of the text.
+        anchor: What of the text lies at `place`, as Pillow names it: `lt`, left and top; `mm`, the middle.
+    """
     draw.text((place[0], place[1]), text, fill=colour, font=ImageFont.load_default(size=size), anchor=anchor)
 
 
@@ -106,7 +145,11 @@ def text_width(text: str, size: float) -> float:
 
 
 def colour_values(share: Float[np.ndarray, "..."]) -> np.ndarray:
-    """Return the colours of values in [0, 1], dark for small ones and light for large ones, in any vision."""
+    """Return the colours of values in [0, 1]: dark for small ones and light for large ones, for every kind of vision.
+
+    Returns:
+        RGB bytes, along a last axis of three.
+    """
     steps = np.linspace(0, 1, len(RAMP))
     return np.stack([np.interp(share, steps, RAMP[:, i]) for i in range(3)], axis=-1).round().astype(np.uint8)
 
@@ -117,6 +160,11 @@ def overlay_map(
     """Lay a map over a grey picture of the same size; return it and its colour bar, which has the same height.
 
     Colours are spread from the least to the greatest value. Those of the bar are as faded as those of the map.
+
+    Args:
+        image: The picture.
+        values: The map, a value for each pixel.
+        opacity: Opacity of the map, from 0 to 1.
     """
     low, high = float(values.min()), float(values.max())
     share = (values - low) / (high - low) if high > low else np.zeros_like(values)
@@ -127,7 +175,14 @@ def overlay_map(
 
 
 def draw_colour_bar(height: int, low: float, high: float, opacity: float = 1.0) -> Image.Image:
-    """Draw the colours from a low value at the bottom to a high one at the top, with numbers beside them."""
+    """Draw the colours from a low value at the bottom to a high one at the top, with numbers beside them.
+
+    Args:
+        height: Height of the bar in pixels.
+        low: Number at the bottom.
+        high: Number at the top.
+        opacity: Opacity of the colours over grey, from 0 to 1, as that of a map over a picture.
+    """
     colours = Image.fromarray(colour_values(np.linspace(1, 0, height)[:, None].repeat(BAR, axis=1)))
     numbers = [f"{low + (high - low) * i / (TICKS - 1):.2f}" for i in range(TICKS)]
     bar = Image.new("RGB", (BAR + 8 + math.ceil(max(text_width(n, SMALL) for n in numbers)), height), PAPER)
@@ -141,7 +196,7 @@ def draw_colour_bar(height: int, low: float, high: float, opacity: float = 1.0) 
 
 
 def hstack_images(images: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Place images in a row, on white."""
+    """Place images in a row on white, aligned at the top, with `gap` pixels between them."""
     width = sum(image.width for image in images) + gap * (len(images) - 1)
     canvas, x = Image.new("RGB", (width, max(image.height for image in images)), PAPER), 0
     for image in images:

@@ -114,12 +114,12 @@ def plot_pair(
 
 
 def is_within(row: JsonMapping, alpha: float, tolerance: Tolerance = INCLUSIVE) -> bool:
-    """Tell whether a row's prediction is right, as `is_correct` does."""
+    """Tell whether a row's prediction is right at a tolerance, as `semcorr.metrics.predictions.is_correct` does."""
     return bool(tolerance.is_correct(np.array(row["error"]), np.array(tolerance.round_alphas([alpha]))))
 
 
 def evenly_spaced(pairs: Sequence[PairRecord], count: int = 10) -> list[PairRecord]:
-    """Select a few pairs evenly from the whole list, so that every category has its turn."""
+    """Select at most `count` pairs evenly from the whole list, and not those of its first categories alone."""
     step = max(1, len(pairs) // count)
     return list(pairs[step // 2 :: step][:count])
 

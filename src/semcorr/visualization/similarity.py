@@ -44,7 +44,14 @@ SIMILARITY_LEGEND = (
 def plot_similarity_page(
     module: LightningModule, data: PairDataModule, pairs: Mapping[str, PairRecord], rows: Predictions
 ) -> Image.Image:
-    """Draw the maps of some rows, below one another; see `choose_queries` and `plot_similarity_row`."""
+    """Draw the maps of some rows, below one another; see `choose_queries` and `plot_similarity_row`.
+
+    Args:
+        module: Module in eval mode.
+        data: The benchmark.
+        pairs: Pairs of the benchmark by name, with those of all rows.
+        rows: Predictions to choose from.
+    """
     tiles = [
         plot_similarity_row(
             module, data, pairs[rows.pairs[rows.pair[row]]], int(rows.keypoint[row]), rows.predicted[row]
@@ -55,7 +62,11 @@ def plot_similarity_page(
 
 
 def choose_queries(rows: Predictions) -> list[tuple[int, str]]:
-    """Choose rows to draw, each of another target: geometry-aware with large errors, then accurate ones of the rest."""
+    """Choose rows to draw, each of another target: geometry-aware with large errors, then accurate ones of the rest.
+
+    Returns:
+        Indices of rows, each with what it shows: `far off` or `found`.
+    """
     chosen: list[tuple[int, str]] = []
     used_targets: set[int] = set()
     for mask, sign, kind in ((rows.ambiguous, -1, "far off"), (~rows.ambiguous, 1, "found")):

@@ -58,7 +58,12 @@ def read_annotations(path: Path, folder: Path, layout: str = "xywh", category: s
 
 
 def group_sources(objects: Iterable[AnnotatedObject], path: Path) -> dict[Id, list[AnnotatedObject]]:
-    """Return the annotated objects by category; refuse a file that has none."""
+    """Return the annotated objects by category; refuse a file that has none.
+
+    Args:
+        objects: Objects of the file.
+        path: The file, for errors.
+    """
     sources: dict[Id, list[AnnotatedObject]] = {}
     for item in objects:
         if bool(item.keypoint_mask.any()):

@@ -216,7 +216,17 @@ def label_frame(
     use: str,
     min_score: float,
 ) -> KeypointLabel:
-    """Label an object in a frame by those where it is annotated."""
+    """Label an object in a frame by those where it is annotated.
+
+    Args:
+        matcher: Matcher that finds the keypoints.
+        track: The object.
+        sources: Its annotated frames, encoded.
+        frame: The frame.
+        target: The same frame, encoded.
+        use: `vote` for all annotated frames, weighted by their fit; `best` for the best-fitting one.
+        min_score: Score above which a keypoint counts as found, if it is also visible.
+    """
     keypoints = propagate(matcher, sources, target, use)
     scores = keypoints.scores.round(decimals=4)  # rounded as in the file
     valid = is_visible(keypoints.returned) & (scores > min_score)
@@ -234,7 +244,14 @@ def is_visible(returned: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
 
 
 def add_to_sheet(sheet: ClipSheet, tracks: Sequence[Track], frame: ClipFrame, labels: Sequence[KeypointLabel]) -> None:
-    """Add a frame to an overview, with the keypoints of all tracks: labelled, or as annotated."""
+    """Add a frame to an overview, with the keypoints of all tracks: labelled, or as annotated.
+
+    Args:
+        sheet: The overview.
+        tracks: Objects that are followed.
+        frame: The frame.
+        labels: Labels of the tracks that are not annotated in the frame, in their order.
+    """
     remaining = iter(labels)
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # points, scores, valid, annotated
     for track in tracks:
@@ -251,7 +268,12 @@ def add_to_sheet(sheet: ClipSheet, tracks: Sequence[Track], frame: ClipFrame, la
 
 @contextmanager
 def draw_clip(tracks: Sequence[Track], folder: Path | None) -> Iterator[ClipSheet | None]:
-    """Yield an overview, which is drawn into a folder in the end; None without a folder."""
+    """Yield an overview, which is drawn in the end.
+
+    Args:
+        tracks: Objects that are followed, whose keypoints it names.
+        folder: Folder that it is drawn into, as overview.png; None yields None.
+    """
     if folder is None:
         yield None
         return

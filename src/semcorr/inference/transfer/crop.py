@@ -39,7 +39,15 @@ class Crop(NamedTuple):
 
 
 def crop_picture(picture: Picture, box: Box | None, margin: float = MARGIN) -> Crop:
-    """Crop a picture to a box and a margin around it; without a box, take the whole picture.
+    """Crop a picture to a box and a margin around it.
+
+    Args:
+        picture: The picture.
+        box: x, y, width and height in original pixels from the picture's corner; None takes the whole picture.
+        margin: Margin on every side, as a share of the box's longer side.
+
+    Raises:
+        UserError: The box lies outside the picture.
 
     >>> crop_picture(Picture(Image.new("RGB", (60, 40)), (60, 40), "a"), (10, 10, 20, 10), margin=0.1).picture.size
     (24, 14)

@@ -80,7 +80,7 @@ class Clip(NamedTuple):
 
     @property
     def first_photo(self) -> TransferImage:
-        """Return the first frame."""
+        """The first frame."""
         return self.photos[0] if self.photos is not None else self._photo(0, count(self.next_id))
 
     def _photo(self, index: int, new_ids: Iterator[int]) -> TransferImage:
@@ -146,6 +146,9 @@ def require_same_frame(frame: ClipFrame, other: ClipFrame | None, place: str, fi
         other: The frame beside it, if there is one.
         place: Where that is: `before` or `after` it.
         first: Number of the first frame.
+
+    Raises:
+        UserError: The annotated picture has another size than the frame, or shows the other frame.
     """
     path, picture = frame.photo.path, read_annotated(frame.photo.path, frame.photo.size)[0]
     if picture.size != frame.picture.size:

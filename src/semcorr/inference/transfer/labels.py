@@ -24,8 +24,8 @@ class KeypointLabel(NamedTuple):
     size: tuple[int, int]  # width and height of its image, in original pixels
     points: Float[Tensor, "k 2"]  # (x, y), original pixels
     scores: Float[Tensor, " k"]
-    valid: Bool[Tensor, " k"]  # keypoints with a sufficient score
-    sources: list[JsonObject]
+    valid: Bool[Tensor, " k"]  # keypoints that count as found: by their score, and in a clip if they are visible
+    sources: list[JsonObject]  # see `contributing_sources`
 
     @property
     def score(self) -> float:
@@ -53,7 +53,7 @@ def contributing_sources(sources: Sequence[LabelledSource], weights: Float[Tenso
 
 
 def free_ids(annotations: Annotations, number: int) -> Iterator[int]:
-    """Return as many ids as asked for that no object has; "7" and 7 are the same."""
+    """Return `number` ids that no object has, or more; "7" and 7 are the same."""
     used_ids = {str(item.id) for item in list_objects(annotations)}
     return iter([i for i in range(1, 1 + len(used_ids) + number) if str(i) not in used_ids])
 

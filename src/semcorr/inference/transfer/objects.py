@@ -69,7 +69,7 @@ class AnnotationFile(NamedTuple):
     categories: dict[Id, JsonMapping]  # as COCO has them: id, name, keypoints, skeleton
     images: dict[Id, TransferImage]
     objects: list[AnnotatedObject]
-    annotated: set[Id]  # images that have an annotation, if only one that is left out
+    annotated: set[Id]  # ids of images that have an annotation, even if only one that is left out
     tool: ToolNames | None = None  # names that the tool wants to see again
 
 
@@ -90,7 +90,16 @@ def build_object(
     points: Iterable[Point],
     individual: str | None = None,
 ) -> AnnotatedObject:
-    """Return an object of points, which are None where a keypoint is not annotated."""
+    """Build an object of its keypoints.
+
+    Args:
+        object_id: Id of the annotation; None for an image without annotation.
+        photo: The image.
+        category: Id of the category.
+        box: x, y, width and height in original pixels from the image's corner; None if there is none.
+        points: (x, y) of each keypoint of the category in original pixels; None where it is not annotated.
+        individual: Name of the object, where a file says which objects of several images are the same.
+    """
     places = list(points)
     return AnnotatedObject(
         object_id,

@@ -46,6 +46,10 @@ def label_folder(
         prior_weight: Weight of the location prior in units of similarity, for targets with a box.
         skipped_images: List to which broken images are added, while a source remains; None refuses them.
         folder: Folder for pictures of the labels; None draws none.
+
+    Raises:
+        UserError: The read-out needs four queries per point, keypoints lie outside an image, or an image is broken and
+            `skipped_images` is None.
     """
     check_rule(matcher)
     unrotated_images: list[str] = []
@@ -183,7 +187,13 @@ def open_object_image(item: AnnotatedObject, unrotated_images: list[str] | None 
 def open_or_skip(
     item: AnnotatedObject, skipped_images: list[dict[str, str]] | None, unrotated_images: list[str]
 ) -> Picture | None:
-    """Open the image of an object; note a broken one in `skipped_images` and return None."""
+    """Open the image of an object; note a broken one and return None.
+
+    Args:
+        item: The object.
+        skipped_images: List to which a broken image is added; None refuses it.
+        unrotated_images: List to which the image's name is added if its annotations are in the stored orientation.
+    """
     try:
         return open_object_image(item, unrotated_images)
     except UserError as error:
@@ -192,7 +202,13 @@ def open_or_skip(
 
 
 def note_broken(name: str, error: UserError, skipped_images: list[dict[str, str]] | None) -> None:
-    """Note a broken image, once, or refuse it if there is no list for it."""
+    """Note a broken image, once, or refuse it if there is no list for it.
+
+    Args:
+        name: Name of the image.
+        error: Why it cannot be read.
+        skipped_images: List to which `file_name` and `reason` are added; None raises the error.
+    """
     if skipped_images is None:
         raise UserError(f"{error}. With --skip-broken it is left out") from None
     if (note := {"file_name": name, "reason": str(error)}) not in skipped_images:  # another object may have added it

@@ -241,7 +241,16 @@ def propagate_from_similarities(
     use: str,
     prior_weight: float,
 ) -> PropagatedKeypoints:
-    """Transfer keypoints to a target by similarities that were computed before, see `propagate`."""
+    """Transfer keypoints to a target by similarities that were computed before.
+
+    Args:
+        matcher: Matcher, as for `propagate`.
+        sources: The sources.
+        target: The target.
+        similarities: Result of `compute_source_similarities` for the same sources and target.
+        use: `vote` for a weighted sum of sources, or `best` for each keypoint's best-fitting source.
+        prior_weight: Weight of the location prior of boxed sources; 0 for a target that was not cropped to a box.
+    """
     fit = source_fitness(similarities.similarity, similarities.keypoint_mask)
     weights = USES[use](fit, similarities.keypoint_mask)
     similarity = vote_similarity(similarities.similarity, weights)
@@ -264,7 +273,13 @@ def propagate_from_similarities(
 def boxed_locations(
     sources: Sequence[LabelledSource], weights: Float[Tensor, "s k"], similarities: SourceSimilarities
 ) -> Float[Tensor, "k h w"]:
-    """Compute the location prior of the boxed sources."""
+    """Compute the location prior of the boxed sources; 0 where there are none.
+
+    Args:
+        sources: All sources.
+        weights: Weights of the sources, per keypoint.
+        similarities: Similarities of the sources, for the grid and its stride.
+    """
     box_mask = torch.tensor([source.has_box for source in sources], device=weights.device)
     cells = to_grid(torch.stack([source.points for source in sources]), similarities.stride)
     h, w = similarities.similarity.shape[-2:]
@@ -280,7 +295,17 @@ def read_out_points(matcher: Matcher, similarity: Float[Tensor, "k h w"], stride
 def match_back(
     matcher: Matcher, source: LabelledSource, target: EncodedPicture, points: Float[Tensor, "k 2"]
 ) -> Float[Tensor, "k 2"]:
-    """Match points of the target back to a source, in the network's pixels."""
+    """Match points of the target back to a source.
+
+    Args:
+        matcher: Matcher, whose read-out is used.
+        source: The source.
+        target: The target.
+        points: (x, y) in pixels of the target's square, as the network sees it.
+
+    Returns:
+        (x, y) in pixels of the source's square.
+    """
     source_map, target_map = matcher.features(source.picture, target)
     with matcher.autocast():
         return match_to_target(matcher.module.head, source_map, [target_map], [points], [matcher.rule]).points[0]

@@ -63,7 +63,14 @@ def labels_to_coco(
     skipped_images: Sequence[Mapping[str, str]],
     config_line: str,
 ) -> JsonObject:
-    """Return the content of a COCO file: labelled images, their annotations, and all categories as in the input."""
+    """Return the content of a COCO file: labelled images, their annotations, and all categories as in the input.
+
+    Args:
+        annotations: Content of the file that was read.
+        labels: Labels of its targets.
+        skipped_images: Images that were left out, each with `file_name` and `reason`.
+        config_line: The model, for the record.
+    """
     photos = {label.target.photo.id: (label.target.photo, label.size) for label in labels}
     ids = free_ids(annotations, len(labels))
     return {

@@ -21,15 +21,15 @@ OTHER_SHAPES = ("polygon", "polyline", "mask", "ellipse", "cuboid", TAG)  # whic
 
 
 class ImageShapes(NamedTuple):
-    """What an image has."""
+    """An image of a CVAT file with its skeletons, points and boxes."""
 
     photo: TransferImage
     name: str  # as in the file
-    location: str
+    location: str  # file and image, for messages
     skeletons: list[tuple[str, dict[str, XY], str | None]]  # label, annotated keypoints, group
     points: list[MarkedPoint]
     boxes: list[MarkedBox]
-    is_annotated: bool  # if only by a shape that is left out
+    is_annotated: bool  # by any shape, even one that is left out
 
 
 def read_image_shapes(
@@ -40,7 +40,19 @@ def read_image_shapes(
     point_labels: dict[str, list[str]],
     notes: Notes,
 ) -> ImageShapes:
-    """Read an image; add its labels of points to `point_labels`, and to `notes` what is left out."""
+    """Read an image with its shapes.
+
+    Args:
+        number: Id that the image gets.
+        element: The element `image`.
+        path: The file, for messages.
+        folder: Folder of the images.
+        point_labels: Keypoints of each label of points without a skeleton; those of the image are added.
+        notes: Notes on what is left out; those on the image are added.
+
+    Raises:
+        UserError: The image is not in the folder, or a shape is wrong.
+    """
     name = str(element.get("name") or "")
     location = f"{path}, image {quote_value(name)}"
     find_inside(folder.folder, name, location, FOLDER_OPTION)  # refuses a name that leads out of the folder
@@ -151,7 +163,7 @@ def read_labels(root: Element) -> tuple[dict[str, list[str]], dict[str, list[lis
 
 
 def _read_edges(svg: str, names: list[str]) -> list[list[int]]:
-    """Return the edges of a skeleton's drawing, which names its nodes by number; what is not told is no edge."""
+    """Return the edges of a skeleton's drawing, which names its nodes by number; nodes without a name have no edge."""
     nodes: dict[str | None, str | None] = {}
     lines: list[tuple[str | None, str | None]] = []
     for tag, text in re.findall(r"<(circle|line)\b([^<>]{0,2000})", svg):

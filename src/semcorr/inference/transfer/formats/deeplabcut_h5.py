@@ -150,7 +150,7 @@ def _decode(value: bytes | str) -> str:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads lists, tuples and texts; refuses whatever would have to be imported."""
+    """An unpickler of lists, tuples and texts, which refuses whatever would have to be imported."""
 
     def find_class(self, module: str, name: str) -> object:
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not read")

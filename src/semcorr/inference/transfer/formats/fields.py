@@ -49,7 +49,7 @@ class ImageFolder:
 
     Args:
         folder: The folder, with its subfolders.
-        notes: Where it is noted that a name is not the file's.
+        notes: Notes to which names are added that differ from those of their files.
     """
 
     def __init__(self, folder: Path, notes: Notes) -> None:

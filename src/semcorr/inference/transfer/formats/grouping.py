@@ -93,7 +93,7 @@ def assign_boxes(
         remedy: What to do in the tool, for messages.
 
     Raises:
-        UserError: It cannot be told which box is of which object.
+        UserError: It is not clear which box is of which object.
     """
     owners: dict[int, int] = {}  # of boxes, by number
     for number, (points, group) in enumerate(objects):
@@ -115,6 +115,12 @@ def label_objects(
 
     An object without a box is of the only category there is, which is called OBJECT if no box names it. Boxes of a
     label that no keypoints have are left out, which is noted.
+
+    Args:
+        objects: Objects, each with its image.
+        path: File of the annotations, for messages.
+        remedy: What to do in the tool, for messages.
+        notes: Notes on what is left out, to which those boxes are added.
 
     Raises:
         UserError: There are several categories, and objects without a box.
@@ -144,7 +150,7 @@ def note_boxes(photo: TransferImage, boxes: Sequence[MarkedBox], notes: Notes) -
 
 
 def contains(corners: Corners, points: Sequence[XY]) -> bool:
-    """Return whether a box contains all points, within a pixel."""
+    """Tell whether a box contains all points; they may lie outside by a pixel."""
     x1, y1, x2, y2 = corners
     return all(x1 - TOLERANCE <= x <= x2 + TOLERANCE and y1 - TOLERANCE <= y <= y2 + TOLERANCE for x, y in points)
 

@@ -1,4 +1,4 @@
-"""Which annotation format a file has, told by its content, and which one is to be written."""
+"""Which annotation format a file has, by its content, and which one is to be written."""
 
 from pathlib import Path
 from typing import Literal, get_args

@@ -40,7 +40,7 @@ class _Task(NamedTuple):
     photo: TransferImage
     data: JsonMapping
     objects: list[MarkedObject]  # in pixels from the image's corner
-    is_annotated: bool  # if only by a region that is left out
+    is_annotated: bool  # by any region, even one that is left out
 
 
 def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:

@@ -19,6 +19,11 @@ def format_label_studio(annotations: Annotations, labels: Sequence[KeypointLabel
 
     Tasks of the file that was read keep their data; other images are named by the URL of a local file. The controls are
     those of the file, otherwise DEFAULTS.
+
+    Args:
+        annotations: Content of the file that was read.
+        labels: Labels of its targets.
+        model: The model's config line, for the version that Label Studio shows.
     """
     categories = {category["id"]: category for category in annotations.categories}
     controls = DEFAULTS
