@@ -24,9 +24,7 @@ from omegaconf import OmegaConf
 
 import semcorr
 
-NAMED = re.compile(
-    r"_?(require|check|refuse|validate)(_\w+)?|\w+_checksum|are_finite|see|settle|read_run_config|_guess_kind"
-)
+NAMED = re.compile(r"_?(require|check|refuse|validate)(_\w+)?|\w+_checksum|are_finite|read_run_config|_guess_kind")
 
 
 class Stopwatch:

@@ -33,7 +33,7 @@ def report(api: ModuleType, project: str, entity: str) -> Any:
         api.P("On the validation split while training; every tolerance, fractions in [0, 1]."),
         grid(api, runs, [curve(api, subset) for subset in SUBSETS]),
         api.H1("Categories and matches"),
-        api.P("Of the last validation and of the test. Green lines end within 0.1 of the truth, red ones do not."),
+        api.P("Of the last validation and of the test. Blue discs lie within 0.1 of the truth, red crosses do not."),
         grid(api, runs, pictures(api)),
         api.H1("Training"),
         grid(api, runs, training(api)),

@@ -130,7 +130,7 @@ def _install(name: str, cfg: DictConfig, folder: Path, options: PrepareOptions) 
 
     recipe = find_recipe(cfg)
     if recipe is None:
-        raise UserError(f"`{name}` has nothing to download. To be had: {', '.join(list_obtainable())}")
+        raise UserError(f"`{name}` has nothing to download. There are {', '.join(list_obtainable())}")
     with advise_on_interrupt(lambda: _describe_interruption(name, folder)):
         report = install_dataset(
             name,
@@ -213,13 +213,13 @@ def compose_benchmark(name: str) -> DictConfig:
         similar = difflib.get_close_matches(name.lower(), [*_benchmark_names(), "all"], n=1)
         if similar and similar[0] != name:
             raise UserError(f"no benchmark is called `{name}`. Did you mean {similar[0]}?")
-        raise UserError(f"no benchmark is called `{name}`. To be had: {', '.join(list_obtainable())}, or all")
+        raise UserError(f"no benchmark is called `{name}`. There are {', '.join(list_obtainable())}, or all")
     return cfg
 
 
 def list_obtainable() -> "dict[str, DownloadRecipe]":
     """List the benchmarks of conf/data that have a recipe, with their recipes."""
-    recipes = {name: find_recipe(_compose(name)) for name in _benchmark_names()}
+    recipes = {name: find_recipe(_compose_data(name)) for name in _benchmark_names()}
     return {name: recipe for name, recipe in recipes.items() if recipe}
 
 
@@ -236,6 +236,13 @@ def _compose(name: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("evaluate", [f"data={name}"])
+
+
+def _compose_data(name: str) -> DictConfig:
+    """Compose the benchmark's section alone, which takes a tenth of the time."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(overrides=[f"+data={name}"])
 
 
 def main() -> None:

@@ -235,3 +235,15 @@ def test_what_an_experiment_gives_its_loss_is_taken_out_for_another_loss(config)
     cfg = config("train", *line)
     check_config(cfg)
     assert "temperature" not in cfg.loss
+
+
+def test_a_fault_of_ours_is_not_told_as_the_mistake_that_it_met():
+    def fail() -> None:
+        try:
+            raise UserError("no such folder")
+        except UserError:
+            raise KeyError("ours") from None
+
+    with pytest.raises(KeyError) as error:
+        fail()
+    assert user_message(error.value, "evaluate") is None

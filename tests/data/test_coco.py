@@ -6,6 +6,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
 from tiny_benchmarks import edit, write_coco
 
 from semcorr.core.errors import UserError
@@ -114,6 +115,12 @@ def test_categories_without_a_pair_are_told_and_no_pair_at_all_is_refused(tmp_pa
         data.pairs("val")
     with pytest.raises(UserError, match=r"must be at most 1 together, got 0.6 and 0.6"):
         coco(tmp_path, val=0.6, test=0.6)
+
+
+def test_shares_are_typed_as_they_are_called(tmp_path, config):
+    cfg = config("evaluate", "data=animal_pose", f"data.root={write_coco(tmp_path)}", "data.test=0.2", "data.val=0.3")
+
+    assert instantiate(cfg.data, size=32, resize="squash").shares == {"test": 0.2, "val": 0.3}
 
 
 def test_coco_pairs_do_not_depend_on_the_order_of_the_file(tmp_path):

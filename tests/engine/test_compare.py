@@ -87,7 +87,10 @@ def test_a_run_with_a_keypoint_less_is_refused(tmp_path):
     code, output = typed(first, second)
 
     assert code == 2
-    assert "b scored pairs of the same names, but of other pair: another version of the benchmark?" in output
+    assert (
+        "b scored pairs of the same names, but of other numbers of keypoints: another version of the benchmark?"
+        in output
+    )
 
 
 def test_runs_under_other_protocols_are_refused(tmp_path):

@@ -17,8 +17,16 @@ from torch.testing import assert_close
 from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
 from semcorr.engine.run_config import resolve_protocol_resize
-from semcorr.evaluation.protocols import AXES, PRESETS, Protocol, protocol_list, protocol_preset, shared_resize
-from semcorr.matching.readouts import ReadoutList, kernel_soft_argmax, parse_readout
+from semcorr.evaluation.protocols import (
+    AXES,
+    PRESETS,
+    Protocol,
+    build_scoring_specs,
+    protocol_list,
+    protocol_preset,
+    shared_resize,
+)
+from semcorr.matching.readouts import ReadoutList, bilinear_nn, kernel_soft_argmax, list_readouts, parse_readout
 from semcorr.metrics.pck import ALPHAS, INCLUSIVE, PCK, Tolerance
 from semcorr.models.heads.continuous import ContinuousQuery
 from semcorr.models.heads.cosine import Cosine
@@ -248,6 +256,13 @@ def test_products_need_a_head_that_compares_features(tmp_path):
         run(tmp_path, [protocol_preset("marco", comparison="product")], head=Whole())
     with pytest.raises(UserError, match="decodes natively"):
         run(tmp_path, [protocol_preset("dift", comparison="product")])
+
+
+@pytest.mark.parametrize("localise", [bilinear_nn, ReadoutList(["argmax", "bilinear_nn"])])
+def test_matches_of_four_cells_are_not_blended_where_features_are_upsampled(localise):
+    with pytest.raises(UserError, match=r"`localise`: bilinear_nn .*protocol=dift .*localise=argmax"):
+        build_scoring_specs([protocol_preset("geoaware"), protocol_preset("dift")], localise)
+    assert len(build_scoring_specs([protocol_preset("geoaware")], localise)[0]) == len(list_readouts(localise))
 
 
 def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp_path):

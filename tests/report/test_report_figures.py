@@ -52,6 +52,15 @@ def test_a_curve_is_drawn_at_every_tolerance_and_where_its_axis_says(tmp_path):
     assert right.count('class="whisker') == 2 * 3 * 3
 
 
+def test_the_mean_of_seeds_is_within_the_axis_whichever_run_is_the_first(tmp_path):
+    """The first seed scores next to nothing, the others all."""
+    runs = [window(tmp_path, size, off, seed) for size in (5, 15) for seed, off in enumerate((60, 0, 0))]
+
+    for panel in plot_curves(made(*runs)).parts[0].panels:
+        highest = min(float(y) for y in re.findall(r'y1="([\d.]+)" x2="[\d.]+" y2="\1" class="rule"', panel))
+        assert all(float(y) >= highest for y in re.findall(r'cy="([\d.-]+)" r="3"', panel))
+
+
 def test_pictures_do_not_show_a_target_twice():
     rows = load_predictions(table(batches(60)))
     order = rows.pair[::-1].copy()

@@ -70,9 +70,10 @@ def evict_files(folder: Path, size: int = 0, room: int = ROOM, idle: float = IDL
         if now - changed > idle or total + size > room:
             with suppress(OSError):
                 path.unlink()
-            with suppress(OSError):
-                path.parent.rmdir()  # empty once its last file is removed
-            total -= length
+                total -= length
+            if path.parent != folder:
+                with suppress(OSError):
+                    path.parent.rmdir()  # empty once its last file is removed
 
 
 def _host_name() -> str:

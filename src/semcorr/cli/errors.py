@@ -225,7 +225,7 @@ def _list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and its causes, the outermost first."""
+    """Yield an error and its causes, the outermost first, up to one that was raised `from None`."""
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

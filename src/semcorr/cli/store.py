@@ -216,4 +216,5 @@ def _report_errors() -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}. See to its permissions and run again") from None
+            place = error.filename or "the store"
+            raise UserError(f"{place}: {error.strerror}. See to its permissions and run again") from None

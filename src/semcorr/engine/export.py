@@ -270,7 +270,9 @@ def parse_sides(backbone: Backbone, size: str | None) -> tuple[int, int]:
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     multiple = getattr(backbone, "multiple", backbone.stride)
     if min(height, width) < 1 or height % multiple or width % multiple:
-        raise UserError(f"--size must be SIDE or HEIGHTxWIDTH, in multiples of {multiple} pixels here, got {size}")
+        raise UserError(
+            f"--size must be SIDE or HEIGHTxWIDTH, in multiples of {multiple} pixels here, got {size or backbone.size}"
+        )
     return height, width
 
 

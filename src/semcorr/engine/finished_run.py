@@ -68,8 +68,9 @@ def require_same_pairs(first: EvaluatedRun, second: EvaluatedRun) -> None:
     different = [name for name, value in values[0].items() if not _are_close(value, values[1][name])]
     different += [name for name in TEXTS if getattr(first.rows, name) != getattr(second.rows, name)]
     if different:
+        what = "numbers of keypoints" if different[0] == "pair" else different[0]
         raise UserError(
-            f"{first.name} and {second.name} scored pairs of the same names, but of other {different[0]}: "
+            f"{first.name} and {second.name} scored pairs of the same names, but of other {what}: "
             "another version of the benchmark? Give runs on the same pairs"
         )
 

@@ -22,6 +22,7 @@ from semcorr.matching.readouts import (
     argmax,
     kernel_soft_argmax,
     list_readouts,
+    needs_four_queries,
     readout_label,
     window_soft_argmax,
 )
@@ -263,10 +264,20 @@ def build_scoring_specs(
         protocols: Protocols; the first is the one reported.
         localise: Read-out, or a `ReadoutList`. With `ProtocolReadout` every protocol has its own read-out alone, and
             the first one's is that to localise by.
+
+    Raises:
+        UserError: A read-out cannot be applied to the features that a protocol upsamples.
     """
     if isinstance(localise, ProtocolReadout):
         return [ScoringSpec(protocol, protocol.read_out) for protocol in protocols], protocols[0].read_out
-    return [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)], localise
+    specs = [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)]
+    for protocol, rule in specs:
+        if protocol.decode == "native" and needs_four_queries(rule):
+            raise UserError(
+                f"`localise`: {readout_label(rule)} blends the matches of four cells, and protocol={protocol.name} "
+                "matches in pixels of features that it upsamples. Give another read-out, as localise=argmax"
+            )
+    return specs, localise
 
 
 def fit_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> list[ScoringSpec]:

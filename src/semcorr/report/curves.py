@@ -218,13 +218,9 @@ def _draw_subsets(curve: Curve, unit: str) -> str:
 def _build_frame(curve: Curve) -> PlotFrame:
     tops = []
     for entry in curve.points.values():
-        scores = entry.runs[0].metrics["pck"]
-        tops += [
-            value
-            for subset in SUBSETS
-            for alpha, value in scores[subset]["image"].items()
-            if value and (subset == "all" or alpha == ALPHA)
-        ]
+        alphas = entry.runs[0].metrics["pck"]["all"]["image"]
+        scores = [entry.value("all", alpha) for alpha in alphas] + [entry.value(subset, ALPHA) for subset in SUBSETS]
+        tops += [score.mean for score in scores if score.mean]
         tops += [value.interval[1] for subset in SUBSETS if (value := entry.value(subset, ALPHA)).interval]
     pad = (max(curve.points) - min(curve.points)) * 0.04
     right = 78  # for a tolerance in bold letters of a wide font, moved away from its line

@@ -54,8 +54,8 @@ def test_a_cell_hears_of_its_whole_image_and_of_the_other_one_only_where_it_shou
     alone, both = built("self_attention"), built("cross_attention")
 
     assert (alone.transform(x).values - alone.transform(changed).values)[..., 0, 0].abs().max() > 1e-4
-    first, second = both.adapt_both(x, other)
-    after, heard = both.adapt_both(changed, other)
+    first, second = both.transform_both(x, other)
+    after, heard = both.transform_both(changed, other)
     assert (first.values - after.values)[..., 0, 0].abs().max() > 1e-4
     assert (second.values - heard.values)[..., 0, 0].abs().max() > 1e-5
 
@@ -72,6 +72,6 @@ def test_the_scale_of_a_backbone_does_not_matter_to_attention(name):
 def test_the_same_image_twice_is_adapted_to_the_same_twice():
     x = maps(1, 4, 6)
 
-    first, second = built("cross_attention").adapt_both(x, x)
+    first, second = built("cross_attention").transform_both(x, x)
 
     assert torch.equal(first.values, second.values)

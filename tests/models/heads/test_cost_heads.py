@@ -165,7 +165,7 @@ def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_
         (lambda: Consensus([[[3, 5], [5, 5]], 3], [3, 1]), "`head.widths` must be a multiple.*got 3 for 2. Give 4"),
         (lambda: Consensus(coarse=0), "`head.coarse` must be at least 1, got 0"),
         (lambda: CATs(8, 4, depth=0), "`head.depth` must be at least 1"),
-        (lambda: CATs(8, 2, heads=200), "`head.heads` between 1 and 132, got 1 and 200"),
+        (lambda: CATs(8, 2, heads=200), "`head.heads` must be between 1 and 132, got 200"),
         (lambda: MatchToMatch(heads=3), "`head.heads` must be even.*got 3"),
     ],
 )

@@ -85,8 +85,8 @@ def _check_counts(recipe: DownloadRecipe, root: Path, check: Check) -> TreeRepor
     except UserError:
         if recipe.convert is None:
             raise
-        recipe.convert(root)
-        return check(root)
+    recipe.convert(root)
+    return check(root)
 
 
 def has_official_counts(root: Path) -> bool:

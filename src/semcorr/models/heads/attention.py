@@ -162,10 +162,10 @@ class CrossAttention(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity of `points`, given in source pixels, with every target cell."""
-        source, target = self.adapt_both(source, target)
+        source, target = self.transform_both(source, target)
         return cosine_similarity(sample_descriptors(source.values, points, source.stride), target.values)
 
-    def adapt_both(self, source: FeatureMap, target: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
+    def transform_both(self, source: FeatureMap, target: FeatureMap) -> tuple[FeatureMap, FeatureMap]:
         """Return the features of both images with what the layers add to them."""
         first, second = (_to_tokens(maps, next(self.parameters()).dtype) for maps in (source, target))
         a, b = first.values, second.values

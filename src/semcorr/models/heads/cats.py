@@ -53,9 +53,7 @@ class CATs(nn.Module):
         super().__init__()
         width = grid**2 + projected
         if heads > width:
-            raise UserError(
-                f"`head.depth` must be at least 1 and `head.heads` between 1 and {width}, got {depth} and {heads}"
-            )
+            raise UserError(f"`head.heads` must be between 1 and {width}, got {heads}")
         self.grid = grid
         self.project = nn.Linear(channels, projected)
         self.columns = nn.Parameter(torch.empty(grid, width // 2))
