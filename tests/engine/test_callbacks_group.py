@@ -15,16 +15,19 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
+from torch.testing import assert_close
 
 from semcorr.cli.compose import expand_list_overrides, merge_checkpoint_config
 from semcorr.core.errors import UserError
 from semcorr.engine.callbacks import TrainingProgressBar, checkpoint_callbacks
+from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.loggers import CSVScalarLogger, TensorBoardSideLogger
 from semcorr.engine.run_config import check_config
 from semcorr.engine.saved_config import read_run_config
 from semcorr.engine.trainer import build_trainer
 from semcorr.engine.trainer_options import INDEPENDENT_OPTIONS, check_numbers, check_trainer, is_ordinary
 from semcorr.evaluate import evaluate
+from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
@@ -198,6 +201,60 @@ def test_callbacks_stand_beside_ours(config, tiny, tmp_path):
         "epoch",
     }
     assert any(isinstance(each, TrainingProgressBar) for each in trainer.callbacks)
+
+
+NOTED: list[dict[str, torch.Tensor]] = []
+
+
+class NotedWeights(Callback):
+    """The trained weights after each step."""
+
+    def __init__(self) -> None:
+        NOTED.clear()
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        NOTED.append({name: value.clone() for name, value in pl_module.trainable_state_dict().items()})
+
+
+def test_averaged_weights_are_saved_scored_and_gone_on_with(config, tiny, tmp_path):
+    """Lightning's: half of the average of before, and half of the weights of a step."""
+    average = "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+    line = [*tiny, average, "+callbacks.average.decay=0.5", f"+callbacks.note._target_={__name__}.NotedWeights"]
+    line += ["finetune.blocks=1", "data.steps=3", "data.batch_size=2", "optimizer.backbone_lr=1e-3"]
+    line += ["scheduler=constant"]
+    metrics = train(config("train", *line, "trainer.max_epochs=2"))
+
+    first, *steps = NOTED
+    expected = first
+    for weights in steps:
+        expected = {name: 0.5 * expected[name] + 0.5 * weights[name] for name in expected}
+    saved = read_checkpoint(tmp_path / "run", "last")
+    assert len(steps) == 5
+    assert saved["state_dict"].keys() == saved["current_model_state"].keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(saved["state_dict"][name], value)
+        assert torch.equal(saved["current_model_state"][name], steps[-1][name])
+        assert not torch.equal(value, steps[-1][name])
+    line = ["finetune.blocks=1", "protocol=unified", f"checkpoint={tmp_path / 'run'}", f"run_dir={tmp_path / 'again'}"]
+    assert evaluate(config("evaluate", *tiny, *line))["pck"] == metrics["pck"]
+
+
+@pytest.mark.slow
+def test_averaged_weights_are_resumed(config, tiny, tmp_path):
+    average = "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
+    line = [*tiny, average, "+callbacks.average.decay=0.5", "finetune.blocks=1", "data.steps=3", "data.batch_size=2"]
+    line += ["scheduler=constant", "optimizer.backbone_lr=1e-3"]
+    train(config("train", *line, "trainer.max_epochs=2", f"run_dir={tmp_path / 'whole'}"))
+    train(config("train", *line, "trainer.max_epochs=1"))
+    longer = config("train", *line, "trainer.max_epochs=2")
+    longer.checkpoint = longer.run_dir
+
+    train(longer)
+
+    whole, resumed = (read_checkpoint(tmp_path / name, "last") for name in ("whole", "run"))
+    for key in ("state_dict", "current_model_state"):
+        for name, value in whole[key].items():
+            assert_close(resumed[key][name], value)
 
 
 def test_a_progress_bar_of_ones_own_takes_the_place_of_ours(config, tiny, tmp_path):

@@ -260,7 +260,7 @@ def replace_other_loss(trained: Mapping[str, Tensor], own: Mapping[str, Tensor])
     return {name: value for name, value in trained.items() if name not in trained_loss} | own_loss
 
 
-def require_fit(module: "CorrespondenceModule", content: JsonMapping, path: Path) -> None:
+def require_fit(module: "CorrespondenceModule", content: JsonObject, path: Path) -> None:
     """Refuse weights of another base, of other parts, or of other shapes than the module's.
 
     Args:

@@ -55,6 +55,8 @@ from semcorr.store.cache import FeatureCache
 from semcorr.store.encode import ProcessGroup
 from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
 
+STATES = ("state_dict", "current_model_state")  # of a checkpoint; the second where Lightning averages the weights
+
 
 class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtractor):
     """A backbone, a head and a read-out, evaluated and trained.
@@ -345,17 +347,27 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         return {name: state[name] for name in state if name in self.saved_keys or name.startswith(("head.", "loss."))}
 
     def on_save_checkpoint(self, checkpoint: JsonObject) -> None:
-        """Save the trained weights, if all are finite, and which base weights they belong to."""
+        """Save the trained weights, if all are finite, and which base weights they belong to.
+
+        Weights that the checkpoint holds already stay: Lightning's `WeightAveraging` has put its averages there.
+        """
         self.step_watch.check()
         trained = self.trainable_state_dict()
         require_finite_weights(trained, f"step {self.global_step} of the training, not saved")
-        checkpoint["state_dict"] = trained
+        checkpoint |= {key: {name: checkpoint[key][name] for name in trained} for key in checkpoint.keys() & STATES}
+        checkpoint.setdefault("state_dict", trained)
         checkpoint["base"] = base_weights_id(self.backbone)
 
-    def on_load_checkpoint(self, checkpoint: JsonMapping) -> None:
-        """Refuse weights that were trained on another base, or other parts of it."""
+    def on_load_checkpoint(self, checkpoint: JsonObject) -> None:
+        """Refuse weights that were trained on another base, or other parts of it.
+
+        Frozen weights are added where a training with averaged weights is resumed: `WeightAveraging` loads all weights.
+        """
         require_same_base(checkpoint["base"], base_weights_id(self.backbone))
         names = set(checkpoint["state_dict"])
         if self.loss is None:  # for scoring; the weights of a loss serve training alone
             names = {name for name in names if not name.startswith("loss.")}
         require_same_parts(names, self.trainable_state_dict())
+        if self.loss is not None and checkpoint.keys() >= {*STATES}:
+            state = self.state_dict()
+            checkpoint |= {key: state | checkpoint[key] for key in STATES}
