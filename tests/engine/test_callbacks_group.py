@@ -150,7 +150,7 @@ INDEPENDENT_VALUES = {
 @pytest.mark.parametrize("seed", range(8))
 def test_lightning_takes_what_is_not_built_on_trial(config, tiny, seed):
     """Random choices of all independent options: a trial that is left out must never have refused."""
-    trainer = config("evaluate", *tiny, "trainer=cpu").trainer
+    trainer = config("evaluate", *tiny, "trainer=cpu", "trainer.val_check_interval=0.25").trainer
     chooser = random.Random(seed)
     for key in INDEPENDENT_OPTIONS:
         OmegaConf.update(trainer, key, chooser.choice(INDEPENDENT_VALUES[key]), force_add=True)
@@ -162,7 +162,7 @@ def test_lightning_takes_what_is_not_built_on_trial(config, tiny, seed):
 
 @pytest.mark.parametrize("key", ["max_time", "strategy", "devices", "limit_test_batches", "accelerator", "profiler"])
 def test_a_trainer_with_any_other_option_is_built_on_trial(config, tiny, key):
-    trainer = config("evaluate", *tiny, "trainer=cpu").trainer
+    trainer = config("evaluate", *tiny, "trainer=cpu", "trainer.val_check_interval=0.25").trainer
     OmegaConf.update(trainer, key, "other", force_add=True)
 
     assert not is_ordinary(trainer)

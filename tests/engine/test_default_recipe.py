@@ -21,7 +21,7 @@ from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 
-LINE = ["data.steps=8", "data.batch_size=2"]
+LINE = ["data.steps=8", "data.batch_size=2", "trainer.val_check_interval=0.25"]  # as the recipe has it
 
 
 @pytest.mark.parametrize(
