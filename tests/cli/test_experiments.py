@@ -107,6 +107,8 @@ PARTS = {  # of an ablation: the option that a part is, and what it is without t
     "top_cpu_ablation": {
         "continuous": ("head._target_", "semcorr.models.heads.cosine.Cosine"),
         "annealing": ("loss.sigma_end", None),
+        "mirrors": ("augment.flip", 0),
+        "averaging": ("callbacks", {}),
     },
 }
 
