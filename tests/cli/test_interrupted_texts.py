@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,25 @@ def test_after_the_last_file_all_are_told_and_not_those_of_another_command(tmp_p
     assert interrupted(lambda: two_files(tmp_path / "out")) == 130
     told = f"{tmp_path}/out/b and 1 other files are written. Run the same line again for what is not\n"
     assert capfd.readouterr().err == f"Interrupted. {told}"
+
+
+def test_a_file_that_a_thread_has_written_is_told(tmp_path, capfd):
+    def work() -> None:
+        thread = threading.Thread(target=write_text, args=(tmp_path / "a", "of a worker"))
+        thread.start()
+        thread.join()
+
+    assert interrupted(work) == 130
+    told = f"{tmp_path}/a is written. Run the same line again for what is not\n"
+    assert capfd.readouterr().err == f"Interrupted. {told}"
+
+
+def test_a_command_does_not_tell_the_files_of_the_one_before(tmp_path, capfd):
+    interrupted(lambda: write_text(tmp_path / "a", "of the first"))
+    capfd.readouterr()
+
+    assert interrupted(lambda: None) == 130
+    assert capfd.readouterr().err == "Interrupted. Nothing was written. Run the same line again\n"
 
 
 def test_a_file_that_went_again_is_not_told(tmp_path, capfd):

@@ -20,6 +20,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from semcorr.core.errors import UserError
+from semcorr.core.interrupt import record_written_file
 
 UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
 ROOM = 1 << 18  # bytes that a run writes, at the least
@@ -43,7 +44,6 @@ REASONS = {  # errors of the disk, of permissions and of limits, which are no de
 }
 # Bytes of a file's own name in that of its unfinished copy, so that the whole is no longer than names may be.
 MAX_NAME_BYTES = 80
-WRITTEN: list[Path] = []  # files that this process has written, for the message of an interrupted command
 _PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-(?P<host>[^/]*)-[0-9a-f]{8}\.part", re.DOTALL)
 
 
@@ -66,7 +66,7 @@ def replace_file(path: Path, option: str | None = None) -> Iterator[Path]:
         yield beside
         _flush(beside)
         beside.replace(path)
-        WRITTEN.append(path.absolute())
+        record_written_file(path)
         _flush(path.parent)
     except OSError as error:
         if error.errno not in REASONS:
@@ -129,7 +129,7 @@ def move_files(folder: Path, out: Path, last: str | None = None) -> list[Path]:
     moved = []
     for path in paths:
         moved.append(path.replace(out / path.name))
-        WRITTEN.append(moved[-1].absolute())
+        record_written_file(moved[-1])
     _flush(out)
     return moved
 

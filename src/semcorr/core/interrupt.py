@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import CodeType, FrameType
 from typing import cast
 
-from semcorr.core.files import WRITTEN
 from semcorr.core.ranks import LostProcessError, ProcessWatch, is_first_process
 from semcorr.core.terminal import escape_controls
 
@@ -48,6 +48,7 @@ class Guard:
         number: Number of the signal that came; None before.
         advice: Functions that return what was saved and how to go on, the outermost first, which is used.
         ranks: Watch over the other processes of a run; None where there are none.
+        written: Files that the command has written, in any of its threads.
     """
 
     def __init__(self, deferring: Collection[CodeType] = ()) -> None:
@@ -61,6 +62,7 @@ class Guard:
         self.number: int | None = None
         self.advice: list[Callable[[], str]] = []
         self.ranks: ProcessWatch | None = None
+        self.written: list[Path] = []
         self._begun, self._raised, self._said, self._closed = False, False, False, False
         self._held, self._pending = False, False
         self._unwound = threading.Event()
@@ -166,7 +168,7 @@ class Guard:
         if not self._said and is_first_process():
             self._said = True
             name = f" ({signal.Signals(number).name})" if self.number else ""
-            advice = self.advise() or default_advice()
+            advice = self.advise() or self.describe_written_files()
             _print(f"Interrupted{name}{' ' if advice.startswith(PLACES) else '. '}{advice}")
         return 128 + number
 
@@ -197,6 +199,14 @@ class Guard:
         with suppress(Exception):
             return self.advice[0]() if self.advice else ""
         return "Run the same line again"
+
+    def describe_written_files(self) -> str:
+        """Return which files the command has written, and how to go on, where nothing more specific is known."""
+        existing = [path for path in dict.fromkeys(self.written) if path.exists()]
+        if not existing:
+            return "Nothing was written. Run the same line again"
+        others = f" and {len(existing) - 1} other files are" if len(existing) > 1 else " is"
+        return f"{escape_controls(str(existing[-1]))}{others} written. Run the same line again for what is not"
 
     def _watch(self) -> None:
         """Wait for a signal, then for the main thread; numbers come by a pipe, whatever that thread is doing."""
@@ -232,15 +242,6 @@ class Guard:
                 return number
 
 
-def default_advice() -> str:
-    """Return which files a command has written, and how to go on, where nothing more specific is known."""
-    existing = [path for path in dict.fromkeys(WRITTEN) if path.exists()]
-    if not existing:
-        return "Nothing was written. Run the same line again"
-    others = f" and {len(existing) - 1} other files are" if len(existing) > 1 else " is"
-    return f"{escape_controls(str(existing[-1]))}{others} written. Run the same line again for what is not"
-
-
 _GUARDS: list[Guard] = []  # at most one: signals belong to the process
 
 
@@ -258,6 +259,12 @@ def current_guard() -> Guard | None:
     return _GUARDS[0] if _GUARDS else None
 
 
+def record_written_file(path: Path) -> None:
+    """Record a file for the message of the command that runs, if it is interrupted; no command runs: do nothing."""
+    if guard := current_guard():
+        guard.written.append(path.absolute())
+
+
 @contextmanager
 def guard_signals(deferring: Collection[CodeType] = ()) -> Iterator[Guard | None]:
     """Yield a guard, which raises `Interrupted` for signals from its `begin` until the block ends.
@@ -273,7 +280,6 @@ def guard_signals(deferring: Collection[CodeType] = ()) -> Iterator[Guard | None
     manager, own = type(guard_signals()), inspect.unwrap(guard_signals)  # the class of all such blocks
     entering_and_leaving = [getattr(manager, name).__code__ for name in ("__enter__", "__exit__")]
     guard = Guard([*deferring, *entering_and_leaving, own.__code__, Guard.remove.__code__])
-    WRITTEN.clear()  # files of an earlier command in this process, as in a notebook
     guard.install()
     _GUARDS.append(guard)
     try:
