@@ -50,9 +50,16 @@ class Here(Launcher):
     elsewhere = ""  # sentence about jobs that outlive an interrupted sweep
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Receive the context and the configuration from Hydra."""
-        self.hydra_context, self.config = hydra_context, config
-        self.outcomes: list[JobOutcome] = vars(task_function).get("outcomes", [])
+        """Receive the context, the task and the configuration from Hydra.
+
+        Raises:
+            UserError: The task is of another program.
+        """
+        from semcorr.cli.hydra_app import HydraTask
+
+        if not isinstance(task_function, HydraTask):
+            raise UserError("`hydra/launcher`: semcorr's launchers run train and evaluate alone. Choose another.")
+        self.hydra_context, self.task, self.config = hydra_context, task_function, config
         self.folder_of_jobs = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -82,9 +89,8 @@ class Here(Launcher):
 
     def record(self, jobs: "Sequence[SweepJob]", outcomes: "Sequence[JobOutcome]") -> "list[JobOutcome]":
         """Record the outcomes for the end of the sweep, and return that of each job."""
-        outcome_by_job = {outcome.job.identity: outcome for outcome in outcomes}
-        self.outcomes[:] = ({outcome.job.identity: outcome for outcome in self.outcomes} | outcome_by_job).values()
-        return [outcome_by_job[job.identity] for job in jobs]
+        self.task.outcomes |= {outcome.job.identity: outcome for outcome in outcomes}
+        return [self.task.outcomes[job.identity] for job in jobs]
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Apply `function` to every job and the features of the one before, and yield the outcomes."""

@@ -11,9 +11,10 @@ import yaml
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from hydra_plugins.semcorr_launchers import Slurm
+from hydra_plugins.semcorr_launchers import Here, Slurm
 from semcorr import evaluate, train
 from semcorr.cli.sweep.plan import JobOutcome
+from semcorr.core.errors import UserError
 from semcorr.engine.build import build_datamodule_and_module
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.store.frozen import FrozenPrefix
@@ -305,6 +306,13 @@ def test_two_workers_side_by_side_give_the_digits_of_one_after_another(tiny, tmp
     assert scores(tmp_path / "alone") == scores(tmp_path / "beside")
     began, ended = times(tmp_path / "beside")
     assert sorted(began)[1] < min(ended)  # the second had begun before the first ended
+
+
+def test_a_launcher_does_not_run_the_jobs_of_another_program(tmp_path):
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+
+    with pytest.raises(UserError, match="run train and evaluate alone"):
+        Here().setup(hydra_context=None, task_function=print, config=config)
 
 
 @pytest.mark.slow

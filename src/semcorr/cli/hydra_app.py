@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -42,6 +43,43 @@ HEADLINE_GROUPS = ("experiment", "data", "backbone", "finetune", "head", "protoc
 QUICK_SECTIONS = ("localise", "protocol", "loss", "optimizer", "scheduler", "augment", "pairs", "pose", "corrupt")
 
 
+@dataclass
+class HydraTask:
+    """Task of a command as Hydra takes it: called for a run; for a sweep, launchers record the outcomes of its jobs.
+
+    Args:
+        task: Function that runs a configuration.
+        name: Name of the command and of its configuration, such as `train`.
+
+    Attributes:
+        is_started: Whether it was called, so that the run directory exists.
+        outcomes: Outcomes of a sweep's jobs by the identities of these: Hydra hands nothing back from a multirun.
+    """
+
+    task: Callable[[DictConfig], object]
+    name: str
+    is_started: bool = field(default=False, init=False)
+    outcomes: dict[str, JobOutcome] = field(default_factory=dict, init=False)
+
+    def __call__(self, cfg: DictConfig) -> object:
+        """Check a configuration, lock its run directory and run the task."""
+        self.is_started = True
+        import_lightning()
+        context = cast("DictConfig", HydraConfig.get())  # Hydra declares the dataclass of its schema
+        output_dir = Path(context.runtime.output_dir)
+        cfg.run_dir = str(output_dir)
+        try:
+            with report_user_errors(self.name):
+                print_line(f"{self.name}: {_describe_choices(context)}")
+                cfg = _complete_config(cfg, list(context.overrides.task), _config_sources(context))
+                check_run(cfg)
+                with lock_run(cfg, context, self.name):
+                    return self.task(cfg)
+        finally:
+            with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
+                output_dir.rmdir()
+
+
 def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str]) -> None:
     """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line.
 
@@ -54,29 +92,7 @@ def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, ex
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
-    has_dir = False
-
-    def job(cfg: DictConfig) -> object:
-        """Check a configuration, lock its run directory and run the task."""
-        nonlocal has_dir
-        has_dir = True
-        import_lightning()
-        context = cast("DictConfig", HydraConfig.get())  # Hydra declares the dataclass of its schema
-        output_dir = Path(context.runtime.output_dir)
-        cfg.run_dir = str(output_dir)
-        try:
-            with report_user_errors(name):
-                print_line(f"{name}: {_describe_choices(context)}")
-                cfg = _complete_config(cfg, list(context.overrides.task), _config_sources(context))
-                check_run(cfg)
-                with lock_run(cfg, context, name):
-                    return task(cfg)
-        finally:
-            with suppress(OSError):  # Hydra makes the folder first; leave none behind that stayed empty
-                output_dir.rmdir()
-
-    outcomes: list[JobOutcome] = []
-    vars(job)["outcomes"] = outcomes  # for the launchers: Hydra hands nothing back from a multirun
+    command = HydraTask(task, name)
     raise_open_files()
     with report_user_errors(name), _remove_empty_folders(name):
         if {"-h", "--help"} & {*sys.argv[1:]}:
@@ -90,15 +106,15 @@ def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, ex
         if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # one process of several
             guard.watch(ProcessWatch([], guard.end, os.getppid()))
         try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(command)()
         except OSError as error:  # Hydra makes the run directory before the job
-            if has_dir or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
+            if command.is_started or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
                 raise
             raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
-        if outcomes:
+        if command.outcomes:
             from semcorr.cli.sweep.table import print_summary
 
-            sys.exit(print_summary(outcomes) or None)
+            sys.exit(print_summary([*command.outcomes.values()]) or None)
 
 
 def _describe_choices(context: DictConfig) -> str:
