@@ -90,11 +90,10 @@ def main() -> None:
     assert OmegaConf.create({"root": "a", "data": "${root}/b"}).data == "a/b"
     with tempfile.TemporaryDirectory() as folder:
         overrides = sys.argv[1:]
-        sys.argv = ["semcorr.evaluate", "data.workers=0", f"run_dir={folder}/run", *overrides]
         start = time.perf_counter()
-        evaluate()
+        evaluate(["data.workers=0", f"run_dir={folder}/run", *overrides])
         elapsed = time.perf_counter() - start
-        line = ["-m", *sys.argv[:1], "data.workers=0", f"run_dir={folder}/command", *overrides]
+        line = ["-m", "semcorr.evaluate", "data.workers=0", f"run_dir={folder}/command", *overrides]
         start = time.perf_counter()
         subprocess.run([sys.executable, *line], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         command = time.perf_counter() - start

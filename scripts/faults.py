@@ -411,10 +411,7 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
 
         os.close(begin)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for background processes
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = main()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -4,13 +4,12 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from semcorr import __version__
-from semcorr.cli.errors import report_user_errors
+from semcorr.cli.errors import run_and_report
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 
@@ -86,8 +85,8 @@ def _take_settings(verb: str) -> Callable[[list[str]], None]:
     return run
 
 
-def run_root(words: Sequence[str]) -> None:
-    """Print help, the version or the completion script.
+def run_root(words: Sequence[str]) -> int:
+    """Print help, the version or the completion script, and return the exit code.
 
     Raises:
         UserError: Another word stands beside the flag.
@@ -95,30 +94,37 @@ def run_root(words: Sequence[str]) -> None:
     if words[1:]:
         raise UserError(f"`{words[1]}` has no effect beside {words[0]}. Give one of them.")
     command = typer.main.get_command(build_root())
-    sys.exit(command.main([*words], prog_name="semcorr", standalone_mode=False) or 0)
+    return command.main([*words], prog_name="semcorr", standalone_mode=False) or 0
 
 
-def main() -> None:
-    """Run the command that the first word names."""
+def run_verb(words: Sequence[str]) -> int:
+    """Run the command that the first word names, and return its exit code.
+
+    Raises:
+        UserError: There is no such command.
+    """
+    verb = words[0] if words else ""
+    if verb in ROOT_FLAGS:
+        return run_root(words)
+    if not verb:
+        run_root(["--help"])
+        raise UserError(f"no command is given. Give semcorr VERB, with VERB one of {', '.join(VERBS)}.")
+    if verb not in VERBS:
+        raise UserError(f"there is no command `{verb}`. {suggest_near(verb, VERBS)}")
+    package = importlib.import_module(f"semcorr.{verb}")
+    module = package if hasattr(package, "main") else importlib.import_module(f"semcorr.{verb}.__main__")
+    code: int = module.main(words[1:])
+    return code
+
+
+def main() -> int:
+    """Run the line of this process, or complete the one that a shell hands over; return the exit code."""
     if COMPLETING in os.environ:
         words = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
         build_root(words[1] if len(words) > 1 else None)(prog_name="semcorr")
-        return
-    verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    with report_user_errors("evaluate"):
-        if verb in ROOT_FLAGS:
-            run_root(sys.argv[1:])
-        if not verb:
-            with suppress(SystemExit):
-                run_root(["--help"])
-            raise UserError(f"no command is given. Give semcorr VERB, with VERB one of {', '.join(VERBS)}.")
-        if verb not in VERBS:
-            raise UserError(f"there is no command `{verb}`. {suggest_near(verb, VERBS)}")
-        del sys.argv[1]
-        package = importlib.import_module(f"semcorr.{verb}")
-        module = package if hasattr(package, "main") else importlib.import_module(f"semcorr.{verb}.__main__")
-        module.main()
+        return 0
+    return run_and_report(lambda: run_verb(sys.argv[1:]), sys.argv[1:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

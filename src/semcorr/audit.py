@@ -226,10 +226,10 @@ def run_command(
         print_steps(audit_run(run, resize, overrides or []))
 
 
-def main() -> None:
-    """Run the command `semcorr audit`."""
-    run_app(app, prog_name="semcorr audit")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr audit`, and return its exit code."""
+    return run_app(app, words, "semcorr audit")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

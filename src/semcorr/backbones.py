@@ -1,6 +1,8 @@
 """The command python -m semcorr.backbones: every backbone by name, with patch, widths, parameters and licence."""
 
 import logging
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -66,10 +68,10 @@ def format_network(network: "NetworkFacts") -> list[str]:
     return ["unknown" if cell is None else str(cell) for cell in cells]
 
 
-def main() -> None:
-    """Run the command `semcorr backbones`."""
-    run_app(app, prog_name="semcorr backbones")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr backbones`, and return its exit code."""
+    return run_app(app, words, "semcorr backbones")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,8 @@
 """The command python -m semcorr.compare RUN_A RUN_B: how much two runs on the same pairs differ, and a paired test."""
 
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,10 +104,10 @@ def _parse_tolerances(text: str) -> list[float]:
     return values
 
 
-def main() -> None:
-    """Run the command `semcorr compare`."""
-    run_app(app, prog_name="semcorr compare")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr compare`, and return its exit code."""
+    return run_app(app, words, "semcorr compare")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

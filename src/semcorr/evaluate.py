@@ -1,5 +1,7 @@
 """python -m semcorr.evaluate: score a backbone, or a training run, on a benchmark."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,10 +68,10 @@ def _evaluate(cfg: DictConfig) -> JsonObject:
         return evaluate(cfg)
 
 
-def main() -> None:
-    """Run the command."""
-    hydra_main(_evaluate, "evaluate", SUMMARY, EXAMPLES)
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr evaluate`, and return its exit code."""
+    return hydra_main(_evaluate, "evaluate", SUMMARY, EXAMPLES, words)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,8 @@ What is written is read back, and its features are compared with the run's, befo
 
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -291,10 +292,10 @@ def _refuse_base_weights(path: Path, cfg: DictConfig) -> None:
         raise UserError(f"--out: {path} is the file of the base's weights, which is read. Choose another place")
 
 
-def main() -> None:
-    """Run the command `semcorr export`."""
-    run_app(app, prog_name="semcorr export")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr export`, and return its exit code."""
+    return run_app(app, words, "semcorr export")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

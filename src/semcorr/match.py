@@ -290,10 +290,10 @@ def _round_point(point: Sequence[float]) -> list[float]:
     return [round(value, 2) for value in point]
 
 
-def main() -> None:
-    """Run the command."""
-    run_app(app, split_repeated_points(sys.argv[1:]), "semcorr match")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr match`, and return its exit code."""
+    return run_app(app, split_repeated_points(words), "semcorr match")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -245,10 +245,10 @@ def _compose_data(name: str) -> DictConfig:
         return compose(overrides=[f"+data={name}"])
 
 
-def main() -> None:
-    """Run the command `semcorr prepare`."""
-    run_app(app, prog_name="semcorr prepare")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr prepare`, and return its exit code."""
+    return run_app(app, words, "semcorr prepare")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

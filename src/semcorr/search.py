@@ -253,10 +253,10 @@ def print_sets(rounds: "Sequence[Sequence[LayerSet]]", objective: str) -> None:
     print(f"Use them by {_format_override(best.layers)}")
 
 
-def main() -> None:
-    """Run the command `semcorr search`."""
-    run_app(app, sys.argv[1:], "semcorr search")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr search`, and return its exit code."""
+    return run_app(app, words, "semcorr search")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

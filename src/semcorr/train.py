@@ -1,5 +1,7 @@
 """python -m semcorr.train: fine-tune a backbone and a head on a benchmark, then score them."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,10 +126,10 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
     return module, data, scored
 
 
-def main() -> None:
-    """Run the command."""
-    hydra_main(train, "train", SUMMARY, EXAMPLES)
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr train`, and return its exit code."""
+    return hydra_main(train, "train", SUMMARY, EXAMPLES, words)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

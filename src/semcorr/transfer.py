@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -213,10 +214,10 @@ def print_transfer_summary(
     print_line(f"Wrote {out}: {len(labels)} object{'s'[: len(labels) != 1]}")
 
 
-def main() -> None:
-    """Run the command."""
-    run_app(app, prog_name="semcorr transfer")
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr transfer`, and return its exit code."""
+    return run_app(app, words, "semcorr transfer")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

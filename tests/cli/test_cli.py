@@ -34,12 +34,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
     def run(verb, *line: str) -> int:
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("SEMCORR_DATA", raising=False)
-        monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.__name__}", *line])
-        try:
-            verb.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
+        return verb.main(line)
 
     return run
 

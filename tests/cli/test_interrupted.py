@@ -214,7 +214,7 @@ PRINTS = {
     "little": 'print("a line")',
     "by_rich": "from rich.console import Console\n    for _ in range(100_000): Console().print('a line')",
     "by_typer": "import typer\n    app = typer.Typer()\n"
-    "    app.command()(lambda: [print('a line') for _ in range(10**6)])\n    run_app(app, [])",
+    "    app.command()(lambda: [print('a line') for _ in range(10**6)])\n    sys.exit(run_app(app, [], 'semcorr'))",
 }
 
 
@@ -275,7 +275,7 @@ def test_a_sweep_that_is_interrupted_starts_no_other_job_and_none_has_failed(tin
 
 
 CONVERTS = """
-import os, signal, time
+import os, signal, sys, time
 from semcorr import evaluate
 from semcorr.engine import build as engine_build
 
@@ -287,7 +287,7 @@ def build(*_, **__):
         raise ValueError("torn")
 
 engine_build.build_datamodule_and_module = build
-evaluate.main()
+sys.exit(evaluate.main(sys.argv[1:]))
 """
 
 
@@ -310,10 +310,11 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
     store = ["store=disk", f"store.root={tmp_path / 'store'}"]
     held = tmp_path / "held.py"  # encodes three images and then waits
     held.write_text(
-        "import time\nfrom semcorr import evaluate\nfrom semcorr.store.frozen import FrozenPrefix\n"
+        "import sys, time\nfrom semcorr import evaluate\nfrom semcorr.store.frozen import FrozenPrefix\n"
         "compute, count = FrozenPrefix.compute, []\n"
         "def slow(self, image):\n    count.append(1)\n    if len(count) > 3:\n        print('ready', flush=True)\n"
-        "        time.sleep(3600)\n    return compute(self, image)\nFrozenPrefix.compute = slow\nevaluate.main()\n"
+        "        time.sleep(3600)\n    return compute(self, image)\nFrozenPrefix.compute = slow\n"
+        "sys.exit(evaluate.main(sys.argv[1:]))\n"
     )
     program = Program(held, *line, *store, f"run_dir={tmp_path / 'run'}", cwd=tmp_path)
     program.wait_for("ready")

@@ -1,7 +1,6 @@
 """Every command ends with the code of a signal, and what it says of files is true."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -124,11 +123,9 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("semcorr.cli.store._opened", opened)
-    monkeypatch.setattr(sys, "argv", ["semcorr.store", *line.split(), "--root", str(tmp_path)])
-    with pytest.raises(SystemExit) as stop:
-        verb.main()
+    code = verb.main([*line.split(), "--root", str(tmp_path)])
 
-    assert stop.value.code == 130
+    assert code == 130
     assert capfd.readouterr().err == "Interrupted. Nothing was removed. Run the same line again\n"
 
 
@@ -162,7 +159,7 @@ def test_every_verb_ends_with_the_code_of_a_signal(tmp_path, verb, number):
         f"owner = importlib.import_module('{owner}')\nowner = getattr(owner, '{kind}') if '{kind}' else owner\n"
         f"setattr(owner, '{name}', lambda *a, **k: (print('ready', flush=True), time.sleep(3600)))\n"
         f"sys.argv = ['semcorr', '{verb}', *'{line}'.split()]\n"
-        "from semcorr.__main__ import main\nmain()\n"
+        "from semcorr.__main__ import main\nsys.exit(main())\n"
     )
     program = Program("-c", held, cwd=tmp_path)
     program.wait_for("ready")

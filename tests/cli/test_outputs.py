@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,12 +148,10 @@ def test_a_bad_place_is_told_before_the_work_and_nothing_is_left(
     words = [word.format(place=bad, **inputs) for word in line.split()]
     before = listing(tmp_path)
     monkeypatch.chdir(there)
-    monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.split()[0]}", *words])
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"semcorr.{verb.split()[0]}").main()
+    code = importlib.import_module(f"semcorr.{verb.split()[0]}").main(words)
 
     said = capfd.readouterr().err
-    assert stop.value.code == 2
+    assert code == 2
     assert said.startswith("Error: ")
     assert said.count("\n") == 1
     assert option in said
@@ -178,10 +175,8 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_audit_of_a_run_that_cannot_be_written_encodes_nothing(inputs, no_work, monkeypatch, capfd):
     (inputs["run"] / "audit.json").mkdir()
-    monkeypatch.setattr(sys, "argv", ["semcorr.audit", str(inputs["run"])])
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module("semcorr.audit").main()
-    assert stop.value.code == 2
+    code = importlib.import_module("semcorr.audit").main([str(inputs["run"])])
+    assert code == 2
     assert "audit.json" in capfd.readouterr().err
 
 
@@ -194,10 +189,8 @@ def test_what_is_read_is_not_written_over(name, inputs, no_work, tmp_path, monke
         "coco.json": ("transfer", f"{inputs['coco']} {inputs['images']} --out {inputs['coco']}"),
     }[name]
     before = listing(tmp_path)
-    monkeypatch.setattr(sys, "argv", [verb, *line.split()])
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"semcorr.{verb}").main()
-    assert stop.value.code == 2
+    code = importlib.import_module(f"semcorr.{verb}").main(line.split())
+    assert code == 2
     assert "--out" in capfd.readouterr().err
     assert listing(tmp_path) == before
 

@@ -45,12 +45,7 @@ def installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_verb(monkeypatch: pytest.MonkeyPatch, verb, *line: str) -> int:
     """The exit code of `python -m semcorr.VERB` with the line."""
-    monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.__name__}", *line])
-    try:
-        verb.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return verb.main(line)
 
 
 def install_tree(site: Path, name: str, entry: str, files: dict[str, str]) -> None:

@@ -25,11 +25,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[[str], tuple[int,
 
     def run(line: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["semcorr", *line.split()])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
+        code = main()
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
@@ -155,9 +151,8 @@ def test_applications_are_where_the_root_looks_for_them():
 def test_a_piped_run_says_its_stages_and_ends_with_what_it_wrote(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = [*SMALL, "data.steps=2", "trainer.max_epochs=1", "backbone=tiny", "trainer=cpu", "data.workers=0"]
-    monkeypatch.setattr(sys, "argv", ["semcorr.train", "data=synthetic", "data.root=drawn", *small, "run_dir=run"])
 
-    train.main()
+    assert train.main(["data=synthetic", "data.root=drawn", *small, "run_dir=run"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "train: data=synthetic, backbone=tiny, finetune=last_blocks, head=cosine, protocol=unified"
@@ -170,12 +165,8 @@ def test_a_piped_run_says_its_stages_and_ends_with_what_it_wrote(tmp_path, monke
 
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["semcorr.train", "backbone=tiny", "data.root=absent", "trainer=cpu"])
 
-    with pytest.raises(SystemExit) as stop:
-        train.main()
-
-    assert stop.value.code == 2
+    assert train.main(["backbone=tiny", "data.root=absent", "trainer=cpu"]) == 2
     assert list(tmp_path.iterdir()) == []
 
 

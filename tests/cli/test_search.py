@@ -27,12 +27,7 @@ def typed(monkeypatch, tmp_path):
 
     def run(verb, *line: str) -> int:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.__name__}", *line])
-        try:
-            verb.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
+        return verb.main(line)
 
     return run
 

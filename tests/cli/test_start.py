@@ -17,7 +17,7 @@ COMPILER = ("torch._dynamo", "torch._inductor", "sympy")  # PyTorch's optimisers
 PROGRAM = f"""
 import json, sys
 from semcorr.{{verb}} import main
-main()
+main(sys.argv[1:])
 print(json.dumps([name for name in {UNUSED + COMPILER} if name in sys.modules]))
 """
 

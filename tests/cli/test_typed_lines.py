@@ -1,7 +1,6 @@
 """Lines that cannot be meant end in one sentence and exit code 2, before anything is read, drawn or written."""
 
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,14 +96,10 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
     def outcome(verb, line: list[str]) -> int:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(run, "build_datamodule", benchmark)
-        monkeypatch.setattr(sys, "argv", [f"semcorr.{verb.__name__}", *line])
         try:
-            verb.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
+            return verb.main(line)
         except ReachedError:
             return 0
-        return 0
 
     return outcome
 

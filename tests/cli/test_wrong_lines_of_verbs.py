@@ -70,12 +70,10 @@ def typed(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
     def outcome(line: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["semcorr", *shlex.split(line)])
         try:
-            main()
-        except SystemExit as stop:
-            return int(stop.code or 0), capfd.readouterr().err
+            code = main()
         except BegunError:
             return -1, "begun"
-        return 0, capfd.readouterr().err
+        return code, capfd.readouterr().err
 
     return outcome
 

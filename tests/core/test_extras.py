@@ -91,9 +91,7 @@ def test_a_line_whose_package_is_missing_is_refused_before_any_work(
     own = extras.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else own(name))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["semcorr.evaluate", *tiny, *line.split(), "run_dir=RUN"])
-    with pytest.raises(SystemExit) as end:
-        evaluate.main()
-    assert end.value.code == 2
+    code = evaluate.main([*tiny, *line.split(), "run_dir=RUN"])
+    assert code == 2
     assert f"needs {package}, which is not installed: pip install 'semcorr[{extra}]'" in capsys.readouterr().err
     assert not (tmp_path / "RUN").exists()

@@ -221,11 +221,9 @@ def test_pictures_of_similar_names_are_each_drawn_and_told(tmp_path, monkeypatch
         Image.fromarray(photograph(64, 48, seed=i)).save(folder / name)
     Image.fromarray(photograph(64, 48)).save(tmp_path / "a.png")
     line = [str(tmp_path / "a.png"), str(folder), "--points", "9,9", "--model", "tiny", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["semcorr.match", *line, "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        match.main()
+    code = match.main([*line, "--out", str(tmp_path / "out")])
 
-    assert not stop.value.code, capsys.readouterr().err
+    assert not code, capsys.readouterr().err
     told = json.loads((tmp_path / "out/matches.json").read_text())["targets"]
     assert sorted(Path(one["target"]).name for one in told) == sorted(files)
     assert len({one["image"].casefold() for one in told}) == len(files)

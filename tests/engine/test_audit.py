@@ -1,7 +1,6 @@
 """What moves a number from one convention to the next, and what is said to a folder that cannot be audited."""
 
 import json
-import sys
 
 import pytest
 from saved_runs import save_run
@@ -147,12 +146,7 @@ def test_keys_of_the_run_may_be_otherwise_but_none_new(scored):
 
 def typed(monkeypatch, tmp_path, *line):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["semcorr.evaluate", *line])
-    try:
-        evaluate.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return evaluate.main(line)
 
 
 def test_a_list_of_read_outs_as_typed(monkeypatch, tmp_path, tiny):

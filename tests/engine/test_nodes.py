@@ -22,7 +22,7 @@ LOST = "Error: the connection to a process of this run on another machine may ha
 
 STRUCK = '''
 """A process that is killed in the middle of scoring, if it is RANK."""
-import os
+import os, sys
 from semcorr import evaluate
 from semcorr.engine.module import CorrespondenceModule
 
@@ -35,7 +35,7 @@ def struck(self, batch):
     return inner(self, batch)
 
 CorrespondenceModule.test_step = struck
-evaluate.main()
+sys.exit(evaluate.main(sys.argv[1:]))
 '''
 
 

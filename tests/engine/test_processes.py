@@ -293,7 +293,7 @@ def struck(*args, **options):
     return inner(*args, **options)
 
 setattr(owner, name, struck)
-train.main()
+sys.exit(train.main(sys.argv[1:]))
 '''
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
 KILLED = "Error: process 1 of 2 .* was killed .SIGKILL.; the others were ended."
@@ -325,6 +325,18 @@ def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
     told = [each for each in program.printed["err"].splitlines() if re.match(said, each)]
     assert len(told) == 1, program.printed["err"]
     assert program.printed["err"].count("Traceback") == (1 if "defect" in fault else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_the_other_process_of_a_verb_of_semcorr_has_the_same_line(creatures, tmp_path, sweep):
+    """Lightning starts it by the words of the first one, of which `evaluate` is one."""
+    data = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny"]
+    line = ["-m", "semcorr", "evaluate", *data, *TWO, "run_dir=run", *sweep]
+    done = subprocess.run([sys.executable, *line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stderr
+    assert len([*tmp_path.glob("run/**/metrics.json")]) == 1
 
 
 @pytest.mark.parametrize("name", LAUNCH_VARIABLES)

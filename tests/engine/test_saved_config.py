@@ -169,10 +169,8 @@ def test_the_command_takes_a_tree_of_the_users(run, tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     told = {}
     for tree in ([], ["--config-dir", "tree"]):
-        monkeypatch.setattr("sys.argv", ["semcorr.evaluate", "checkpoint=run", "data=spair", "run_dir=OUT", *tree])
-        with pytest.raises(SystemExit) as stop:
-            evaluate.main()
-        told[len(tree)] = (stop.value.code, capfd.readouterr().err)
+        code = evaluate.main(["checkpoint=run", "data=spair", "run_dir=OUT", *tree])
+        told[len(tree)] = (code, capfd.readouterr().err)
 
     assert told[0][0] == told[2][0] == 2
     assert "which no installed file" in told[0][1]
@@ -205,11 +203,9 @@ def test_nothing_is_drawn_where_only_the_run_says(run, tmp_path, monkeypatch, ca
     edit(run, data=saved["data"] | {"root": str(tmp_path / "theirs")})
     monkeypatch.chdir(tmp_path)
     for verb in (evaluate, train):
-        monkeypatch.setattr("sys.argv", ["semcorr", f"checkpoint={run}"])
-        with pytest.raises(SystemExit) as stop:
-            verb.main()
+        code = verb.main([f"checkpoint={run}"])
 
-        assert stop.value.code == 2
+        assert code == 2
         assert "theirs has no drawings" in capfd.readouterr().err
     assert not (tmp_path / "theirs").exists()
     with pytest.raises(UserError, match=r"Give data.root=DIR"):

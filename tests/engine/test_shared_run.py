@@ -112,11 +112,9 @@ def test_a_command_asks_the_hub_once_and_records_its_address(shared, hub, tmp_pa
     hub.add("someone/cats", shared)
     Image.new("RGB", (96, 96), "red").save(tmp_path / "a.png")
     line = ["a.png", "a.png", "--points", "20,30", "--model", "hf://someone/cats@v1", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["semcorr.match", *line])
-    with pytest.raises(SystemExit) as stop:
-        match.main()
+    code = match.main(line)
 
-    assert stop.value.code == 0
+    assert code == 0
     assert json.loads((tmp_path / "matches/matches.json").read_text())["model"] == "checkpoint=hf://someone/cats@v1"
     assert len([asked for asked in hub.asked if asked.startswith("GET /api/models/someone/cats/revision")]) == 1
     assert restore_model("hf://someone/cats").config_line == "checkpoint=hf://someone/cats"
@@ -351,9 +349,7 @@ def test_a_shared_folder_is_exported_again_and_not_trained_on(shared, typed, cap
 
     assert typed(shared, "--which", "last") == 2
     assert "does not exist" in capfd.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["semcorr.train", f"checkpoint={shared}"])
-    with pytest.raises(SystemExit) as stop:
-        train.main()
-    assert stop.value.code == 2
+    code = train.main([f"checkpoint={shared}"])
+    assert code == 2
     assert "was exported for sharing, without the state of the optimiser" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in shared.iterdir()} == before

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import struct
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -39,12 +38,7 @@ def typed(monkeypatch, tmp_path):
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("WANDB_MODE", raising=False)
         monkeypatch.setattr("wandb.login", lambda prompt: False)  # no key, whoever runs this
-        monkeypatch.setattr(sys, "argv", ["semcorr.train", *line])
-        try:
-            train.main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
+        return train.main(line)
 
     return run
 

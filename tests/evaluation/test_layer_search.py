@@ -2,7 +2,6 @@
 
 import itertools
 import random
-import sys
 from functools import partial
 
 import pytest
@@ -102,12 +101,10 @@ def test_a_set_scores_what_an_evaluation_of_its_layers_scores(creatures, config,
 
 @pytest.mark.integration
 def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["semcorr.search", "layers", *line(creatures, "tiny"), "backbone.layers=[1,-1]"])
-    with pytest.raises(SystemExit) as stop:
-        search.main()
+    code = search.main(["layers", *line(creatures, "tiny"), "backbone.layers=[1,-1]"])
     *_, told = capsys.readouterr().out.splitlines()
 
-    assert stop.value.code == 0
+    assert code == 0
     override = told.removeprefix("Use them by ")
     assert set(config("evaluate", "backbone=tiny", override).backbone.layers) <= {1, 3}
 
@@ -128,12 +125,10 @@ def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, c
 ])  # fmt: skip
 def test_a_search_that_cannot_be_is_refused_in_a_sentence(creatures, monkeypatch, capsys, overrides, told):
     typed = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "trainer=cpu", *overrides]
-    monkeypatch.setattr(sys, "argv", ["semcorr.search", "layers", *typed])
-    with pytest.raises(SystemExit) as stop:
-        search.main()
+    code = search.main(["layers", *typed])
     said = capsys.readouterr().err
 
-    assert stop.value.code == 2
+    assert code == 2
     assert told in said
     assert said.startswith("Error: ")
     assert said.count("\n") == 1

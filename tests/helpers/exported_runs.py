@@ -4,7 +4,6 @@ Its fixtures are imported as `run as run`: an argument of that name is no use th
 """
 
 import hashlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,10 +53,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 
     def main(*line: object) -> int:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["semcorr.export", *(str(part) for part in line)])
-        with pytest.raises(SystemExit) as stop:
-            export.main()
-        return int(stop.value.code or 0)
+        return export.main([*map(str, line)])
 
     return main
 

@@ -7,7 +7,6 @@ import json
 import re
 import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,11 +49,9 @@ def typed(
     def main(line: str, *more: str) -> tuple[int, str]:
         words = ["--device", "cpu", *more, *([] if "--out" in more else ["--out", str(tmp_path / "out")])]
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["semcorr.match", *line.split(), *words])
-        with pytest.raises(SystemExit) as stop:
-            match.main()
+        code = match.main([*line.split(), *words])
         told = capsys.readouterr()
-        return int(stop.value.code or 0), told.out + told.err
+        return code, told.out + told.err
 
     return main
 

@@ -97,6 +97,7 @@ def test_no_points_have_no_matches(random, cats):
         ("dinov", "Did you mean .*dinov2"),
         ("runs/none", "no run's directory"),
         ("backbone=tiny localise.windw=3", "localise.window"),
+        ("backbone=tiny head=bottleneck head.widths=3", "Did you mean head.width"),
         ("backbone=nothing", "nothing"),
         ("checkpoint=nowhere", "nowhere"),
         ("bob's", "bob's is no directory, and no line of words"),

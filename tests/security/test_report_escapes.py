@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -254,19 +253,15 @@ def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, 
     assert times_printed(capfd.readouterr().out) == 5
 
     FeatureStore(tmp_path / "store", {"backbone": NAME, "depth": NAME})
-    monkeypatch.setattr(sys, "argv", ["semcorr.store", "ls", "--root", str(tmp_path / "store")])
-    with pytest.raises(SystemExit):
-        store_main()
+    assert store_main(["ls", "--root", str(tmp_path / "store")]) == 0
     assert times_printed(capfd.readouterr().out) == 2
 
 
 def test_an_error_quotes_names_without_their_control_characters(tmp_path, capfd, monkeypatch):
     runs = [run_dir(tmp_path / name, protocol=name * 3 + "\x1b[2J") for name in "ab"]
-    monkeypatch.setattr(sys, "argv", ["semcorr.compare", *map(str, runs)])
-    with pytest.raises(SystemExit) as stop:
-        compare.main()
+    code = compare.main([*map(str, runs)])
     said = capfd.readouterr().err
-    assert stop.value.code == 2
+    assert code == 2
     assert r"aaa\x1b[2J" in said
     assert "\x1b" not in said
 

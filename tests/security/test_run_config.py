@@ -95,10 +95,9 @@ def by_checkpoint(verb: str, task: Callable) -> Callable[[str], None]:
     return run
 
 
-def by_line(main: Callable[[], None], line: str, monkeypatch) -> Callable[[str], None]:
+def by_line(main: Callable[[list[str]], int], line: str) -> Callable[[str], None]:
     def run(name: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["semcorr", *line.split(), name])
-        main()
+        sys.exit(main([*line.split(), name]))
 
     return run
 
@@ -112,7 +111,7 @@ def in_python(name: str) -> None:
 
 
 @pytest.fixture
-def verbs(monkeypatch) -> dict[str, Callable[[str], None]]:
+def verbs() -> dict[str, Callable[[str], None]]:
     """verbs["audit"]("RUN") is `python -m semcorr.audit RUN`."""
     mains = {
         "match": match.main,
@@ -125,7 +124,7 @@ def verbs(monkeypatch) -> dict[str, Callable[[str], None]]:
         "train": by_checkpoint("train", train.train),
         "evaluate": by_checkpoint("evaluate", evaluate.evaluate),
         "Matcher.load": in_python,
-        **{verb: by_line(main, LINES[verb], monkeypatch) for verb, main in mains.items()},
+        **{verb: by_line(main, LINES[verb]) for verb, main in mains.items()},
     }
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -55,10 +54,7 @@ def as_of_format_1(path: Path) -> None:
 
 def verified(monkeypatch: pytest.MonkeyPatch, root: Path, *options: str) -> int:
     """Run `python -m semcorr.store verify`; the exit code."""
-    monkeypatch.setattr(sys, "argv", ["semcorr.store", "verify", "--root", str(root), *options])
-    with pytest.raises(SystemExit) as stop:
-        verb.main()
-    return int(stop.value.code or 0)
+    return verb.main(["verify", "--root", str(root), *options])
 
 
 MISPLACED: dict[str, tuple[Callable[[FeatureStore, FeatureStore], object], Iterable[int]]] = {

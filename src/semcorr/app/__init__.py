@@ -3,15 +3,19 @@
 session: what a click does ─> inference: matches of the points ─> render: pictures and tables ─> layout: the page
 """
 
+from collections.abc import Sequence
+
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Run the command."""
-    from semcorr.cli.errors import report_user_errors
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr app`, and return its exit code."""
+    from semcorr.cli.errors import run_and_report
     from semcorr.cli.verb_line import run_app
 
-    with report_user_errors("evaluate"):  # imports take seconds
-        from semcorr.app.command import app
+    def run() -> int:
+        from semcorr.app.command import app  # takes seconds
 
-        run_app(app, prog_name="semcorr app")
+        return run_app(app, words, "semcorr app")
+
+    return run_and_report(run, words)

@@ -4,15 +4,19 @@
 table and writes benchmark.json.
 """
 
+from collections.abc import Sequence
+
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Run the command `semcorr benchmark`."""
-    from semcorr.cli.errors import report_user_errors
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr benchmark`, and return its exit code."""
+    from semcorr.cli.errors import run_and_report
     from semcorr.cli.verb_line import run_app
 
-    with report_user_errors("evaluate"):  # imports take seconds
-        from semcorr.benchmark.command import app
+    def run() -> int:
+        from semcorr.benchmark.command import app  # takes seconds
 
-        run_app(app, prog_name="semcorr benchmark")
+        return run_app(app, words, "semcorr benchmark")
+
+    return run_and_report(run, words)

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -240,13 +239,14 @@ def override_keys(overrides: Sequence[str]) -> list[str]:
     return [key.rpartition("@")[2] for key in keys]
 
 
-def compose_chosen_groups(name: str) -> DictConfig:
-    """Compose a configuration with what the command line chose of each group, and nothing else of the line.
+def compose_chosen_groups(name: str, words: Sequence[str]) -> DictConfig:
+    """Compose a configuration with what a line chose of each group, and nothing else of the line.
 
     Args:
         name: Name of the configuration, such as `train`.
+        words: Words of the line.
     """
-    overrides = (override.partition(",")[0] for override in sys.argv[1:])
+    overrides = (override.partition(",")[0] for override in words)
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]
     GlobalHydra.instance().clear()

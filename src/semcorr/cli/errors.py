@@ -7,7 +7,7 @@ import re
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from hydra.errors import HydraException, MissingConfigException
@@ -35,18 +35,39 @@ CLOSED = 141  # exit code of a command that writes to a pipe that nobody reads a
 TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
 
 
+def run_and_report(run: Callable[[], int], words: Sequence[str], name: str = "evaluate") -> int:
+    """Run a command, report its errors as `report_user_errors` does, and return its exit code.
+
+    Args:
+        run: Function that does what the line says, and returns an exit code.
+        words: Words of the line.
+        name: Name of the command's configuration, to find keys near an unknown one.
+    """
+    try:
+        with report_user_errors(name, words):
+            return run()
+    except SystemExit as end:  # a reported error; or the help of Hydra, or of Typer
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
 @contextmanager
-def report_user_errors(name: str) -> Iterator[None]:
-    """End the program with a sentence for a user's mistake, a signal or the machine's limits, and with an exit code.
+def report_user_errors(name: str, words: Sequence[str] = ()) -> Iterator[None]:
+    """Report a user's mistake, a signal or the machine's limits in a sentence, and leave the block with an exit code.
 
     Defects of ours keep their traceback.
 
     Args:
         name: Name of the command's configuration, to find keys near an unknown one.
+        words: Words of the command's line; inside another such block they are those of that one.
+
+    Raises:
+        SystemExit: Something was reported.
     """
     is_outermost, own = interrupt.current_guard() is None, inspect.unwrap(report_user_errors)
     try:
-        with guard_signals([own.__code__]) as guard:
+        with guard_signals([own.__code__], words) as guard:
             try:
                 if guard is not None:
                     guard.begin()
@@ -64,11 +85,11 @@ def report_user_errors(name: str) -> Iterator[None]:
                     guard.release()
                 if code is None:
                     raise
-                sys.exit(code)
+                raise SystemExit(code) from error
     except KeyboardInterrupt:  # Python's own, before the guard is in place
         if not is_outermost:
             raise
-        sys.exit(Guard().say())
+        raise SystemExit(Guard().say()) from None
 
 
 def end_program(error: BaseException, name: str, guard: Guard | None = None) -> int | None:
@@ -90,7 +111,8 @@ def end_program(error: BaseException, name: str, guard: Guard | None = None) -> 
         return None
     ranks = guard.ranks if guard is not None else None
     lost_process = error if isinstance(error, LostProcessError) else ranks and ranks.explain(error)
-    message, code = (str(lost_process), lost_process.code) if lost_process else (user_message(error, name), 2)
+    words = guard.words if guard is not None else ()
+    message, code = (str(lost_process), lost_process.code) if lost_process else (user_message(error, name, words), 2)
     if message and lost_process and guard is not None:
         message = guard.complete(message)
     if not lost_process and not is_first_process():
@@ -98,7 +120,7 @@ def end_program(error: BaseException, name: str, guard: Guard | None = None) -> 
     if ranks is not None:
         ranks.kill()
         interrupt.leave_within_seconds(1 if message is None else code)
-    for word in sys.argv[1:] if message else ():
+    for word in words if message else ():
         if LINE_END in word:  # in a file's name, which must not pass for another line
             message = str(message).replace(word, escape_controls(word))
     if message:
@@ -130,12 +152,13 @@ def _is_unread(descriptor: int) -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def user_message(error: BaseException, name: str) -> str | None:
+def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> str | None:
     """Return the message for a user's mistake or a limit of the machine; None if the fault is ours.
 
     Args:
         error: Error that was raised; its causes are examined, too.
         name: Name of the command's configuration, to find keys near an unknown one.
+        words: Words of the line, whose choices say which keys there are.
     """
     for cause in _causes(error):
         if isinstance(cause, UserError):  # a loader's process prepends its traceback
@@ -166,7 +189,7 @@ def user_message(error: BaseException, name: str) -> str | None:
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         key = match[1]
-        cfg = compose_chosen_groups(name)
+        cfg = compose_chosen_groups(name, words)
         keys, unlisted = (
             [*_list_keys(cfg), "experiment", *PLACED, *STEPS],
             _unlisted_options(cfg, key.rpartition(".")[0]),

@@ -1,20 +1,21 @@
 """Commands of Hydra: from a command line to a configuration, with our error messages and inherited configurations.
 
-The only module that runs Hydra's own `main`. A user's mistake ends in one sentence and exit code 2.
+The only module that runs Hydra's application. A user's mistake ends in one sentence and exit code 2.
 """
 
 import errno
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-import hydra
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.main import _get_rerun_conf
+from hydra.version import setbase
 from omegaconf import DictConfig, open_dict, read_write
 
 from semcorr.cli.compose import (
@@ -23,7 +24,7 @@ from semcorr.cli.compose import (
     override_keys,
     register_readouts,
 )
-from semcorr.cli.errors import report_user_errors
+from semcorr.cli.errors import report_user_errors, run_and_report
 from semcorr.cli.sweep.plan import MULTIRUN, JobOutcome
 from semcorr.cli.typed_line import check_line, find_run_place, list_absent_folders
 from semcorr.core import interrupt
@@ -80,41 +81,65 @@ class HydraTask:
                 output_dir.rmdir()
 
 
-def hydra_main(task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str]) -> None:
-    """Run `task` on the configuration `conf/<name>.yaml` with the overrides of the command line.
+def hydra_main(
+    task: Callable[[DictConfig], object], name: str, summary: str, examples: Sequence[str], words: Sequence[str]
+) -> int:
+    """Run `task` on the configuration `conf/<name>.yaml` with the overrides of a line, and return the exit code.
 
     Args:
         task: Function that runs a configuration.
         name: Name of the command and of its configuration, such as `train`.
         summary: What the command does, in a sentence, for its help.
         examples: Lines of the command without the program, for its help, as `backbone=dinov2 finetune.blocks=2`.
+        words: Words of the line.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
-    command = HydraTask(task, name)
-    raise_open_files()
-    with report_user_errors(name), _remove_empty_folders(name):
-        if {"-h", "--help"} & {*sys.argv[1:]}:
+    def run() -> int:
+        if {"-h", "--help"} & {*words}:
             from semcorr.cli.hydra_help import print_help
 
             print_help(name, summary, examples)
-            return
-        sys.argv[1:] = check_line(sys.argv[1:], name, conf_dir())
-        register_readouts(sys.argv[1:])
-        sys.argv[1:] = expand_list_overrides(sys.argv[1:])
-        if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # one process of several
-            guard.watch(ProcessWatch([], guard.end, os.getppid()))
-        try:
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(command)()
-        except OSError as error:  # Hydra makes the run directory before the job
-            if command.is_started or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
-                raise
-            raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
-        if command.outcomes:
-            from semcorr.cli.sweep.table import print_summary
+            return 0
+        with _remove_empty_folders(words, name):
+            return _run_line(HydraTask(task, name), words)
 
-            sys.exit(print_summary([*command.outcomes.values()]) or None)
+    raise_open_files()
+    return run_and_report(run, words, name)
+
+
+def _run_line(task: HydraTask, words: Sequence[str]) -> int:
+    """Run a task, or the jobs of a sweep, on the configuration of a line; return the exit code."""
+    line = check_line(words, task.name, conf_dir())
+    register_readouts(line)
+    if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # one process of several
+        guard.watch(ProcessWatch([], guard.end, os.getppid()))
+    try:
+        _run_hydra_line(task, expand_list_overrides(line))
+    except OSError as error:  # Hydra makes the run directory before the job
+        if task.is_started or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
+            raise
+        raise UserError(write_error(Path(os.fsdecode(error.filename)), error, "run_dir")) from error
+    if not task.outcomes:
+        return 0
+    from semcorr.cli.sweep.table import print_summary
+
+    return print_summary([*task.outcomes.values()])
+
+
+def _run_hydra_line(task: HydraTask, line: Sequence[str]) -> None:
+    """Do what `hydra.main` does, with a line that it is handed: `hydra.main` parses `sys.argv`.
+
+    Lightning repeats `sys.argv` for the other processes of a run, which read it as this one did: it stays as typed.
+    """
+    setbase("1.3")
+    parser = get_args_parser()
+    arguments = parser.parse_args([*line])
+    if arguments.experimental_rerun is not None:
+        task(_get_rerun_conf(arguments.experimental_rerun, arguments.overrides))
+    else:
+        _run_hydra(arguments, parser, task, str(conf_dir()), task.name)
 
 
 def _describe_choices(context: DictConfig) -> str:
@@ -149,9 +174,10 @@ def check_run(cfg: DictConfig) -> None:
 
 
 @contextmanager
-def _remove_empty_folders(name: str) -> Iterator[None]:
+def _remove_empty_folders(words: Sequence[str], name: str) -> Iterator[None]:
     """Undo what Hydra did for a run that was refused: remove its folders, restore the line of the sweep before."""
-    run_place, absent = find_run_place(sys.argv[1:], name), list_absent_folders(find_run_place(sys.argv[1:], name))
+    run_place = find_run_place(words, name)
+    absent = list_absent_folders(run_place)
     before, multirun = _list_folder(run_place), _read_file(run_place / MULTIRUN)
     try:
         yield

@@ -6,13 +6,12 @@ Typer takes a flag for another's value, the last of two values, NaN, and names o
 import difflib
 import os
 import re
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
-from semcorr.cli.errors import report_user_errors
+from semcorr.cli.errors import run_and_report
 from semcorr.core.errors import UserError
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranges import Pattern, Range, require
@@ -289,22 +288,20 @@ def _expand_home(text: str, hint: object) -> str:
     return os.path.expanduser(text) if is_path and (text == "~" or text.startswith("~/")) else text
 
 
-def run_app(app: "typer.Typer", line: Sequence[str] | None = None, prog_name: str | None = None) -> None:
-    """Run a Typer application, and report all errors in it and in its line by `report_user_errors`.
+def run_app(app: "typer.Typer", words: Sequence[str], prog_name: str) -> int:
+    """Run a Typer application, report all errors in it and in its line, and return the exit code.
 
     Args:
         app: The application.
-        line: Words of its line; the program's arguments, if left out.
+        words: Words of its line.
         prog_name: Name of the program in --help.
     """
     import typer
 
-    raise_open_files()
-    with report_user_errors("evaluate"):
+    def run() -> int:
         command = typer.main.get_command(app)
-        words = check_words(command, sys.argv[1:] if line is None else line)
         try:
-            code = command.main(words, prog_name, standalone_mode=False)
+            code = command.main(check_words(command, words), prog_name, standalone_mode=False)
         except (typer.Abort, EOFError):  # at a question
             raise KeyboardInterrupt from None
         except Exception as error:
@@ -312,4 +309,7 @@ def run_app(app: "typer.Typer", line: Sequence[str] | None = None, prog_name: st
             if text is None:
                 raise
             raise UserError(" ".join(text().split())) from None  # which `check_words` has not foreseen
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
+
+    raise_open_files()
+    return run_and_report(run, words)

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, FrameType
@@ -48,16 +48,19 @@ class Guard:
         number: Number of the signal that came; None before.
         advice: Functions that return what was saved and how to go on, the outermost first, which is used.
         ranks: Watch over the other processes of a run; None where there are none.
+        words: Words of the command's line, for messages.
         written: Files that the command has written, in any of its threads.
     """
 
-    def __init__(self, deferring: Collection[CodeType] = ()) -> None:
+    def __init__(self, deferring: Collection[CodeType] = (), words: Sequence[str] = ()) -> None:
         """Create a guard that is not installed yet.
 
         Args:
             deferring: Code in which a signal is not raised, but a moment later: the error would pass by the block
                 that is to report it.
+            words: Words of the command's line.
         """
+        self.words = words
         self.deferring = frozenset(deferring)
         self.number: int | None = None
         self.advice: list[Callable[[], str]] = []
@@ -266,20 +269,21 @@ def record_written_file(path: Path) -> None:
 
 
 @contextmanager
-def guard_signals(deferring: Collection[CodeType] = ()) -> Iterator[Guard | None]:
+def guard_signals(deferring: Collection[CodeType] = (), words: Sequence[str] = ()) -> Iterator[Guard | None]:
     """Yield a guard, which raises `Interrupted` for signals from its `begin` until the block ends.
 
     Inside another block it is that block's guard; outside the main thread it is None.
 
     Args:
         deferring: Code in which signals are not raised, but a moment later, beside that of entering and leaving blocks.
+        words: Words of the command's line.
     """
     if _GUARDS or threading.current_thread() is not threading.main_thread():
         yield current_guard()
         return
     manager, own = type(guard_signals()), inspect.unwrap(guard_signals)  # the class of all such blocks
     entering_and_leaving = [getattr(manager, name).__code__ for name in ("__enter__", "__exit__")]
-    guard = Guard([*deferring, *entering_and_leaving, own.__code__, Guard.remove.__code__])
+    guard = Guard([*deferring, *entering_and_leaving, own.__code__, Guard.remove.__code__], words)
     guard.install()
     _GUARDS.append(guard)
     try:

@@ -53,7 +53,7 @@ def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()
     except UserError:
         raise
     except Exception as error:  # Hydra's errors; a user's mistake becomes a sentence
-        if (message := user_message(error, "evaluate")) is None:
+        if (message := user_message(error, "evaluate", line)) is None:
             raise
         raise UserError(message) from error
 

@@ -4,15 +4,19 @@ runs ─┬─> configurations (seeds of a configuration together) ─> sections
       └─> the benchmark's files, where they are still there ─> confusion, examples   └─> report.md, .csv, .tex
 """
 
+from collections.abc import Sequence
+
 __all__ = ["main"]
 
 
-def main() -> None:
-    """Run the command `semcorr report`."""
-    from semcorr.cli.errors import report_user_errors
+def main(words: Sequence[str]) -> int:
+    """Run the command `semcorr report`, and return its exit code."""
+    from semcorr.cli.errors import run_and_report
     from semcorr.cli.verb_line import run_app
 
-    with report_user_errors("evaluate"):  # imports take seconds
-        from semcorr.report.command import app
+    def run() -> int:
+        from semcorr.report.command import app  # takes seconds
 
-        run_app(app, prog_name="semcorr report")
+        return run_app(app, words, "semcorr report")
+
+    return run_and_report(run, words)

@@ -1,5 +1,8 @@
-"""The entry point of python -m semcorr.report."""
+"""Entry point of `python -m semcorr.report`."""
+
+import sys
 
 from semcorr.report import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

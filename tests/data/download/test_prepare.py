@@ -58,10 +58,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
     def run(line: str) -> int:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["semcorr.prepare", *line.split()])
-        with pytest.raises(SystemExit) as stop:
-            prepare.main()
-        return int(stop.value.code or 0)
+        return prepare.main(line.split())
 
     return run
 

@@ -45,7 +45,8 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
         cfg.checkpoint = cfg.run_dir
     error_file = job.folder / ERROR
     try:
-        with lock_folder(job.folder, "the job"), _isolate(job, is_half_done):  # a lost worker may still run
+        # A lost worker may still run: its lock is waited for.
+        with lock_folder(job.folder, "the job"), _isolate(job), _type_line(job, is_half_done):
             if is_first_process():
                 error_file.unlink(missing_ok=True)
             task(cfg, cache)
@@ -53,7 +54,7 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
         guard = interrupt.current_guard()
         if guard is not None and guard.number is not None:  # a library has made another error of the signal
             raise interrupt.Interrupted(guard.number) from cause
-        message = user_message(cause, job.verb)
+        message = user_message(cause, job.verb, job.overrides)
         print_line(f"Job {job.folder.name} failed: {message or repr(cause)}")
         if is_first_process():
             with suppress(UserError):  # the disk is full: the outcome says it as well
@@ -64,13 +65,24 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
 
 
 @contextmanager
-def _isolate(job: SweepJob, is_half_done: bool) -> Iterator[None]:
-    """Set the command line to that of one job, which Lightning repeats for its other processes; clean up after it."""
-    argv, environment, guard = sys.argv, dict(os.environ), interrupt.current_guard()
+def _type_line(job: SweepJob, is_half_done: bool) -> Iterator[None]:
+    """Make the line of this process that of a job: Lightning repeats `sys.argv` for the other processes of a run."""
     replaced = ("run_dir=", "checkpoint=") if is_half_done else ("run_dir=",)
     overrides = [override for override in job.overrides if not override.startswith(replaced)]
     checkpoint = [f"checkpoint={job.folder}"] if is_half_done else []
-    sys.argv = [argv[0], *overrides, f"run_dir={job.folder}", *checkpoint]
+    argv = sys.argv
+    program = argv[:2] if argv[1:2] == [job.verb] else argv[:1]  # `semcorr train`, or `semcorr/train.py`
+    sys.argv = [*program, *overrides, f"run_dir={job.folder}", *checkpoint]
+    try:
+        yield
+    finally:
+        sys.argv = argv
+
+
+@contextmanager
+def _isolate(job: SweepJob) -> Iterator[None]:
+    """Clean up after a job: end its processes, restore the environment, free memory."""
+    environment, guard = dict(os.environ), interrupt.current_guard()
     try:
         yield
     except BaseException:
@@ -80,7 +92,6 @@ def _isolate(job: SweepJob, is_half_done: bool) -> Iterator[None]:
     finally:
         if guard is not None and guard.ranks is not None and guard.ranks.children:
             guard.ranks.close()
-        sys.argv = argv
         if "LOCAL_RANK" not in environment:  # Lightning started the others, for this job alone
             _leave_process_group()
         os.environ.clear()
