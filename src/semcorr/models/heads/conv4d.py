@@ -21,6 +21,7 @@ from torch.nn.grad import conv2d_weight, conv3d_weight
 from semcorr.core.errors import UserError
 
 CACHED = 2**20  # values of a chunk of shifted results on a CPU: 4 MiB, in the caches of two cores
+Cells = tuple[int, slice, int, slice]  # index of source cells of a row next to each other: volume, channels, row, span
 REGISTER = 16  # channels that a CPU's convolution takes at once, zeros where there are fewer
 
 
@@ -199,9 +200,8 @@ def add_by_cells(out: Tensor, x: Tensor, weight: Tensor) -> None:
     at_once = count_cells_at_once(c)
     stacked = {group: _stack_taps(weight, group) for group in {1, at_once}}
     for cells in _iterate_cells(x, kh * (kw + at_once - 1) * o, at_once):
-        group = at_once if (cells[3].stop - cells[3].start) % at_once == 0 else 1
-        inputs = x[cells].unflatten(1, (-1, group)).permute(1, 2, 0, 3, 4).flatten(1, 2)
-        results = conv2d(inputs, stacked[group], padding=padding).unflatten(1, (kh, -1, o))
+        group = _group_size(cells, at_once)
+        results = conv2d(_join_groups(x[cells], group), stacked[group], padding=padding).unflatten(1, (kh, -1, o))
         for i, j, neighbours, span in _iterate_neighbours(cells, (kh, kw), x.shape, group):
             out[neighbours].add_(results[span, i, j].transpose(0, 1))
 
@@ -216,6 +216,16 @@ def count_cells_at_once(channels: int) -> int:
     [1, 2, 1, 1]
     """
     return 2 if REGISTER // 4 < channels <= REGISTER // 2 else 1
+
+
+def _group_size(cells: Cells, at_once: int) -> int:
+    """Return how many of some cells are convolved together: one, where it is the last of a row of odd length."""
+    return at_once if (cells[3].stop - cells[3].start) % at_once == 0 else 1
+
+
+def _join_groups(cells: Float[Tensor, "c cells k l"], group: int) -> Float[Tensor, "groups joined k l"]:
+    """Make the channels of neighbouring cells those of one."""
+    return cells.unflatten(1, (-1, group)).permute(1, 2, 0, 3, 4).flatten(1, 2)
 
 
 def _stack_taps(weight: Float[Tensor, "o c kh kw kk kl"], group: int) -> Float[Tensor, "results inputs kk kl"]:
@@ -245,14 +255,16 @@ def weight_gradient_by_cells(x: Tensor, gradient: Tensor, kernel: Sequence[int])
             neighbours = _gather_neighbours(x, cells, (kh, kw))
             filters += conv2d_weight(neighbours, filters.shape, gradient[cells].transpose(0, 1), padding=padding)
         return filters.unflatten(1, (kh, kw, c)).permute(0, 3, 1, 2, 4, 5)
-    filters = x.new_zeros(kh * kw * o, c, *inner)
-    for cells in _iterate_cells(x, kh * kw * o):
-        neighbours = _gather_neighbours(gradient, cells, (kh, kw))
-        filters += conv2d_weight(x[cells].transpose(0, 1), filters.shape, neighbours, padding=padding)
-    return filters.unflatten(0, (kh, kw, o)).flip(0, 1).permute(2, 3, 0, 1, 4, 5)
-
-
-Cells = tuple[int, slice, int, slice]  # index of source cells of a row next to each other: volume, channels, row, span
+    at_once = count_cells_at_once(c)
+    taps = x.new_zeros(kh, kw, o, c, *inner)
+    for cells in _iterate_cells(x, kh * (kw + at_once - 1) * o, at_once):
+        group = _group_size(cells, at_once)
+        neighbours = _gather_neighbours(gradient, cells, (kh, kw), group)
+        shape = (neighbours.shape[1], group * c, *inner)
+        filters = conv2d_weight(_join_groups(x[cells], group), shape, neighbours, padding=padding)
+        for i, of_cell in enumerate(filters.unflatten(0, (kh, -1, o)).unflatten(3, (group, c)).unbind(3)):
+            taps += of_cell[:, i : i + kw]
+    return taps.flip(0, 1).permute(2, 3, 0, 1, 4, 5)
 
 
 def _iterate_cells(x: Tensor, channels: int, group: int = 1) -> Iterator[Cells]:
@@ -294,11 +306,13 @@ def _iterate_neighbours(
             yield i, j, (volume, channels, down, columns), slice(low, high)
 
 
-def _gather_neighbours(x: Tensor, cells: Cells, kernel: tuple[int, int]) -> Float[Tensor, "cells stacked k l"]:
-    """Stack the neighbours of some cells, zeros outside the volume."""
-    span = cells[3]
-    stack = x.new_zeros(span.stop - span.start, *kernel, x.shape[1], *x.shape[4:])
-    for i, j, neighbours, with_neighbour in _iterate_neighbours(cells, kernel, x.shape):
+def _gather_neighbours(
+    x: Tensor, cells: Cells, kernel: tuple[int, int], group: int = 1
+) -> Float[Tensor, "groups stacked k l"]:
+    """Stack the neighbours of some cells, or of groups of them, zeros outside the volume."""
+    groups = (cells[3].stop - cells[3].start) // group
+    stack = x.new_zeros(groups, kernel[0], kernel[1] + group - 1, x.shape[1], *x.shape[4:])
+    for i, j, neighbours, with_neighbour in _iterate_neighbours(cells, kernel, x.shape, group):
         stack[with_neighbour, i, j] = x[neighbours].transpose(0, 1)
     return stack.flatten(1, 3)
 
