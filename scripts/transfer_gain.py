@@ -35,7 +35,7 @@ from semcorr.inference.transfer.propagate import (
     PropagatedKeypoints,
     SourceSimilarities,
     boxed_locations,
-    check_rule,
+    check_readout,
     compute_source_similarities,
     propagate_from_similarities,
     read_out_points,
@@ -60,7 +60,7 @@ def main(
         content = read_objects(root / "keypoints.json", root / "images", "xyxy")
         kinds, things = content.categories, content.objects
         matcher = Matcher.load(model, device=device)
-        check_rule(matcher)
+        check_readout(matcher)
         scores: list[dict[str, tuple[float, float]]] = []
         vote_scores: list[Tensor] = []
         with Progress(transient=True) as bar:

@@ -128,7 +128,7 @@ def test_an_ablation_has_all_parts_then_all_but_one_then_none_but_what_must_be_t
 
 @pytest.mark.parametrize("name", with_slow_tables([name for name in TABLES if name in SWEEPS]))
 def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
-    """In every row: one that names its read-out or pixels must not win over the table."""
+    """In every row: one that names its readout or pixels must not win over the table."""
     expected = {"unified": ("visual_ai", None), "geo_aware": ("geoaware", "window_15_zero"), "course": ("dift", None)}
     paper = name.removeprefix("tables/").rpartition("_")[0]
     protocol, first = ("semcorr", "argmax") if name == "tables/course_3" else expected[paper]

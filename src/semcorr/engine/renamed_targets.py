@@ -61,6 +61,7 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
 
 RENAMED_OPTIONS = {  # by the target, under today's name
     "semcorr.models.backbones.segment_anything.SegmentAnything": {"out_chans": "neck_chans"},
+    "semcorr.evaluation.protocols.protocol_preset": {"read_out": "readout"},
 }
 
 
