@@ -1,7 +1,7 @@
 """Measure how far heads miss when an image is matched with itself, shifted by fractions of a cell.
 
-    python scripts/shift_error.py                         # cosine, upsample, decoder and continuous
-    python scripts/shift_error.py --steps 300 continuous
+    python scripts/measure_shift_error.py                         # cosine, upsample, decoder and continuous
+    python scripts/measure_shift_error.py --steps 300 continuous
 
 Synthetic photographs, cropped at whole pixels, frozen EfficientNet-Lite0: a cell is 16 pixels, so shifts are sixteenths
 of a cell. Heads are measured as they start, and after a short training on shifts of other photographs, once by argmax

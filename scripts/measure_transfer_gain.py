@@ -1,7 +1,7 @@
 """Measure the gain of voting over a single source when a few annotated images label the others, on AnimalPose.
 
-    python scripts/transfer_gain.py data/animal-pose
-    python scripts/transfer_gain.py data/animal-pose --model "backbone=squeezenet"
+    python scripts/measure_transfer_gain.py data/animal-pose
+    python scripts/measure_transfer_gain.py data/animal-pose --model "backbone=squeezenet"
 
 Five random images of each category label the other images of the category by their boxes, as
 `python -m semcorr.transfer` does; this is repeated three times. A point is correct within a tenth of the longer side of
