@@ -47,7 +47,7 @@ class AuditStep(NamedTuple):
 
     axis: str  # of `Protocol`; audit.json has its `readout` as `read_out`
     value: str  # the axis after the change, as it is printed
-    reading: "ScoringSpec"
+    spec: "ScoringSpec"
 
 
 def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
@@ -118,7 +118,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize_for(benchmark) == here]
     reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
     walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
-    module.specs = [start, *(step.reading for steps in walks.values() for step in steps)]
+    module.specs = [start, *(step.spec for steps in walks.values() for step in steps)]
     module.keeps_rows = False
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)

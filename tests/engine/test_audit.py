@@ -39,10 +39,10 @@ def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
 
     before = start
     for step in steps:
-        changed = {key for key, value in vars(step.reading.protocol).items() if value != getattr(before.protocol, key)}
+        changed = {key for key, value in vars(step.spec.protocol).items() if value != getattr(before.protocol, key)}
         assert changed in ({step.axis}, {"scaling", "clamp"}, {"strict", "alphas"}, set())
         assert changed or step.axis == "read_out"
-        before = step.reading
+        before = step.spec
     last = {**vars(before.protocol), "name": end.name, "readout": before.readout, "resize_on": end.resize_on}
     assert last == vars(end)
 

@@ -115,7 +115,7 @@ def pooled(hits, pooling):
 @pytest.mark.parametrize("resize", AXES["resize"])
 def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
     together, _ = run(tmp_path, protocol_list(None, resize))
-    names = {one.name for one in together.specs and [reading.protocol for reading in together.specs]}
+    names = {one.name for one in together.specs and [spec.protocol for spec in together.specs]}
     assert names == {one.name for one in PRESETS if one.resize == resize} | {"semcorr"}
 
     for protocol in protocol_list(None, resize):

@@ -93,7 +93,7 @@ def match_by_each_readout(source: Map, target: Map, points: Points, stride: floa
     }
 
 
-LOOPS: dict[str, Loop] = {
+LOOPS: dict[str, Loop] = {  # by the keys of benchmark.json
     "full correlation": match_by_full_correlation,
     "each read-out recomputed": match_by_each_readout,
 }

@@ -151,7 +151,7 @@ def _match_block(
     cells = [_join(parts)[0].split(counts) for parts in zip(*(c for c, _ in chunks), strict=True)]
     matches = []
     for i, score in enumerate(_join([score for _, score in chunks])[0].split(counts)):
-        direct = iter([of_readout[i] for of_readout in cells])
+        direct = iter([readout_cells[i] for readout_cells in cells])
         bilinear = iter(
             match_bilinear(head, *block[i], bilinear_readouts, max(4, chunk_size // 4 * 4), options)
             if bilinear_readouts

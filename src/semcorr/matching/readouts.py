@@ -34,9 +34,7 @@ class Peak(NamedTuple):
     x: Int[Tensor, "b n"]  # column
     y: Int[Tensor, "b n"]  # row
     score: Float[Tensor, "b n"]  # similarity
-    buffer: Float[Tensor, "b n h w"] | None = (
-        None  # what a readout may write into; None where there is nothing to reuse
-    )
+    buffer: Float[Tensor, "b n h w"] | None = None  # what a readout may write into; None: there is nothing to reuse
 
 
 def find_peak(similarity: Float[Tensor, "b n h w"]) -> Peak:
