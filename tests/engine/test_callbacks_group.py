@@ -280,7 +280,7 @@ def test_an_evaluation_calls_them_too(config, tiny):
 
 
 @pytest.mark.parametrize(
-    "line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.engine.loggers.tensorboard"]
+    "line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.engine.loggers.build_tensorboard_logger"]
 )
 def test_several_loggers_write_side_by_side(config, tiny, tmp_path, line):
     kinds = [type(each) for each in made(config, tmp_path, *tiny, line).loggers]

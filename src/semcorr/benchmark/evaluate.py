@@ -1,6 +1,6 @@
 """Evaluation from files to scores: `semcorr.evaluate` against a loop that encodes both images of every pair.
 
-Ours counts reading the pair lists and annotations, making the loaders, encoding, matching, four read-outs, scoring and
+Ours counts reading the pair lists and annotations, making the loaders, encoding, matching, four readouts, scoring and
 the table of all keypoints. The loop counts only decoding, encoding and reading out. Neither counts imports or loading
 the weights.
 """

@@ -98,7 +98,7 @@ def build_datamodule_and_module(
 
 
 def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> CorrespondenceModule:
-    """Build the module of a configuration: backbone, head and read-outs, with the trainable weights chosen.
+    """Build the module of a configuration: backbone, head and readouts, with the trainable weights chosen.
 
     Args:
         cfg: Configuration of the run. Null options of the head that follow from the backbone are filled in.

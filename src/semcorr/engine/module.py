@@ -1,4 +1,4 @@
-"""The model as a Lightning module: backbone, head, read-out and PCK, and the loss while training."""
+"""The model as a Lightning module: backbone, head, readout and PCK, and the loss while training."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -59,7 +59,7 @@ STATES = ("state_dict", "current_model_state")  # of a checkpoint; the second wh
 
 
 class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtractor):
-    """A backbone, a head and a read-out, evaluated and trained.
+    """A backbone, a head and a readout, evaluated and trained.
 
     Evaluation encodes every image once and matches the pairs from the features; where a backbone must see both images,
     they are joined pair by pair from what it computes of each alone. Training computes frozen blocks once per image
@@ -68,7 +68,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     Args:
         backbone: Backbone, from images to features.
         head: Head, from features and query points to similarity.
-        localise: Read-out, from similarity to cells.
+        localise: Readout, from similarity to cells.
         finetune: Function that is called with the backbone, and chooses its trainable weights.
         loss: Loss: a function of similarity, true cells and mask, or of all `LossInputs`; None without training.
         optimizer: Function from the trainable parameters of the head and loss, and of the backbone, to the optimiser;
@@ -85,7 +85,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
 
     Attributes:
         uses_cached_features: Whether training pairs come without pixels, and frozen blocks' features from the cache.
-        specs: Protocols, each with its read-outs.
+        specs: Protocols, each with its readouts.
         result: Result of the last validation or test.
         keeps_rows: Whether validation and testing store a row per keypoint and specification, and not only scores.
         kap: Whether testing also detects the keypoints that the target does not show.

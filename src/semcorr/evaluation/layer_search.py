@@ -72,7 +72,7 @@ class LayerScorer:
     Args:
         setup: A module whose backbone reads all layers that sets are made of and whose head has no weights, and the
             split; all work is done by a single process.
-        spec: Protocol and read-out that sets are scored by.
+        spec: Protocol and readout that sets are scored by.
     """
 
     def __init__(self, setup: EvaluationSetup, spec: ScoringSpec) -> None:

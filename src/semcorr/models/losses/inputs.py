@@ -43,13 +43,6 @@ class LossInputs(NamedTuple):
 LOOKUPS = ("centre", "containing", "aligned")
 
 
-# What a loss may read besides the keypoints of a step, in its attribute `reads`. pairs: both images of each pair.
-# others: also images that are no pair, whose features must not depend on one. teacher: the pairs as a teacher sees
-# them. pixels: the sources' pixels, which it may change and encode; features must not depend on a pair. masks: the
-# objects' masks, with the pairs.
-READS = ("pairs", "others", "teacher", "pixels", "masks")
-
-
 @runtime_checkable
 class StructuredLoss(Protocol):
     """A loss that takes all inputs of a training step."""
@@ -75,7 +68,12 @@ def reads_descriptors(loss: Loss | None) -> bool:
 
 
 def list_reads(loss: Loss | None) -> Collection[str]:
-    """List what the loss reads besides keypoints, of `READS`; most losses have no such attribute, and read nothing."""
+    """List what the loss reads besides the keypoints of a step, as its attribute `reads` says; most losses have none.
+
+    `pairs`: both images of each pair. `others`: also images that are no pair, whose features must not depend on one.
+    `teacher`: the pairs as a teacher sees them. `pixels`: the sources' pixels, which it may change and encode; features
+    must not depend on a pair. `masks`: the objects' masks, with the pairs.
+    """
     reads: Collection[str] = getattr(loss, "reads", ())
     return reads
 

@@ -58,7 +58,7 @@ class SoftArgmaxDistance(nn.Module):
             falls in, with that cell's features, but measured from the point itself. The true cell is then off by the
             truncated fraction, half a cell at most.
         trained_grid: Number of coordinates along a side that soft-argmax averages and that are, as released,
-            parameters, trained and decayed. The read-outs of evaluation do not use them. None takes the cells' own
+            parameters, trained and decayed. The readouts of evaluation do not use them. None takes the cells' own
             coordinates.
         window: Cells along a side of the window around the best cell that soft-argmax is taken in (Table 9), an odd
             number; None takes the whole map, and only this goes with `trained_grid`.
