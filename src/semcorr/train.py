@@ -120,7 +120,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
     use_cached_features(module, data)
     scored = other or data
     module.pose.check(module.backbone, scored)
-    scored.size, scored.pixels = data.size, data.pixels
+    scored.fit_backbone(module.backbone)
     return module, data, scored
 
 

@@ -6,7 +6,6 @@ the weights.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,10 +102,10 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
         assert isinstance(data, PairDataModule)
-        data.size, data.pixels = module.backbone.size, module.backbone.needs_pixels
+        data.fit_backbone(module.backbone)
         pairs = _select_pairs(data, part)
         after_reading = synchronised_time(run.device)
-        data.pairs = cache(lambda split: pairs)
+        data.restrict_split(data.split, pairs)
         trainer.test(module, datamodule=data, verbose=False)
         end = synchronised_time(run.device)
         backbone = module.backbone.to(run.device).eval()

@@ -83,7 +83,7 @@ def _run_evaluation(run: RunSpec, cfg: DictConfig, module: CorrespondenceModule)
     start = synchronised_time(run.device)
     data = build_datamodule(cfg, "data", ("test",))
     assert isinstance(data, PairDataModule)
-    data.size, data.pixels = module.backbone.size, module.backbone.needs_pixels
+    data.fit_backbone(module.backbone)
     trainer.test(module, datamodule=data, verbose=False)
     metrics = write_results(module.result, data, Path(cfg.run_dir), 0)
     seconds = {"all": synchronised_time(run.device) - start, **module.result.seconds}

@@ -88,9 +88,7 @@ def build_datamodule_and_module(
     module = build_module(cfg, training)
     if cfg.compile is not None:
         compile_blocks(module.backbone, cfg.compile)
-    data.size = module.backbone.size
-    if isinstance(data, PairDataModule):
-        data.pixels = module.backbone.needs_pixels
+    data.fit_backbone(module.backbone)
     cfg.backbone.size = module.backbone.size  # from `grid`, where that was given; written to config.yaml
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None

@@ -1,7 +1,6 @@
 """Search of the layers that a frozen backbone is read at: from scores of pairs to hyperpixels, by beam search."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -132,8 +131,7 @@ def keep_pairs(data: PairDataModule, split: str, count: int | None) -> None:
     """Keep `count` pairs of a split, taken evenly from its list; all of them if it has fewer, or `count` is None."""
     pairs = data.pairs(split)
     if count is not None and count < len(pairs):
-        subset = [pairs[i * len(pairs) // count] for i in range(count)]
-        data.pairs = cache(lambda _: subset)
+        data.restrict_split(split, [pairs[i * len(pairs) // count] for i in range(count)])
 
 
 def has_weights(head: nn.Module) -> bool:
