@@ -118,8 +118,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize_for(benchmark) == here]
     reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
     walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
-    module.specs = [start, *(step.spec for steps in walks.values() for step in steps)]
-    module.keeps_rows = False
+    module.set_specs([start, *(step.spec for steps in walks.values() for step in steps)], keeps_rows=False)
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
     headlines = iter([result["headline"] for result in module.result.spec_scores])

@@ -68,7 +68,7 @@ def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
         module = build_module(cfg)
         for _ in range(tries):
             for results, names in zip(runs, ((ONE,), MANY), strict=True):
-                module.specs, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
+                module.set_specs(build_scoring_specs(build_protocols(cfg), ReadoutList(names))[0])
                 results.append(_run_evaluation(run, cfg, module))
     return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
 

@@ -115,6 +115,7 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
         dropout=cfg.get("feature_dropout", 0.0),
         protocols=build_protocols(cfg),
         pose=instantiate(cfg.pose) if "pose" in cfg else None,
+        kap=cfg.get("kap", False),
         **(training._asdict() if training else {}),
     )
 

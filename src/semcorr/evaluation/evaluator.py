@@ -71,7 +71,7 @@ class Evaluator:
         pose: adaptive.AdaptivePose | None = None,
         kap: bool = False,
     ) -> None:
-        module, data, split, group, _ = setup
+        module, data, split, group = setup[:4]
         self.module, self.data, self.split, self.group = module, data, split, group
         self.specs, self.keeps_rows, self.kap = fit_scoring_specs(specs, module.head), keeps_rows, kap
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}

@@ -76,7 +76,7 @@ class LayerScorer:
 
     def __init__(self, setup: EvaluationSetup, spec: ScoringSpec) -> None:
         self.setup, self.spec = setup, spec
-        self.module, self.data, split, self.group, self.context = setup
+        self.module, self.data, split, self.group, self.context = setup[:5]
         layers: Sequence[int] = vars(self.module.backbone)["layers"]
         self.places = {layer: i for i, layer in enumerate(layers)}
         self.batches: list[PairBatch] = list(self.data.test_dataloader())
@@ -94,13 +94,11 @@ class LayerScorer:
     @torch.no_grad()
     def score(self, layers: Layers) -> dict[str, object]:
         """Score the pairs by the features of some layers, and return the scores as metrics.json has them."""
-        module = self.module
-        module.sweep_cache = lambda images, _: self._join_layers(images, layers)
-        evaluator = Evaluator(self.setup, [self.spec], keeps_rows=False)
+        setup = self.setup._replace(shared_cache=lambda images, _: self._join_layers(images, layers))
+        evaluator = Evaluator(setup, [self.spec], keeps_rows=False)
         evaluator.encode(len(self.batches), use_cached_features=False)
         for batch in self.batches:
             evaluator.update(batch)
-        module.sweep_cache = None
         return evaluator.compute(with_tables=False).scores
 
     def _read_layers(self, image: Tensor) -> Values:
