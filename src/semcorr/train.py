@@ -103,7 +103,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
         use_cached_features,
     )
     from semcorr.engine.run_config import check_config
-    from semcorr.models.losses import list_reads
+    from semcorr.models.losses import ExtraInput, list_reads
 
     check_config(cfg)
     parts = build_training_parts(cfg)
@@ -116,7 +116,7 @@ def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModu
     if any(module.trainable_parameters()):
         require_filled_square(parts.loss, data.resize)
         require_pairs(parts.loss, data.all_pairs)
-        data.train_masks = "masks" in list_reads(parts.loss)
+        data.train_masks = ExtraInput.MASKS in list_reads(parts.loss)
     use_cached_features(module, data)
     scored = other or data
     module.pose.check(module.backbone, scored)

@@ -25,7 +25,7 @@ from semcorr.engine.run_config import check_config, require_compile_backend
 from semcorr.engine.saved_config import to_plain_types
 from semcorr.evaluation.protocols import SEMCORR, Protocol
 from semcorr.models.backbones.steps import add_steps
-from semcorr.models.losses import Loss, list_reads, point_lookup
+from semcorr.models.losses import ExtraInput, Loss, list_reads, point_lookup
 from semcorr.models.weights.loading import require_finite_weights
 
 Benchmark = PairDataModule | EvaluationBenchmark
@@ -187,7 +187,7 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     frozen = module.frozen
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
-    if "pixels" in list_reads(module.loss):
+    if ExtraInput.PIXELS in list_reads(module.loss):
         print_line("Frozen blocks are computed at every step: `loss` changes pixels.")
         return
     if data.augment is not None and not data.augment.only_flips:

@@ -48,7 +48,7 @@ from semcorr.models.finetune.state import (
     require_same_parts,
 )
 from semcorr.models.finetune.targets import freeze_unused
-from semcorr.models.losses import Loss, PairMaps, SourceImages, add_terms, list_reads, loss_terms
+from semcorr.models.losses import ExtraInput, Loss, PairMaps, SourceImages, add_terms, list_reads, loss_terms
 from semcorr.models.weights.loading import require_finite_weights
 from semcorr.store.cache import FeatureCache, SweepFeatureCache
 from semcorr.store.encode import ProcessGroup
@@ -166,9 +166,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         features = batch_features(self, batch)
         maps = feature_dropout(features, self.dropout)
         inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
-        if "teacher" in list_reads(self.loss):
+        if ExtraInput.TEACHER in list_reads(self.loss):
             inputs = inputs._replace(teacher=self._teach(features, batch))
-        if "pixels" in list_reads(self.loss):
+        if ExtraInput.PIXELS in list_reads(self.loss):
             assert isinstance(batch, PairBatch), "build.require_pairs comes first"
             inputs = inputs._replace(sources=SourceImages(to_unit_range(batch.source.image), self._encode_with_head))
         assert self.loss is not None, "only training has steps"
@@ -217,7 +217,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def on_fit_start(self) -> None:
         """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
         self.train()
-        if "teacher" in list_reads(self.loss) and self.teacher is None:
+        if ExtraInput.TEACHER in list_reads(self.loss) and self.teacher is None:
             raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
         self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
         bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
