@@ -95,6 +95,34 @@ def build_datamodule_and_module(
     return module, data
 
 
+def build_training(cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModule, PairDataModule]:
+    """Build the module, the benchmark that it is trained on and the one that it is scored on.
+
+    Args:
+        cfg: Configuration of the training. What a run fills in, such as `backbone.size`, is written to it.
+
+    Raises:
+        UserError: The configuration is invalid, or a benchmark cannot be trained or scored on.
+    """
+    check_config(cfg)
+    parts = build_training_parts(cfg)
+    other = build_datamodule(cfg, "test", ("test",)) if "test" in cfg else None
+    if other is not None and not isinstance(other, PairDataModule):
+        raise UserError(f"`data@test`: {other.name} has no pairs. Score it with semcorr.evaluate checkpoint=RUN_DIR")
+    module, data = build_datamodule_and_module(cfg, ("fit",) if other else ("fit", "test"), parts)
+    if not isinstance(data, PairDataModule):
+        raise UserError(f"`data`: {data.name} has no pairs to train on. Score it with semcorr.evaluate")
+    if any(module.trainable_parameters()):
+        require_filled_square(parts.loss, data.resize)
+        require_pairs(parts.loss, data.all_pairs)
+        data.train_masks = ExtraInput.MASKS in list_reads(parts.loss)
+    use_cached_features(module, data)
+    scored = other or data
+    module.pose.check(module.backbone, scored)
+    scored.fit_backbone(module.backbone)
+    return module, data, scored
+
+
 def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> CorrespondenceModule:
     """Build the module of a configuration: backbone, head and readouts, with the trainable weights chosen.
 
