@@ -46,13 +46,21 @@ LOOKUPS: tuple[Lookup, ...] = get_args(Lookup)  # the later ones take precedence
 
 
 class ExtraInput(StrEnum):
-    """What a loss may read besides the keypoints of a step, as it says in its attribute `reads`."""
+    """What a loss may read besides the keypoints of a step, as it says in its attribute `reads`.
 
-    PAIRS = "pairs"  # both images of each pair
-    OTHERS = "others"  # also images that are no pair, whose features must not depend on one
-    TEACHER = "teacher"  # the pairs as a teacher sees them
-    PIXELS = "pixels"  # of the sources, which it may change and encode; features must not depend on a pair
-    MASKS = "masks"  # of the objects, with the pairs
+    Attributes:
+        PAIRS: Both images of each pair.
+        OTHERS: Also images that are no pair, whose features must not depend on one.
+        TEACHER: The pairs as a teacher sees them.
+        PIXELS: The sources' pixels, which it may change and encode; features must not depend on a pair.
+        MASKS: The objects' masks, with the pairs.
+    """
+
+    PAIRS = "pairs"
+    OTHERS = "others"
+    TEACHER = "teacher"
+    PIXELS = "pixels"
+    MASKS = "masks"
 
 
 @runtime_checkable
