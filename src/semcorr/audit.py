@@ -45,13 +45,13 @@ WALK = (
 class AuditStep(NamedTuple):
     """The change of one axis, and the scoring that results."""
 
-    axis: str  # of `Protocol`, or `read_out`
+    axis: str  # of `Protocol`; audit.json has its `readout` as `read_out`
     value: str  # the axis after the change, as it is printed
-    reading: "ScoringSpec"
+    spec: "ScoringSpec"
 
 
 def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
-    """Return the steps from a scoring to a protocol with its own read-out, axis by axis, where they differ."""
+    """Return the steps from a scoring to a protocol with its own readout, axis by axis, where they differ."""
     from dataclasses import replace
 
     from semcorr.evaluation.protocols import ScoringSpec
@@ -60,11 +60,11 @@ def walk_axes(start: "ScoringSpec", end: "Protocol") -> "list[AuditStep]":
     steps, current = [], start
     for axes in WALK:
         if axes == ("read_out",):
-            changed_spec = ScoringSpec(current.protocol, end.read_out)
-            value = readout_shorthand(end.read_out)
+            changed_spec = ScoringSpec(current.protocol, end.readout)
+            value = readout_shorthand(end.readout)
         else:
             changed = {axis: getattr(end, axis) for axis in axes}
-            changed_spec = ScoringSpec(replace(current.protocol, **changed), current.rule)
+            changed_spec = ScoringSpec(replace(current.protocol, **changed), current.readout)
             value = ", ".join(
                 "clamped" if axis == "clamp" else str(choice)
                 for axis, choice in changed.items()
@@ -118,8 +118,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize_for(benchmark) == here]
     reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
     walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
-    module.specs = [start, *(step.reading for steps in walks.values() for step in steps)]
-    module.keeps_rows = False
+    module.set_specs([start, *(step.spec for steps in walks.values() for step in steps)], keeps_rows=False)
     with temporary_folder(run, "audit") as folder:
         build_trainer(cfg, folder).test(module, datamodule=data, verbose=False)
     headlines = iter([result["headline"] for result in module.result.spec_scores])
@@ -128,7 +127,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
         "backbone": module.backbone.name,
         "start": {
             "protocol": "semcorr",
-            "localise": readout_shorthand(start.rule),
+            "localise": readout_shorthand(start.readout),
             "headline": (start_headline := next(headlines)),
         },
         "protocols": {name: _format_steps(steps, start_headline, headlines) for name, steps in walks.items()},

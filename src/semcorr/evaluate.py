@@ -53,7 +53,6 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     refuse_other_run(Path(cfg.run_dir), cfg, is_filled=True)
     if cfg.checkpoint:
         load_trained(module, Path(cfg.checkpoint))
-    module.kap = cfg.kap
     module.pose.check(module.backbone, data)
     trainer = build_trainer(cfg, Path(cfg.run_dir))
     if isinstance(data, EvaluationBenchmark):

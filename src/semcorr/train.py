@@ -13,9 +13,7 @@ from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 
-if TYPE_CHECKING:  # they import torch, which --help does not need
-    from semcorr.data.datamodule import PairDataModule
-    from semcorr.engine.module import CorrespondenceModule
+if TYPE_CHECKING:  # it imports torch, which --help does not need
     from semcorr.store.cache import SweepFeatureCache
 
 SUMMARY = "Train a backbone or a head on a benchmark, and score the best weights on its test split."
@@ -43,6 +41,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         The content of metrics.json; an empty dictionary on processes other than the first.
     """
     from semcorr.data.loaders import divide_batch
+    from semcorr.engine.build import build_training
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.resume import resume_training, start_from_run
@@ -86,44 +85,6 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
             # Default names contain the time, and may differ between processes.
             load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))
         return score_and_save(cfg, trainer, module, scored, cache)
-
-
-def build_training(cfg: DictConfig) -> "tuple[CorrespondenceModule, PairDataModule, PairDataModule]":
-    """Build the module, the benchmark that it is trained on and the one that it is scored on.
-
-    Raises:
-        UserError: The configuration is invalid, or a benchmark cannot be trained or scored on.
-    """
-    from semcorr.core.errors import UserError
-    from semcorr.data.datamodule import PairDataModule
-    from semcorr.engine.build import (
-        build_datamodule,
-        build_datamodule_and_module,
-        build_training_parts,
-        require_filled_square,
-        require_pairs,
-        use_cached_features,
-    )
-    from semcorr.engine.run_config import check_config
-    from semcorr.models.losses import list_reads
-
-    check_config(cfg)
-    parts = build_training_parts(cfg)
-    other = build_datamodule(cfg, "test", ("test",)) if "test" in cfg else None
-    if other is not None and not isinstance(other, PairDataModule):
-        raise UserError(f"`data@test`: {other.name} has no pairs. Score it with semcorr.evaluate checkpoint=RUN_DIR")
-    module, data = build_datamodule_and_module(cfg, ("fit",) if other else ("fit", "test"), parts)
-    if not isinstance(data, PairDataModule):
-        raise UserError(f"`data`: {data.name} has no pairs to train on. Score it with semcorr.evaluate")
-    if any(module.trainable_parameters()):
-        require_filled_square(parts.loss, data.resize)
-        require_pairs(parts.loss, data.all_pairs)
-        data.train_masks = "masks" in list_reads(parts.loss)
-    use_cached_features(module, data)
-    scored = other or data
-    module.pose.check(module.backbone, scored)
-    scored.size, scored.pixels = data.size, data.pixels
-    return module, data, scored
 
 
 def main(words: Sequence[str]) -> int:

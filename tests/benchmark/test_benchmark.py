@@ -65,7 +65,7 @@ def typed(tmp_path):
 
 
 @pytest.mark.parametrize("name", naive.LOOPS)
-def test_a_naive_loop_finds_what_ours_finds_by_every_read_out_that_both_define(maps, name):
+def test_a_naive_loop_finds_what_ours_finds_by_every_readout_that_both_define(maps, name):
     source, target = maps
     points = to_image(
         torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 7.0]]), STRIDE
@@ -74,19 +74,19 @@ def test_a_naive_loop_finds_what_ours_finds_by_every_read_out_that_both_define(m
     similarity = cosine_similarity(sample_descriptors(source[None], points[None], STRIDE), target[None])
 
     for key, i in match.SAME.items():
-        torch.testing.assert_close(theirs[key], match.RULES[i](similarity)[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(theirs[key], match.READOUTS[i](similarity)[0], atol=1e-4, rtol=0)
     torch.testing.assert_close(theirs["nearest"], torch.tensor([[2.0, 1.0], [5.0, 5.0], [8.0, 8.0]]))
     torch.testing.assert_close(theirs["bilinear"], theirs["nearest"], atol=1e-3, rtol=0)
 
 
-def test_the_unified_benchmarks_read_outs_agree_with_ours_anywhere(maps):
+def test_the_unified_benchmarks_readouts_agree_with_ours_anywhere(maps):
     source, target = maps
     points = torch.rand(40, 2, generator=torch.Generator().manual_seed(1)) * (9 * STRIDE - 1)
     theirs = naive.match_by_each_readout(source, target, points, STRIDE)
     similarity = Cosine()(FeatureMap(source[None], STRIDE), FeatureMap(target[None], STRIDE), points[None])
 
     for key, i in match.SAME.items():
-        torch.testing.assert_close(theirs[key], match.RULES[i](similarity)[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(theirs[key], match.READOUTS[i](similarity)[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", naive.LOOPS)

@@ -35,7 +35,7 @@ def test_every_choice_is_on_its_page(group, page):
 def test_the_readme_names_every_choice(group):
     text = (ROOT / "README.md").read_text()
     names = {path.stem for path in (conf_dir() / group).glob("*.yaml")} - {"common"}
-    names = {name for name in names if not re.search(r"_\d+$", name)}  # of one read-out, with another number
+    names = {name for name in names if not re.search(r"_\d+$", name)}  # of one readout, with another number
 
     assert not [name for name in sorted(names) if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", text)]
 

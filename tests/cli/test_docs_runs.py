@@ -27,7 +27,7 @@ RUN = {  # pages whose blocks are run, and a pattern of the lines that cannot be
     "docs/matching.md": r"dinov2",
     "docs/transfer.md": r"dinov2|keypoints\.json|annotations\.xml|scripts",  # files of other tools: test_tool_files.py
     "docs/video.md": r"davis|video\.mp4|scripts",  # a file to be decoded: tests/data/test_video.py
-    "docs/pose.md": r"dinov2|pose_prediction\.py$",
+    "docs/pose.md": r"dinov2|predict_poses\.py$",
 }
 NOT_RUN = {  # the other pages with such blocks, and why
     "CONTRIBUTING.md": "the suite itself",
@@ -154,8 +154,8 @@ def test_comparing_prints_what_it_shows(story):
 def test_alignment_of_poses_prints_what_it_shows(story):
     page = "docs/pose.md"
     printed = story(page)
-    (gain,) = (text for line, text in printed.items() if "pose_gain" in line)
-    (poses,) = (text for line, text in printed.items() if "pose_prediction" in line)
+    (gain,) = (text for line, text in printed.items() if "measure_pose_gain" in line)
+    (poses,) = (text for line, text in printed.items() if "predict_poses" in line)
 
     for kind, start in (("mirror", "azimuths mirrored"), ("same", "same azimuth"), ("other", "others")):
         pairs, plain, _, _, adaptive, _, mirrored = told(gain, kind)

@@ -24,7 +24,7 @@ TABLES = [name for name in NAMES if name.startswith("tables/")]
 ABLATIONS = ["top_ablation", "top_cpu_ablation"]
 SWEEPS = [name for name in NAMES if name.startswith("sweep_") or (name in TABLES and name != "tables/geo_aware_1")]
 SWEEPS += ABLATIONS
-COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/pose_prediction\.py) ([^`\n]*)"
+COMMAND = r"python (?:-m semcorr\.(train|evaluate)|scripts/predict_poses\.py) ([^`\n]*)"
 QUICK_TABLES = {"tables/unified_5", "tables/geo_aware_1", "tables/geo_aware_2", "tables/course_1"}  # the rest is slow
 
 
@@ -44,7 +44,7 @@ def head_comment(name: str) -> str:
 
 
 def commands(text: str) -> list[tuple[str, str]]:
-    """Verbs and what follows them. scripts/pose_prediction.py composes as evaluate does."""
+    """Verbs and what follows them. scripts/predict_poses.py composes as evaluate does."""
     found = [(verb or "evaluate", line.partition("  #")[0]) for verb, line in re.findall(COMMAND, text)]
     return [(verb, line.replace("-m ", "")) for verb, line in found if "..." not in line]
 
@@ -128,7 +128,7 @@ def test_an_ablation_has_all_parts_then_all_but_one_then_none_but_what_must_be_t
 
 @pytest.mark.parametrize("name", with_slow_tables([name for name in TABLES if name in SWEEPS]))
 def test_a_table_is_scored_by_the_protocol_of_its_paper(name):
-    """In every row: one that names its read-out or pixels must not win over the table."""
+    """In every row: one that names its readout or pixels must not win over the table."""
     expected = {"unified": ("visual_ai", None), "geo_aware": ("geoaware", "window_15_zero"), "course": ("dift", None)}
     paper = name.removeprefix("tables/").rpartition("_")[0]
     protocol, first = ("semcorr", "argmax") if name == "tables/course_3" else expected[paper]

@@ -20,7 +20,7 @@ from tiny_runs import run_dir
 from semcorr.core import files
 from semcorr.core.errors import UserError
 from semcorr.engine.export import _save
-from semcorr.engine.loggers import CSVScalarLogger, tensorboard
+from semcorr.engine.loggers import CSVScalarLogger, build_tensorboard_logger
 from semcorr.evaluate import evaluate
 from semcorr.metrics.predictions import write_predictions
 from semcorr.visualization import predictions as draw
@@ -253,7 +253,7 @@ def test_a_log_that_cannot_be_written_is_warned_of_once_and_scoring_goes_on(tmp_
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.csv"]
 
     (tmp_path / "file").touch()
-    board, before = tensorboard(tmp_path / "file"), len(caplog.records)
+    board, before = build_tensorboard_logger(tmp_path / "file"), len(caplog.records)
     for step in range(3):
         board.log_metrics({"val/x": 0.5}, step)
     board.finalize("success")

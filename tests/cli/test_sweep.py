@@ -108,22 +108,22 @@ def test_a_killed_sweep_does_only_what_is_missing_and_ends_like_an_undisturbed_o
 
 
 @pytest.mark.slow
-def test_jobs_that_differ_in_read_outs_encode_once_and_score_as_by_themselves(typed, tmp_path, tiny, encoded):
+def test_jobs_that_differ_in_readouts_encode_once_and_score_as_by_themselves(typed, tmp_path, tiny, encoded):
     """Fifteen images for each of two seeds, though jobs of one seed are not typed side by side."""
-    rules = ["window_5", "argmax", "kernel_2"]
-    assert typed(evaluate, "-m", f"localise={','.join(rules)}", "seed=1,2", *tiny, "run_dir=S") == 0
+    readouts = ["window_5", "argmax", "kernel_2"]
+    assert typed(evaluate, "-m", f"localise={','.join(readouts)}", "seed=1,2", *tiny, "run_dir=S") == 0
     assert sum(encoded) == 30
 
     together = scores(tmp_path / "S")
-    for i, rule in enumerate(rules):
-        assert typed(evaluate, f"localise={rule}", "seed=2", *tiny, f"run_dir=one_{rule}") == 0
-        alone = json.loads((tmp_path / f"one_{rule}" / "metrics.json").read_text())
+    for i, readout in enumerate(readouts):
+        assert typed(evaluate, f"localise={readout}", "seed=2", *tiny, f"run_dir=one_{readout}") == 0
+        alone = json.loads((tmp_path / f"one_{readout}" / "metrics.json").read_text())
         assert together[str(2 * i + 1)]["pck"] == alone["pck"]
     assert sum(encoded) == 30 + 45  # a run by itself keeps nothing for the next
 
 
 @pytest.mark.slow
-def test_a_trained_run_is_read_by_many_rules_from_one_encoding(typed, tmp_path, tiny, monkeypatch):
+def test_a_trained_run_is_read_by_many_readouts_from_one_encoding(typed, tmp_path, tiny, monkeypatch):
     """And weights that were trained meanwhile are scored again."""
     assert typed(train, "finetune.blocks=1", "scheduler=constant", *QUICK, *tiny, "run_dir=RUN") == 0
     images, backbone = [], type(build_backbone(tmp_path / "RUN"))

@@ -15,10 +15,15 @@ from semcorr.data.warp import (
     thin_plate_displacement,
     warp_image,
     warp_points,
-    warp_to_original,
 )
 
 STRONGEST = Augmentation(flip=0.5, rotate=180, scale=1, shift=0.2, shear=45, crop=0.5, thin_plate=0.2)
+
+
+def warp_to_original(warp: ImageWarp, points: torch.Tensor) -> torch.Tensor:
+    """Map points of the result to the points of the original seen there, in unit coordinates."""
+    bent = points if warp.spline is None else points + thin_plate_displacement(warp.spline, points)
+    return bent @ warp.affine[:2, :2].T + warp.affine[:2, 2]
 
 
 @pytest.mark.parametrize("number", range(8))

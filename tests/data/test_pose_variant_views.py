@@ -97,8 +97,7 @@ def test_what_is_to_be_trained_on_has_every_mirror_image(data):
 
 
 def test_a_benchmark_without_left_and_right_has_no_variants(data):
-    pairs = [pair._replace(flip=None) for pair in data.pairs("train")]
-    data.pairs = lambda split: pairs
+    data.restrict_split("train", [pair._replace(flip=None) for pair in data.pairs("train")])
 
     with pytest.raises(UserError, match=r"`pairs`: synthetic does not say .* Set pairs=plain"):
         data.setup("fit")

@@ -38,17 +38,17 @@ def test_a_walk_changes_one_axis_at_a_time_and_arrives(end):
 
     before = start
     for step in steps:
-        changed = {key for key, value in vars(step.reading.protocol).items() if value != getattr(before.protocol, key)}
+        changed = {key for key, value in vars(step.spec.protocol).items() if value != getattr(before.protocol, key)}
         assert changed in ({step.axis}, {"scaling", "clamp"}, {"strict", "alphas"}, set())
         assert changed or step.axis == "read_out"
-        before = step.reading
-    last = {**vars(before.protocol), "name": end.name, "read_out": before.rule, "resize_on": end.resize_on}
-    assert last == vars(end) | {"read_out": end.read_out}
+        before = step.spec
+    last = {**vars(before.protocol), "name": end.name, "readout": before.readout, "resize_on": end.resize_on}
+    assert last == vars(end)
 
 
 def test_a_walk_from_a_protocol_to_itself_is_empty():
     assert (
-        walk_axes(ScoringSpec(protocol_preset("dift"), protocol_preset("dift").read_out), protocol_preset("dift")) == []
+        walk_axes(ScoringSpec(protocol_preset("dift"), protocol_preset("dift").readout), protocol_preset("dift")) == []
     )
 
 
@@ -149,8 +149,8 @@ def typed(monkeypatch, tmp_path, *line):
     return evaluate.main(line)
 
 
-def test_a_list_of_read_outs_as_typed(monkeypatch, tmp_path, tiny):
-    """Every metric is kept per rule, and the first is the run's."""
+def test_a_list_of_readouts_as_typed(monkeypatch, tmp_path, tiny):
+    """Every metric is kept per readout, and the first is the run's."""
     names = "argmax,window_5,bilinear_nn,window_15_zero,kernel_7,soft"
     assert typed(monkeypatch, tmp_path, *tiny, f"localise=[{names}]", "run_dir=OUT") == 0
 
@@ -177,7 +177,7 @@ def test_a_list_of_read_outs_as_typed(monkeypatch, tmp_path, tiny):
         (["data.resize=letterbox"], "letterbox", "window_soft_argmax(window=15, temperature=0.02)"),
     ],
 )
-def test_a_protocol_brings_its_pixels_and_its_read_out_unless_others_are_typed(config, tiny, line, resize, localise):
+def test_a_protocol_brings_its_pixels_and_its_readout_unless_others_are_typed(config, tiny, line, resize, localise):
     from semcorr.cli.compose import expand_list_overrides
     from semcorr.engine.build import build_datamodule_and_module
 
@@ -193,8 +193,8 @@ def test_a_protocol_brings_its_pixels_and_its_read_out_unless_others_are_typed(c
         (["protocol=[geoaware,visual_ai]"], "geoaware needs letterbox, visual_ai needs squash"),
         (["protocol=[geo]"], "must be one of semcorr, geoaware"),
         (["protocol=geo"], "`protocol` has no choice 'geo'. Did you mean geoaware?"),
-        (["localise=[argmax,windows_5]"], "no read-out is called 'windows_5'. There are argmax, bilinear_nn"),
-        (["localise=[]"], "must name at least one read-out"),
+        (["localise=[argmax,windows_5]"], "no readout is called 'windows_5'. There are argmax, bilinear_nn"),
+        (["localise=[]"], "must name at least one readout"),
         (["localise=window_4"], "must be odd"),
         (["protocol=dift", "data.resize=letterbox"], "must be squash for dift"),
     ],
@@ -207,7 +207,7 @@ def test_a_mistake_in_a_list_is_a_sentence(monkeypatch, tmp_path, tiny, capsys, 
 
 
 def test_a_checkpoint_is_scored_by_the_protocol_that_is_typed(tmp_path, config, tiny):
-    """Not with the read-out and the pixels that it was trained with."""
+    """Not with the readout and the pixels that it was trained with."""
     from semcorr.cli.compose import merge_checkpoint_config
 
     saved = config("train", *tiny, "protocol=semcorr", "localise.window=5")

@@ -218,8 +218,8 @@ class NotedWeights(Callback):
 
 def test_averaged_weights_are_saved_scored_and_gone_on_with(config, tiny, tmp_path):
     """Lightning's: half of the average of before, and half of the weights of a step."""
-    average = "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
-    line = [*tiny, average, "+callbacks.average.decay=0.5", f"+callbacks.note._target_={__name__}.NotedWeights"]
+    average = ["callbacks=averaged_weights", "callbacks.average.decay=0.5"]
+    line = [*tiny, *average, f"+callbacks.note._target_={__name__}.NotedWeights"]
     line += ["finetune.blocks=1", "data.steps=3", "data.batch_size=2", "optimizer.backbone_lr=1e-3"]
     line += ["scheduler=constant"]
     metrics = train(config("train", *line, "trainer.max_epochs=2"))
@@ -241,8 +241,8 @@ def test_averaged_weights_are_saved_scored_and_gone_on_with(config, tiny, tmp_pa
 
 @pytest.mark.slow
 def test_averaged_weights_are_resumed(config, tiny, tmp_path):
-    average = "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging"
-    line = [*tiny, average, "+callbacks.average.decay=0.5", "finetune.blocks=1", "data.steps=3", "data.batch_size=2"]
+    average = ["callbacks=averaged_weights", "callbacks.average.decay=0.5"]
+    line = [*tiny, *average, "finetune.blocks=1", "data.steps=3", "data.batch_size=2"]
     line += ["scheduler=constant", "optimizer.backbone_lr=1e-3"]
     train(config("train", *line, "trainer.max_epochs=2", f"run_dir={tmp_path / 'whole'}"))
     train(config("train", *line, "trainer.max_epochs=1"))
@@ -280,7 +280,7 @@ def test_an_evaluation_calls_them_too(config, tiny):
 
 
 @pytest.mark.parametrize(
-    "line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.engine.loggers.tensorboard"]
+    "line", ["logger=[csv,tensorboard]", "+logger.second._target_=semcorr.engine.loggers.build_tensorboard_logger"]
 )
 def test_several_loggers_write_side_by_side(config, tiny, tmp_path, line):
     kinds = [type(each) for each in made(config, tmp_path, *tiny, line).loggers]

@@ -15,6 +15,7 @@ from random_damage import damage
 from repository import SMALL
 
 from semcorr.core.errors import UserError
+from semcorr.engine.build import build_training
 from semcorr.engine.callbacks import checkpoint_callbacks, refuse_to_replace
 from semcorr.engine.checkpoints import CheckpointFiles, load_checkpoint, load_trained, read_checkpoint
 from semcorr.engine.known_targets import conf_dir
@@ -22,7 +23,7 @@ from semcorr.engine.resume import resume_training
 from semcorr.engine.run_dir import checkpoint_path
 from semcorr.engine.saved_config import begin_run
 from semcorr.engine.trainer import build_trainer
-from semcorr.train import build_training, train
+from semcorr.train import train
 
 pytestmark = pytest.mark.integration
 

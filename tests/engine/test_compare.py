@@ -150,8 +150,8 @@ def test_runs_at_other_sizes_of_the_images_can_be_compared(config, tiny, tmp_pat
 @pytest.mark.slow
 def test_what_evaluate_leaves_can_be_compared(config, tiny, tmp_path):
     """And the printed table says the intervals in a line."""
-    for name, rule in (("a", "argmax"), ("b", "soft_argmax")):
-        evaluate(config("evaluate", *tiny, f"localise={rule}", f"run_dir={tmp_path / name}"))
+    for name, readout in (("a", "argmax"), ("b", "soft_argmax")):
+        evaluate(config("evaluate", *tiny, f"localise={readout}", f"run_dir={tmp_path / name}"))
 
     code, output = typed(tmp_path / "a", tmp_path / "b", "--draws", "100")
 

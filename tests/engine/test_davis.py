@@ -197,8 +197,8 @@ def test_a_checkpoint_brings_no_protocol_to_a_plug_in_s_benchmark_that_has_its_o
 
 
 @pytest.mark.parametrize("typed", ["localise=argmax", "localise=window_9", "localise=all", "localise=[argmax,soft]"])
-def test_a_read_out_that_would_change_nothing_is_refused(tmp_path, typed):
-    with pytest.raises(UserError, match=r"`localise[\w.]*`: davis has no read-out, so it would change nothing"):
+def test_a_readout_that_would_change_nothing_is_refused(tmp_path, typed):
+    with pytest.raises(UserError, match=r"`localise[\w.]*`: davis has no readout, so it would change nothing"):
         compose_config("evaluate", [*line(tmp_path), typed])
     compose_config("evaluate", ["data=tss", "backbone=tiny", typed])
 

@@ -150,7 +150,7 @@ def test_a_head_that_compares_both_images_carries_labels_that_cosines_alone_lose
         ("data.extent=box", "`data.extent` must be one of source, target"),
         ("protocol=dift", "`protocol`: TSS has its own"),
         ("data.split=val", "`data.split` must be one of test"),
-        ("localise=all", "`localise`: TSS is scored by one read-out, got 4"),
+        ("localise=all", "`localise`: TSS is scored by one readout, got 4"),
     ],
 )
 def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, told):

@@ -261,14 +261,14 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
     ],
 )
 def test_it_is_refused_before_any_data_or_weights_are_read(config, line, message):
-    others = ["protocol=semcorr", "scheduler=one_cycle"]  # with a read-out and a schedule that have options
+    others = ["protocol=semcorr", "scheduler=one_cycle"]  # with a readout and a schedule that have options
     with pytest.raises(UserError) as error:
         train(config("train", "data=spair", "data.root=nowhere", "backbone=tiny", "trainer=cpu", *others, line))
 
     assert str(error.value) == message
 
 
-def test_a_read_out_of_a_list_and_a_second_benchmark_are_named_by_their_whole_key(config):
+def test_a_readout_of_a_list_and_a_second_benchmark_are_named_by_their_whole_key(config):
     listed = config("evaluate", "localise=all", "backbone=tiny", "trainer=cpu")
     OmegaConf.update(listed, "localise.rules.2.temperature", 0, force_add=True)
     second = config("train", "data@test=spair", "test.batch_size=0", "backbone=tiny", "trainer=cpu")

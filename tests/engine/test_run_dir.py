@@ -216,3 +216,16 @@ def test_other_weights_at_the_same_path_are_another_run(tmp_path, key, file):
         hashes.add(config_hash(OmegaConf.create({key: str(tmp_path)})))
 
     assert len(hashes) == 2
+
+
+@pytest.mark.parametrize("key", ["backbone.weights", "head.weights", "data.root"])
+def test_another_file_at_the_path_that_a_configuration_names_is_another_run(tmp_path, key):
+    file, hashes = tmp_path / "some.pth", set()
+    cfg = OmegaConf.create({})
+    OmegaConf.update(cfg, key, str(file))
+    for content in (None, "one", "other weights"):
+        if content:
+            file.write_text(content)
+        hashes |= {config_hash(cfg), config_hash(cfg)}
+
+    assert len(hashes) == 3

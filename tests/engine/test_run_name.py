@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from semcorr.core.errors import UserError
 from semcorr.engine.known_targets import conf_dir
-from semcorr.engine.loggers import wandb
+from semcorr.engine.loggers import build_wandb_logger
 from semcorr.engine.run_name import WANDB, label_run, name_choice, name_run, tag_run
 
 PARTS = {"common", "timm", "transformers", "last_blocks", "last_blocks_norm"}  # of others, or named by their options
@@ -50,7 +50,7 @@ def test_labels_fill_in_what_is_null_and_leave_what_was_given(config):
 def test_tags_are_no_longer_than_wandb_takes(config, tmp_path):
     assert tag_run(config("train", f"name={'x' * 70}"))[-1] == "x" * 64
     with pytest.raises(UserError, match=r"`logger\.tags` must be texts of 1 to 64 characters, got 'y"):
-        wandb(tmp_path, tags=["a", "y" * 65])
+        build_wandb_logger(tmp_path, tags=["a", "y" * 65])
 
 
 def test_tuning_of_blocks_says_whether_the_norm_is_in_it(config):
@@ -60,5 +60,5 @@ def test_tuning_of_blocks_says_whether_the_norm_is_in_it(config):
 
 @pytest.mark.parametrize(("mode", "said"), [("online", set()), ("offline", {"silent"})])
 def test_online_it_is_the_user_who_makes_wandb_silent(tmp_path, mode, said):
-    settings = wandb(tmp_path, mode=mode)._wandb_init["settings"]
+    settings = build_wandb_logger(tmp_path, mode=mode)._wandb_init["settings"]
     assert settings.model_fields_set & {"silent"} == said  # what is set here replaces $WANDB_SILENT

@@ -50,5 +50,5 @@ def test_two_that_nobody_has_named_both_finish_with_their_own_digits(creatures, 
 
     assert [code for code, _ in outcomes] == [0, 0], outcomes
     runs = sorted((tmp_path / "runs" / "evaluate").iterdir())
-    rules = sorted(json.loads((run / "metrics.json").read_text())["localise"] for run in runs)
-    assert rules == ["argmax", "window_soft_argmax(window=3)"]
+    readouts = sorted(json.loads((run / "metrics.json").read_text())["localise"] for run in runs)
+    assert readouts == ["argmax", "window_soft_argmax(window=3)"]

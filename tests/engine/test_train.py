@@ -112,7 +112,7 @@ def _command(creatures: Path, run: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(creatures, tmp_path):
-    """SIGKILL after its first checkpoint, then on to the end. scripts/faults.py does so at sixty moments."""
+    """SIGKILL after its first checkpoint, then on to the end. scripts/inject_faults.py does so at sixty moments."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(_command(creatures, whole), check=True, capture_output=True, cwd=tmp_path)
 

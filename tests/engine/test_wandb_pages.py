@@ -17,7 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from semcorr import train
 from semcorr.core.errors import UserError
-from semcorr.engine.loggers import wandb
+from semcorr.engine.loggers import build_wandb_logger
 
 pytestmark = pytest.mark.integration
 
@@ -232,12 +232,12 @@ def test_tensorboard_holds_the_scalars_of_csv_pictures_and_hparams(typed, tmp_pa
 def test_variables_that_wandb_refuses_are_a_sentence(monkeypatch, tmp_path, name, allowed):
     monkeypatch.setenv(name, "foo")
     with pytest.raises(UserError, match=f"^the environment variable {name}: .*{allowed}.*, got 'foo'. Correct or"):
-        wandb(tmp_path)
+        build_wandb_logger(tmp_path)
 
 
 def test_an_empty_mode_is_unset(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setattr("wandb.login", lambda prompt: False)
 
-    assert wandb(tmp_path)._wandb_init["mode"] == "offline"
+    assert build_wandb_logger(tmp_path)._wandb_init["mode"] == "offline"
     assert "WANDB_MODE" not in os.environ  # where W&B would refuse it

@@ -143,6 +143,7 @@ def test_pairs_are_kept_evenly(creatures):
     keep_pairs(data, "val", 4)
     assert data.pairs("val") == [pairs[i * len(pairs) // 4] for i in range(4)]
     assert len(data.images_to_evaluate("val", 100)) <= 8
+    assert len(data.pairs("test")) > 4  # the other splits are whole
 
 
 @pytest.mark.parametrize("name", ["tiny", "squeezenet"])

@@ -282,8 +282,7 @@ class Named(PairDataModule):
 
 def test_a_benchmark_that_knows_no_left_and_right_is_refused(tmp_path):
     data = Posed(root=str(tmp_path), size=SIDE, workers=0)
-    pairs = [pair._replace(flip=None) for pair in data.records("test")]
-    data.pairs = lambda split: pairs
+    data.restrict_split("test", [pair._replace(flip=None) for pair in data.records("test")])
 
     with pytest.raises(UserError, match=r"pose.mirror.*posed.*pose=none"):
         ADAPTIVE.check(Patches(), data)

@@ -10,7 +10,7 @@ from repository import ROOT
 from semcorr.data.synthetic import write_synthetic
 from semcorr.evaluate import evaluate
 
-SCRIPT = ROOT / "scripts" / "pose_prediction.py"
+SCRIPT = ROOT / "scripts" / "predict_poses.py"
 DRAWING = ["data.train=24", "data.val=1", "data.test=40"]
 NETWORK = ["data=synthetic", *DRAWING, "backbone=efficientnet_lite0", "backbone.size=320", "trainer=cpu"]
 

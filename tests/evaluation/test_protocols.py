@@ -115,7 +115,7 @@ def pooled(hits, pooling):
 @pytest.mark.parametrize("resize", AXES["resize"])
 def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
     together, _ = run(tmp_path, protocol_list(None, resize))
-    names = {one.name for one in together.specs and [reading.protocol for reading in together.specs]}
+    names = {one.name for one in together.specs and [spec.protocol for spec in together.specs]}
     assert names == {one.name for one in PRESETS if one.resize == resize} | {"semcorr"}
 
     for protocol in protocol_list(None, resize):
@@ -154,12 +154,12 @@ def test_the_scores_of_a_table_are_those_of_the_metric(tmp_path):
     )
 
     assert [one.tolerance.strict for one in module.evaluator.pck] == [False, False, True, True, True, True]
-    for name, rules in module.result.scores["protocols"].items():
-        for rule, view in rules.items():
+    for name, readouts in module.result.scores["protocols"].items():
+        for readout, view in readouts.items():
             rows = module.result.tables["predictions"].filter(
                 pc.and_(
                     pc.equal(module.result.tables["predictions"]["protocol"], name),
-                    pc.equal(module.result.tables["predictions"]["localise"], rule),
+                    pc.equal(module.result.tables["predictions"]["localise"], readout),
                 )
             )
             errors = rows["error"].to_numpy()
@@ -275,8 +275,8 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
     exact = {"lookup": "containing"}  # a cell as it is, of length 32
     on_cosines = run(tmp_path, [protocol_preset("marco", **exact)])[0].result
     products = protocol_preset("marco", comparison="product", **exact)
-    rule = partial(kernel_soft_argmax, sigma=7.0, temperature=10.0)
-    on_products = run(tmp_path, [products], ReadoutList([rule]), head=Unit())[0].result
+    readout = partial(kernel_soft_argmax, sigma=7.0, temperature=10.0)
+    on_products = run(tmp_path, [products], ReadoutList([readout]), head=Unit())[0].result
 
     a, b = (result.tables["predictions"]["error"].to_numpy() for result in (on_cosines, on_products))
     np.testing.assert_allclose(a, b, atol=1e-4)
@@ -296,8 +296,8 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
         (lambda: shared_resize(["geoaware", "visual_ai"]), "geoaware needs letterbox, visual_ai needs squash"),
         (lambda: protocol_preset("dift").with_resize("letterbox"), "must be squash for dift"),
         (lambda: parse_readout("window_4"), "must be odd"),
-        (lambda: parse_readout("windows"), "no read-out is called 'windows'. There are argmax"),
-        (lambda: parse_readout("kernel_0"), "no read-out is called"),
+        (lambda: parse_readout("windows"), "no readout is called 'windows'. There are argmax"),
+        (lambda: parse_readout("kernel_0"), "no readout is called"),
         (lambda: ReadoutList(["argmax", "argmax"]), "names argmax twice"),
     ],
 )

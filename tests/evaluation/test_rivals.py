@@ -29,8 +29,8 @@ ALPHAS = (0.01, 0.05, 0.1)
 # For keypoint 5 of pair 005287-2009_004382-2007_005460:cat the two best cells of one of its four source cells differ in
 # cosine by 1.3e-7: single precision cannot tell them apart.
 TIES = {"visual_ai_bilinear_nn": 1}
-OWN = "own"  # the read-out of the preset
-# (view, cells, inner side, layernorm), and of each file the protocol and its read-out.
+OWN = "own"  # the readout of the preset
+# (view, cells, inner side, layernorm), and of each file the protocol and its readout.
 VIEWS = {
     "letterbox_840": (840, 60, 480, False, {"geoaware_window_15": ("geoaware", OWN), "sd_dino": ("sd_dino", OWN)}),
     "squash_840": (

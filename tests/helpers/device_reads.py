@@ -27,9 +27,9 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from omegaconf import DictConfig
 
 from semcorr.cli.compose import expand_list_overrides
+from semcorr.engine.build import build_training
 from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.trainer import build_trainer
-from semcorr.train import build_training
 
 QUICK = ["data=synthetic", "backbone=tiny", "trainer=cpu", "data.workers=0", "data.steps=2", "data.batch_size=2",
          "trainer.val_check_interval=null", "+trainer.limit_val_batches=1", "+trainer.limit_test_batches=1",

@@ -77,7 +77,7 @@ CODE = {
     "another conversion": put("backbone._convert_", "object"),
     "no recursion": put("backbone._recursive_", False),
     "a mode": put("data._mode_", "call"),
-    "in a list of read-outs": put("localise", {"_target_": "semcorr.matching.readouts.ReadoutList", "rules": [TOUCH]}),
+    "in a list of readouts": put("localise", {"_target_": "semcorr.matching.readouts.ReadoutList", "rules": [TOUCH]}),
     "in a known argument": put("backbone.weights", TOUCH),
     "in a mapping of a known argument": put("pose.rotations", {"bottle": [TOUCH]}),
     "in the logger": put("logger.settings", TOUCH),

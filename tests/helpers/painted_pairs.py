@@ -88,7 +88,7 @@ def run(root, protocols, localise=None, extent="box", tabled=True, head=None, gr
         finetune=lambda backbone: None,
         protocols=protocols,
     )
-    module.keeps_rows = tabled
+    module.set_specs(module.specs, keeps_rows=tabled)
     data = Blots(root=str(root), size=SIDE, resize=protocols[0].resize, workers=0)
     data.extent, data.fraction, data.with_itself = extent, fraction, with_itself
     trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",

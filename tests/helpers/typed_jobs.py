@@ -15,7 +15,7 @@ def split_verb(words: Sequence[str]) -> tuple[str, list[str]] | None:
         return words[1], words[2:]
     if words[:2] == ["python", "-m"] and words[2].startswith("semcorr."):
         return words[2].removeprefix("semcorr."), words[3:]
-    if words[:2] == ["python", "scripts/pose_prediction.py"]:  # takes the settings of evaluate
+    if words[:2] == ["python", "scripts/predict_poses.py"]:  # takes the settings of evaluate
         return "evaluate", words[2:]
     return None
 

@@ -85,7 +85,7 @@ def test_mutual_neighbours_are_those_of_a_loop_over_all_cells(matcher, cats):
 
 
 def test_mutual_neighbours_that_do_not_come_back_are_not_called_consistent(cats):
-    """Cells prefer each other, and the read-out may answer with a place far from them."""
+    """Cells prefer each other, and the readout may answer with a place far from them."""
     matcher = Matcher.load("efficientnet_lite0", SMALL, "localise=soft", device="cpu", subcell=False)
     found = matcher.mutual(*cats[:2])
     off = ((found.returned - found.source) / cell(matcher, size_of(cats[0]))).norm(dim=-1)

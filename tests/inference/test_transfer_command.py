@@ -15,7 +15,7 @@ from partly_labelled import alone, coco, typed, write
 from semcorr import Matcher
 from semcorr.core.errors import UserError
 from semcorr.data.coco_keypoints import read_images
-from semcorr.inference.transfer.propagate import check_rule
+from semcorr.inference.transfer.propagate import check_readout
 
 pytestmark = pytest.mark.integration
 
@@ -261,9 +261,9 @@ def test_a_higher_min_score_labels_and_draws_less(creatures, written, tmp_path):
     assert 0 < dropped < sum(one["num_keypoints"] for one in found["all"])
 
 
-def test_a_read_out_that_asks_again_cannot_vote():
+def test_a_readout_that_asks_again_cannot_vote():
     with pytest.raises(UserError, match="Choose another"):
-        check_rule(Matcher.load("backbone=tiny localise=bilinear_nn", device="cpu"))
+        check_readout(Matcher.load("backbone=tiny localise=bilinear_nn", device="cpu"))
 
 
 def test_help_brings_no_torch():

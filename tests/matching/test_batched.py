@@ -17,7 +17,7 @@ from semcorr.matching.readouts import argmax, bilinear_nn, soft_argmax, window_s
 from semcorr.matching.similarity import sample_descriptors
 from semcorr.models.heads.cosine import Cosine
 
-RULES = [argmax, soft_argmax, window_soft_argmax]
+READOUTS = [argmax, soft_argmax, window_soft_argmax]
 
 
 class Whole(nn.Module):
@@ -61,11 +61,11 @@ def test_all_queries_into_a_target_get_what_each_pair_gets(head, values):
     assert isinstance(head, SiameseHead) == isinstance(head, Cosine)
     target, sources, asked = maps(1)[0], maps(4), [points(n) for n in (3, 0, 1, 7)]
 
-    found = match_to_target(head, target, sources, asked, RULES, values)
+    found = match_to_target(head, target, sources, asked, READOUTS, values)
 
     similarity = [head(source, target, some[None]) for source, some in zip(sources, asked, strict=True)]
-    for rule, pixels in zip(RULES, found.points, strict=True):
-        assert_close(pixels, to_image(torch.cat([rule(each)[0] for each in similarity]), 8), atol=1e-3, rtol=0)
+    for readout, pixels in zip(READOUTS, found.points, strict=True):
+        assert_close(pixels, to_image(torch.cat([readout(each)[0] for each in similarity]), 8), atol=1e-3, rtol=0)
     assert_close(found.score, torch.cat([each[0].flatten(1).amax(-1) for each in similarity]))
 
 

@@ -1,4 +1,4 @@
-"""Read-outs in place, all sources at once: each against a slow twin in double precision."""
+"""Readouts in place, all sources at once: each against a slow twin in double precision."""
 
 import math
 from functools import partial
@@ -23,7 +23,7 @@ from semcorr.matching.readouts import (
 from semcorr.matching.similarity import multiply_batches, neighbouring_cells, sample_descriptors, sample_from_each
 from semcorr.models.heads.cosine import Cosine
 
-RULES = [
+READOUTS = [
     argmax,
     soft_argmax,
     partial(soft_argmax, temperature=1e-4),
@@ -37,9 +37,9 @@ RULES = [
 SHAPES = [(1, 5, 8, 8), (3, 4, 6, 9), (1, 3, 1, 17), (2, 3, 13, 1), (1, 2, 1, 1), (1, 0, 5, 5), (1, 9, 60, 60)]
 
 
-def slow_cell(rule, rows: np.ndarray) -> list[float]:
+def slow_cell(readout, rows: np.ndarray) -> list[float]:
     """Read one map out in double precision: a weight for every cell, then their mean."""
-    function, options = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    function, options = (readout.func, readout.keywords) if isinstance(readout, partial) else (readout, {})
     h, w = rows.shape
     top, left = divmod(int(rows.argmax()), w)
     y, x = np.mgrid[:h, :w]
@@ -57,8 +57,8 @@ def slow_cell(rule, rows: np.ndarray) -> list[float]:
     return [float((weights * x).sum() / weights.sum()), float((weights * y).sum() / weights.sum())]
 
 
-def slow_cells(rule, similarity: torch.Tensor) -> torch.Tensor:
-    cells = [slow_cell(rule, rows.double().numpy()) for rows in similarity.flatten(0, 1)]
+def slow_cells(readout, similarity: torch.Tensor) -> torch.Tensor:
+    cells = [slow_cell(readout, rows.double().numpy()) for rows in similarity.flatten(0, 1)]
     return torch.tensor(cells).reshape(*similarity.shape[:2], 2).float()
 
 
@@ -73,11 +73,11 @@ def test_read_outs_agree_with_a_slow_twin_together_and_alone(shape, span):
     similarity = random_similarity(shape, *span)
     before = similarity.clone()
 
-    together, score = apply_readouts(similarity, RULES)
+    together, score = apply_readouts(similarity, READOUTS)
 
-    for rule, cells in zip(RULES, together, strict=True):
-        assert_close(cells, slow_cells(rule, similarity), atol=1e-4, rtol=0)
-        assert_close(rule(similarity), cells, atol=1e-6, rtol=0)
+    for readout, cells in zip(READOUTS, together, strict=True):
+        assert_close(cells, slow_cells(readout, similarity), atol=1e-4, rtol=0)
+        assert_close(readout(similarity), cells, atol=1e-6, rtol=0)
     assert score.tolist() == similarity.flatten(2).amax(-1).tolist()
     assert_close(similarity, before, atol=0, rtol=0)  # nothing was written into it
 
@@ -87,10 +87,10 @@ def test_blocks_of_any_size_give_the_same(block, monkeypatch):
     """Best cells and scores to the bit. Exponentials at the end of a block may differ in the last one."""
     similarity = random_similarity((2, 11, 6, 9), -0.6, 0.4)
     similarity[0, 2] -= 1  # a negative map among others
-    whole, score = apply_readouts(similarity, RULES)
+    whole, score = apply_readouts(similarity, READOUTS)
     monkeypatch.setattr(readouts, "BLOCK", block)
 
-    cells, block_score = apply_readouts(similarity, RULES)
+    cells, block_score = apply_readouts(similarity, READOUTS)
 
     for part, expected in zip(cells, whole, strict=True):
         assert_close(part, expected, atol=2e-6, rtol=0)
@@ -98,28 +98,28 @@ def test_blocks_of_any_size_give_the_same(block, monkeypatch):
     assert block_score.tolist() == score.tolist()
 
 
-@pytest.mark.parametrize("rule", RULES[1:])
+@pytest.mark.parametrize("readout", READOUTS[1:])
 @pytest.mark.parametrize("low", [-0.3, -1.0])
-def test_with_a_gradient_and_without_the_cells_are_the_same(rule, low):
+def test_with_a_gradient_and_without_the_cells_are_the_same(readout, low):
     similarity = random_similarity((2, 3, 7, 9), low, low + 0.9)
     differentiable = similarity.clone().requires_grad_()
 
-    found = rule(differentiable)
+    found = readout(differentiable)
 
     assert found.requires_grad
-    assert_close(found.detach(), rule(similarity), atol=1e-4, rtol=0)
+    assert_close(found.detach(), readout(similarity), atol=1e-4, rtol=0)
     with torch.no_grad():
-        assert_close(rule(differentiable), rule(similarity), atol=0, rtol=0)
+        assert_close(readout(differentiable), readout(similarity), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
-    "rule", [rule for rule in RULES[1:] if getattr(rule, "keywords", {}).get("temperature", 1) > 0.01]
+    "readout", [readout for readout in READOUTS[1:] if getattr(readout, "keywords", {}).get("temperature", 1) > 0.01]
 )
-def test_gradients_are_those_of_finite_differences(rule):
+def test_gradients_are_those_of_finite_differences(readout):
     similarity = random_similarity((1, 2, 4, 5), -0.3, 0.3).double().requires_grad_()
 
-    assert torch.autograd.gradcheck(lambda values: rule(values), (similarity,), eps=1e-6, atol=1e-3, rtol=1e-3)
-    apply_readouts(similarity, [rule])[0][0].sum().backward()
+    assert torch.autograd.gradcheck(lambda values: readout(values), (similarity,), eps=1e-6, atol=1e-3, rtol=1e-3)
+    apply_readouts(similarity, [readout])[0][0].sum().backward()
     assert similarity.grad.abs().sum() > 0
 
 
@@ -138,13 +138,13 @@ def test_the_first_of_equals_is_the_peak(precision):
     assert score[0, 3].isnan()
 
 
-@pytest.mark.parametrize("rule", RULES[1:])
-def test_what_is_not_a_number_stays_so_and_harms_no_other_query(rule):
+@pytest.mark.parametrize("readout", READOUTS[1:])
+def test_what_is_not_a_number_stays_so_and_harms_no_other_query(readout):
     similarity = random_similarity((1, 3, 5, 6), -0.3, 0.9)
-    clean = rule(similarity[:, ::2].contiguous())
+    clean = readout(similarity[:, ::2].contiguous())
     similarity[0, 1, 2, 3] = math.nan
 
-    (cells,), _ = apply_readouts(similarity, [rule])
+    (cells,), _ = apply_readouts(similarity, [readout])
 
     assert cells[0, 1].isnan().all()
     assert_close(cells[:, ::2], clean, atol=1e-6, rtol=0)
@@ -276,12 +276,12 @@ def test_a_point_on_a_cell_is_that_cell():
 @pytest.mark.parametrize("values", [1, 24 * 5, 10**6])
 @torch.no_grad()
 def test_a_target_is_matched_as_each_pair_alone_in_double_precision(values):
-    """From features to cells, by all read-outs, in chunks of any size."""
+    """From features to cells, by all readouts, in chunks of any size."""
     head = Cosine()
     target, *sources = build_maps(5, torch.channels_last)
     points = build_points(3, 0, 6)
 
-    found = match_to_target(head, target, sources, points, RULES, values)
+    found = match_to_target(head, target, sources, points, READOUTS, values)
 
     cells = target.values[0].double().flatten(1)
     queries = torch.cat(
@@ -289,8 +289,10 @@ def test_a_target_is_matched_as_each_pair_alone_in_double_precision(values):
     )
     similarity = (queries / queries.norm(dim=-1, keepdim=True)) @ (cells / cells.norm(dim=0))
     similarity = similarity.unflatten(-1, (4, 6))[None]
-    for rule, expected in zip(RULES, found.cells, strict=True):
-        assert_close(expected, slow_cells(rule, similarity)[0], atol=1e-3 if rule in RULES[2::3] else 1e-4, rtol=0)
+    for readout, expected in zip(READOUTS, found.cells, strict=True):
+        assert_close(
+            expected, slow_cells(readout, similarity)[0], atol=1e-3 if readout in READOUTS[2::3] else 1e-4, rtol=0
+        )
     assert_close(found.score, similarity[0].flatten(1).amax(-1).float())
 
 
@@ -342,10 +344,10 @@ def test_several_targets_are_matched_as_each_alone(monkeypatch, values, joined):
         TargetQueries(first, [third], build_points()),
     ]
 
-    matches = match_to_targets(Cosine(), queries, RULES, values)
+    matches = match_to_targets(Cosine(), queries, READOUTS, values)
 
     for target_queries, target_matches in zip(queries, matches, strict=True):
-        alone = match_to_target(Cosine(), *target_queries, RULES)
+        alone = match_to_target(Cosine(), *target_queries, READOUTS)
         assert_close(target_matches.score, alone.score)
         for cells, expected in zip(target_matches.cells, alone.cells, strict=True):
             assert_close(cells, expected, atol=1e-4, rtol=0)

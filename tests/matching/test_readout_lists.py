@@ -1,4 +1,4 @@
-"""Read-outs that only protocols use: blended from four cells, upsampled, in a window beside zeros."""
+"""Readouts that only protocols use: blended from four cells, upsampled, in a window beside zeros."""
 
 import math
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, window_soft_argmax
 
-RULES = [argmax, soft_argmax, window_soft_argmax, kernel_soft_argmax]
+READOUTS = [argmax, soft_argmax, window_soft_argmax, kernel_soft_argmax]
 
 
 def slow_expectation(logits: list[list[float]]) -> list[float]:
@@ -33,24 +33,24 @@ def best(rows: list[list[float]]) -> tuple[int, int]:
     return max(((i, j) for i in range(len(rows)) for j in range(len(rows[0]))), key=lambda at: rows[at[0]][at[1]])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize(("x", "y"), [(5, 2), (0, 0), (8, 3)])  # on a map that is not square
-def test_a_single_peak_is_found_where_it_is(rule, x, y):
+def test_a_single_peak_is_found_where_it_is(readout, x, y):
     similarity = torch.zeros(1, 1, 4, 9)
     similarity[0, 0, y, x] = 1
 
-    assert_close(rule(similarity), torch.tensor([[[x, y]]]).float(), atol=1e-4, rtol=0)
+    assert_close(readout(similarity), torch.tensor([[[x, y]]]).float(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_every_point_of_every_pair_is_localised_alone(rule):
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_point_of_every_pair_is_localised_alone(readout):
     similarity = torch.rand(2, 3, 4, 9)
 
-    together = rule(similarity)
+    together = readout(similarity)
 
     for b in range(2):
         for n in range(3):
-            assert_close(together[b, n], rule(similarity[b : b + 1, n : n + 1])[0, 0])
+            assert_close(together[b, n], readout(similarity[b : b + 1, n : n + 1])[0, 0])
 
 
 def test_a_second_far_mode_moves_soft_argmax_but_not_its_window():
@@ -62,12 +62,12 @@ def test_a_second_far_mode_moves_soft_argmax_but_not_its_window():
     assert_close(window_soft_argmax(similarity, window=5), torch.tensor([[[3.0, 3.0]]]))
 
 
-@pytest.mark.parametrize("rule", [soft_argmax, partial(window_soft_argmax, window=5)])
-def test_a_blob_between_two_cells_is_found_between_them(rule):
+@pytest.mark.parametrize("readout", [soft_argmax, partial(window_soft_argmax, window=5)])
+def test_a_blob_between_two_cells_is_found_between_them(readout):
     y, x = torch.meshgrid(torch.arange(6), torch.arange(9), indexing="ij")
     similarity = torch.exp(-((x - 4.5) ** 2 + (y - 2) ** 2) / 2)[None, None]
 
-    assert_close(rule(similarity), torch.tensor([[[4.5, 2.0]]]), atol=1e-4, rtol=0)
+    assert_close(readout(similarity), torch.tensor([[[4.5, 2.0]]]), atol=1e-4, rtol=0)
 
 
 def test_the_window_is_cut_at_the_border():
@@ -113,24 +113,24 @@ def test_the_cropped_window_is_the_window_of_the_whole_map(window, shape):
     assert_close(window_soft_argmax(similarity.float(), window), expected.float().detach(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_bfloat16_similarity_is_read_to_single_precision(rule):
+@pytest.mark.parametrize("readout", READOUTS)
+def test_bfloat16_similarity_is_read_to_single_precision(readout):
     """A far cell, so that 8 bits would not hold it."""
     similarity = (torch.rand(1, 3, 40, 300) / 2).bfloat16()
     similarity[..., 21, 259] = 1.0
 
-    assert rule(similarity).dtype == torch.float32
-    assert_close(rule(similarity), rule(similarity.float()), atol=0, rtol=0)
+    assert readout(similarity).dtype == torch.float32
+    assert_close(readout(similarity), readout(similarity.float()), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_autocast_costs_no_precision(rule):
+@pytest.mark.parametrize("readout", READOUTS)
+def test_autocast_costs_no_precision(readout):
     similarity = torch.rand(1, 3, 40, 60)
 
     with torch.autocast("cpu", torch.bfloat16):
-        found = rule(similarity)
+        found = readout(similarity)
 
-    assert_close(found, rule(similarity), atol=0, rtol=0)
+    assert_close(found, readout(similarity), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("sigma", [1.0, 7.0])
@@ -155,11 +155,11 @@ def test_a_window_larger_than_the_map_is_soft_argmax():
     assert_close(window_soft_argmax(similarity, window=15), soft_argmax(similarity))
 
 
-@pytest.mark.parametrize("rule", RULES[1:])
-def test_a_tiny_temperature_is_argmax(rule):
+@pytest.mark.parametrize("readout", READOUTS[1:])
+def test_a_tiny_temperature_is_argmax(readout):
     similarity = torch.stack([torch.randperm(35) / 35 for _ in range(6)]).reshape(2, 3, 5, 7)
 
-    assert_close(rule(similarity, temperature=1e-4), argmax(similarity), atol=1e-4, rtol=0)
+    assert_close(readout(similarity, temperature=1e-4), argmax(similarity), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("window", [14, 0, -3])

@@ -74,10 +74,10 @@ def test_on_the_boundary_is_right_unless_the_protocol_is_strict():
     assert is_correct(rows, [0.05, 0.1, 0.15], Tolerance(strict=True)).tolist() == [[False], [False], [True]]
 
 
-def test_rows_of_two_read_outs_are_not_mixed():
+def test_rows_of_two_readouts_are_not_mixed():
     both = hand_made([{"localise": "argmax"}, {"localise": "other", "predicted_x": 50.0}])
 
-    with pytest.raises(UserError, match="several read-outs"):
+    with pytest.raises(UserError, match="several readouts"):
         load_predictions(both)
     apart = split_by_spec(both)
     assert [*apart] == [("semcorr", "argmax"), ("semcorr", "other")]

@@ -24,9 +24,9 @@ def folders(tmp_path_factory, creatures):
 
     root = tmp_path_factory.mktemp("runs")
     line = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", "trainer=cpu"]
-    for rule in ("argmax", "soft_argmax"):
+    for readout in ("argmax", "soft_argmax"):
         with initialize_config_dir(str(conf_dir()), version_base=None):
-            evaluate(compose("evaluate", [*line, f"localise={rule}", f"run_dir={root / rule}"]))
+            evaluate(compose("evaluate", [*line, f"localise={readout}", f"run_dir={root / readout}"]))
     return [root / "argmax", root / "soft_argmax"]
 
 

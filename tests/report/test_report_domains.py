@@ -23,9 +23,15 @@ def folders(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("runs")
     line = ["data=synthetic", f"data.root={root / 'creatures'}", *SMALL, f"data.styles=[{','.join(STYLES)}]"]
-    for rule in ("argmax", "soft_argmax"):
+    for readout in ("argmax", "soft_argmax"):
         with initialize_config_dir(str(conf_dir()), version_base=None):
-            options = ["data.workers=0", "backbone=tiny", "trainer=cpu", f"localise={rule}", f"run_dir={root / rule}"]
+            options = [
+                "data.workers=0",
+                "backbone=tiny",
+                "trainer=cpu",
+                f"localise={readout}",
+                f"run_dir={root / readout}",
+            ]
             evaluate(compose("evaluate", [*line, *options]))
     return [root / "argmax", root / "soft_argmax"]
 

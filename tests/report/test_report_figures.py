@@ -83,8 +83,8 @@ def test_maps_are_of_the_farthest_ambiguous_and_the_nearest_other_keypoints():
 
 
 def test_what_evaluate_leaves_becomes_a_report_with_pictures(config, tiny, tmp_path):
-    for name, rule in (("a", "argmax"), ("b", "soft_argmax")):
-        evaluate(config("evaluate", *tiny, f"localise={rule}", f"run_dir={tmp_path / name}"))
+    for name, readout in (("a", "argmax"), ("b", "soft_argmax")):
+        evaluate(config("evaluate", *tiny, f"localise={readout}", f"run_dir={tmp_path / name}"))
 
     code, output = typed(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
 

@@ -84,8 +84,8 @@ class Answer(NamedTuple):
     match: Match | None = None
     heat: Float[Tensor, "h w"] | None = None  # similarity of the target to the chosen point
     window: Box | None = None  # x1 y1 x2 y2, original pixels of the target
-    rule: str = ""  # label of the read-out in full
-    read_out: str = ""  # its shorthand
+    readout_label: str = ""  # in full
+    readout_shorthand: str = ""
 
 
 def match_session(models: LoadedModel, session: Session, size: tuple[int, int] | None = None) -> Answer:
@@ -97,30 +97,30 @@ def match_session(models: LoadedModel, session: Session, size: tuple[int, int] |
         size: Width and height of the similarity map; None, those of the target, reduced as by `Matcher.similarity`.
 
     Returns:
-        The matches; without points only the read-out, and without both pictures nothing.
+        The matches; without points only the readout, and without both pictures nothing.
     """
     if session.a is None or session.b is None:
         return Answer()
     with models.lock:
         matcher = models.matcher(session.model)
         a, b = (models.encode(matcher, picture) for picture in (session.a, session.b))
-        rule = readout_label(matcher.rule), readout_shorthand(matcher.rule)
+        labels = readout_label(matcher.readout), readout_shorthand(matcher.readout)
         if not session.marks.points:
-            return Answer(None, None, None, *rule)
+            return Answer(None, None, None, *labels)
         point = session.marks.points[session.marks.chosen]
         match = matcher.match(a, b, session.marks.points)
-        return Answer(match, matcher.similarity(a, b, point, size), find_window_cells(matcher, a, b, point), *rule)
+        return Answer(match, matcher.similarity(a, b, point, size), find_window_cells(matcher, a, b, point), *labels)
 
 
 @torch.no_grad()
 def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, point: Point) -> Box | None:
-    """Return the window of the read-out around the most similar cell; None where the read-out uses the whole map.
+    """Return the window of the readout around the most similar cell; None where the readout uses the whole map.
 
     The match of a point between the source's cells is blended from the windows of the four cells around it; the window
     returned here is that of the point itself.
 
     Args:
-        matcher: Matcher with the read-out.
+        matcher: Matcher with the readout.
         a: The source picture.
         b: The target picture.
         point: (x, y) in original pixels of the source.
@@ -128,7 +128,7 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
     Returns:
         x1, y1, x2 and y2 of the window in original pixels of the target.
     """
-    radius = window_radius(matcher.rule)
+    radius = window_radius(matcher.readout)
     if radius is None:
         return None
     source, target = matcher.features(a, b)
@@ -142,14 +142,14 @@ def find_window_cells(matcher: Matcher, a: EncodedPicture, b: EncodedPicture, po
     return x1, y1, x2, y2
 
 
-def window_radius(rule: Readout) -> int | None:
-    """Return how many cells a read-out uses to each side of the most similar one; None where it uses all.
+def window_radius(readout: Readout) -> int | None:
+    """Return how many cells a readout uses to each side of the most similar one; None where it uses all.
 
-    >>> rules = [argmax, partial(window_soft_argmax, window=9), partial(kernel_soft_argmax, sigma=3)]
-    >>> [window_radius(rule) for rule in rules]
+    >>> readouts = [argmax, partial(window_soft_argmax, window=9), partial(kernel_soft_argmax, sigma=3)]
+    >>> [window_radius(readout) for readout in readouts]
     [0, 4, 3]
     """
-    function, options = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    function, options = (readout.func, readout.keywords) if isinstance(readout, partial) else (readout, {})
     if function is argmax:
         return 0
     if function is window_soft_argmax:
@@ -200,7 +200,7 @@ def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
     rows = list(zip(*(values.tolist() for values in columns), strict=True))
     return {
         "model": " ".join(format_overrides(session.model or None)),
-        "read_out": answer.rule,
+        "read_out": answer.readout_label,
         "code": code_versions(),
         "points": "x, y in original pixels, upright; pixel centres at integers; of a mirrored target, in its mirror",
         "source": {"name": session.a.name, "size": list(session.a.size)},

@@ -165,7 +165,7 @@ def format_hint(session: Session, answer: Answer) -> str:
         text = "Click a point in the left picture."
     else:
         box = ": the whole map" if answer.window is None else ": the white box"
-        text = f"Point {session.marks.chosen + 1} is chosen, read by {escape(answer.read_out)}{box}."
+        text = f"Point {session.marks.chosen + 1} is chosen, read by {escape(answer.readout_shorthand)}{box}."
         if not all(answer.match.consistent.tolist()):
             text += " Rings do not come back: do not trust them."
     for side, picture in (("left", session.a), ("right", session.b)):

@@ -1,6 +1,6 @@
 """Benchmarks of speed and memory, as ratios to what others do and to what the machine allows, in one run.
 
-`python -m semcorr.benchmark match|evaluate|read_outs|head|train|loading|store|conv4d|scaling|startup`; each prints a
+`python -m semcorr.benchmark match|evaluate|readouts|head|train|loading|store|conv4d|scaling|startup`; each prints a
 table and writes benchmark.json.
 """
 

@@ -118,8 +118,9 @@ def benchmark_evaluate(
     _run_benchmark("evaluate", work, out, locals())
 
 
-@app.command("read_outs")
-def benchmark_read_outs(
+@app.command("read_outs", hidden=True)  # its former name
+@app.command("readouts")
+def benchmark_many_readouts(
     backbone: Backbone = "efficientnet_lite0",
     size: Size = None,
     random: Random = False,
@@ -133,11 +134,11 @@ def benchmark_read_outs(
     together: Together = False,
     out: Out = OUT,
 ) -> None:
-    """Measure how much longer a whole evaluation takes with eleven read-outs than with one."""
+    """Measure how much longer a whole evaluation takes with eleven readouts than with one."""
 
     def work() -> "BenchmarkResult":
         from semcorr.benchmark.measurement import resolve_device_name
-        from semcorr.benchmark.read_outs import benchmark_readouts
+        from semcorr.benchmark.readouts import benchmark_readouts
         from semcorr.benchmark.runs import build_run_spec
 
         return benchmark_readouts(

@@ -1,12 +1,11 @@
 """Evaluation from files to scores: `semcorr.evaluate` against a loop that encodes both images of every pair.
 
-Ours counts reading the pair lists and annotations, making the loaders, encoding, matching, four read-outs, scoring and
+Ours counts reading the pair lists and annotations, making the loaders, encoding, matching, four readouts, scoring and
 the table of all keypoints. The loop counts only decoding, encoding and reading out. Neither counts imports or loading
 the weights.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,10 +102,10 @@ def run_evaluation(run: RunSpec, part: SplitPart) -> JsonObject:
         start = synchronised_time(run.device)
         data = build_datamodule(cfg, "data", ("test",))
         assert isinstance(data, PairDataModule)
-        data.size, data.pixels = module.backbone.size, module.backbone.needs_pixels
+        data.fit_backbone(module.backbone)
         pairs = _select_pairs(data, part)
         after_reading = synchronised_time(run.device)
-        data.pairs = cache(lambda split: pairs)
+        data.restrict_split(data.split, pairs)
         trainer.test(module, datamodule=data, verbose=False)
         end = synchronised_time(run.device)
         backbone = module.backbone.to(run.device).eval()

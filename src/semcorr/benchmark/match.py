@@ -20,13 +20,13 @@ from semcorr.matching.readouts import argmax, kernel_soft_argmax, soft_argmax, w
 from semcorr.models.heads.cosine import Cosine
 
 STRIDE = 14.0
-RULES = (
+READOUTS = (
     argmax,
     partial(soft_argmax, temperature=SOFT),
     partial(kernel_soft_argmax, sigma=SIGMA, temperature=KERNEL),
     window_soft_argmax,
 )
-SAME = {"nearest": 0, "soft": 1, "kernel": 2}  # read-outs of the naive loops, by the index of the equal rule of ours
+SAME = {"nearest": 0, "soft": 1, "kernel": 2}  # readouts of the naive loops, by the index of ours that is equal
 PASSES = 5  # over all pairs, of which the fastest counts, as of the products that the floor is measured by
 AGREED = 0.999  # share of the points on the same cell
 
@@ -136,17 +136,17 @@ def _match_by_target(task: MatchingTask) -> tuple[list[list[int]], list[TargetMa
         TargetQueries(features[target], [features[task.pairs[i][0]] for i in pairs], [task.points[i] for i in pairs])
         for target, pairs in groups.items()
     ]
-    return list(groups.values()), match_to_targets(Cosine(), queries, RULES)
+    return list(groups.values()), match_to_targets(Cosine(), queries, READOUTS)
 
 
 def _list_cells(task: MatchingTask, pairs: int) -> list[list[list[float]]]:
-    """Match, and list the cells of the first `pairs` pairs, pair after pair, by rule."""
+    """Match, and list the cells of the first `pairs` pairs, pair after pair, by readout."""
     cells: dict[int, list[Tensor]] = {}
     for members, matches in zip(*_match_by_target(task), strict=True):
         counts = [len(task.points[i]) for i in members]
-        parts = [rule_cells.split(counts) for rule_cells in matches.cells]
+        parts = [readout_cells.split(counts) for readout_cells in matches.cells]
         cells |= {i: [part[position] for part in parts] for position, i in enumerate(members)}
-    return [torch.cat([cells[i][rule] for i in range(pairs)]).tolist() for rule in range(len(RULES))]
+    return [torch.cat([cells[i][j] for i in range(pairs)]).tolist() for j in range(len(READOUTS))]
 
 
 def _move_to_centres(points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
@@ -155,7 +155,7 @@ def _move_to_centres(points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
 
 
 def _agreement(naive: JsonObject, ours: JsonObject, name: str) -> dict[str, float]:
-    """Compute the share of points on the same cell, and the largest distance between soft read-outs, in cells."""
+    """Compute the share of points on the same cell, and the largest distance between soft readouts, in cells."""
     cells = ours["centred" if name == "full correlation" else "cells"]
     distances = {
         key: (torch.tensor(naive["cells"][key]) - torch.tensor(cells[i])).norm(dim=-1) for key, i in SAME.items()

@@ -21,11 +21,11 @@ from torch.nn.functional import grid_sample
 
 from semcorr.core.coords import to_grid
 
-SOFT, KERNEL, SIGMA = 0.02, 0.03, 7.0  # two temperatures and a width in cells, as those of our read-outs
+SOFT, KERNEL, SIGMA = 0.02, 0.03, 7.0  # two temperatures and a width in cells, as those of our readouts
 
 Map = Float[Tensor, "c h w"]
 Points = Float[Tensor, "n 2"]
-Answers = dict[str, Points]  # cells by read-out
+Answers = dict[str, Points]  # cells by readout
 Loop = Callable[[Map, Map, Points, float], Answers]
 
 
@@ -39,7 +39,7 @@ def match_by_full_correlation(source: Map, target: Map, points: Points, stride: 
         stride: Pixels per cell.
 
     Returns:
-        Cells of the target, with fractions, by the name of the read-out.
+        Cells of the target, with fractions, by the name of the readout.
     """
     h, w = target.shape[-2:]
     queries, cells = (_normalise(features).flatten(1).T for features in (source, target))  # (hw c)
@@ -70,7 +70,7 @@ def match_by_each_readout(source: Map, target: Map, points: Points, stride: floa
         stride: Pixels per cell.
 
     Returns:
-        Cells of the target, with fractions, by the name of the read-out.
+        Cells of the target, with fractions, by the name of the readout.
     """
     h, w = target.shape[-2:]
 
@@ -93,7 +93,7 @@ def match_by_each_readout(source: Map, target: Map, points: Points, stride: floa
     }
 
 
-LOOPS: dict[str, Loop] = {
+LOOPS: dict[str, Loop] = {  # by the keys of benchmark.json
     "full correlation": match_by_full_correlation,
     "each read-out recomputed": match_by_each_readout,
 }

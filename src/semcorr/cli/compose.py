@@ -40,7 +40,7 @@ PROTOCOL_READOUT = "semcorr.matching.readouts.ProtocolReadout"
 STEPS = ("backbone.debias", "backbone.upsample")  # options that any backbone has, and no file of one lists
 
 
-SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # read-outs that have no file of their own
+SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # readouts that have no file of their own
 UPSAMPLERS = r"(?!(?:null|true|false)$)[A-Za-z_][\w,]*"  # names of files
 SEVERE = r"(?!none_)([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
 
@@ -71,7 +71,7 @@ def _read_search_path(line: Sequence[str]) -> tuple[str, ...]:
 
 
 def register_readouts(overrides: Sequence[str]) -> None:
-    """Register short names of read-outs and corruptions with Hydra, as in a sweep over localise=window_5,window_9."""
+    """Register short names of readouts and corruptions with Hydra, as in a sweep over localise=window_5,window_9."""
     for override in overrides:
         key, _, value = override.partition("=")
         if key == "corrupt" and "," in value:
@@ -96,7 +96,7 @@ def register_severities(names: Iterable[str]) -> None:
 def expand_list_overrides(overrides: Sequence[str]) -> list[str]:
     """Expand overrides that Hydra does not know to those that it knows; leave the others as they are.
 
-    Expanded are lists of read-outs, protocols and loggers, short names of read-outs and of corruptions, steps after the
+    Expanded are lists of readouts, protocols and loggers, short names of readouts and of corruptions, steps after the
     features of a backbone, and options of the Trainer.
 
     Raises:
@@ -161,7 +161,7 @@ def merge_checkpoint_config(
             and those of installed plug-ins.
 
     Raises:
-        UserError: The run cannot be read or continued, or a read-out was typed for a benchmark without one.
+        UserError: The run cannot be read or continued, or a readout was typed for a benchmark without one.
     """
     refuse_unused_readout(cfg, overrides)
     if cfg.checkpoint is None:
@@ -186,7 +186,7 @@ def merge_checkpoint_config(
     if "protocol" not in line_keys and find_own_protocol(cfg.data) is not None:
         own_readout = ["localise"] if saved_cfg.localise.get("_target_") == PROTOCOL_READOUT else []
         inherited = [key for key in inherited if key not in ("protocol", *own_readout)]
-    if "protocol" in line_keys:  # it has its own read-out, and the pixels it is defined on
+    if "protocol" in line_keys:  # it has its own readout, and the pixels it is defined on
         inherited = [key for key in inherited if key != "localise"]
         saved_cfg.data.resize = cfg.data.resize
     elif "data" in line_keys and not {"data.resize", "experiment"} & {*line_keys}:
@@ -214,19 +214,19 @@ def find_own_protocol(section: DictConfig) -> "type[EvaluationBenchmark] | None"
 
 
 def refuse_unused_readout(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse a read-out that was typed for a benchmark that is scored without one.
+    """Refuse a readout that was typed for a benchmark that is scored without one.
 
     Args:
         cfg: Composed configuration of train or evaluate.
         overrides: Overrides of the command line.
 
     Raises:
-        UserError: A read-out was typed, and the benchmark has none.
+        UserError: A readout was typed, and the benchmark has none.
     """
     typed = next((key for key in override_keys(overrides) if key.partition(".")[0] == "localise"), None)
     if typed is None or (benchmark := find_own_protocol(cfg.data)) is None or benchmark.has_readout:
         return
-    raise UserError(f"`{typed}`: {benchmark.name} has no read-out, so it would change nothing. Leave it out.")
+    raise UserError(f"`{typed}`: {benchmark.name} has no readout, so it would change nothing. Leave it out.")
 
 
 def override_keys(overrides: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lightning import LightningDataModule
 
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, Whole, check_arguments
 from semcorr.data.download.recipe import DownloadRecipe
 from semcorr.data.loaders import (
@@ -58,6 +59,10 @@ class BenchmarkModule(LightningDataModule, ABC):
         require_workers(workers)
         self.root, self.size, self.split, self.resize = Path(root), size, split, resize
         self.encode_batch, self.workers = encode_batch, workers
+
+    def fit_backbone(self, backbone: Backbone) -> None:
+        """Resize images to the square that a backbone is evaluated at."""
+        self.size = backbone.size
 
     @property
     def encoding_batch(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from semcorr.core.errors import UserError
+from semcorr.core.interfaces import Backbone
 from semcorr.core.ranges import Count, OptionsOf, Seed, Weight, Whole, check_arguments
 from semcorr.core.types import ImageBatch, PairBatch, View
 from semcorr.data.all_pairs import ImageStream, TrainingImages, images_by_category
@@ -145,7 +146,7 @@ class PairDataModule(BenchmarkModule):
         self.corruption: Corruption | None = None
         self.heldout_keypoints = heldout_keypoints
         self.pixels, self.train_pixels, self.train_masks = False, True, False
-        self.pairs = cache(self._checked_pairs)  # one reading per split
+        self._pairs: dict[str, Sequence[PairRecord]] = {}  # of the splits that were read
         self._images: dict[str, ImageRecord] = {}  # of all splits that were read
         self.category_images = cache(lambda: images_by_category(self.pairs("train")))
         self._require_split(self.split)
@@ -165,6 +166,30 @@ class PairDataModule(BenchmarkModule):
         Raises:
             UserError: The split cannot be read.
         """
+
+    def pairs(self, split: str) -> Sequence[PairRecord]:
+        """Return the pairs of a split, checked; a split is read once.
+
+        Raises:
+            UserError: The split cannot be read, or a pair of it cannot be scored.
+        """
+        if split not in self._pairs:
+            self._pairs[split] = self._checked_pairs(split)
+        return self._pairs[split]
+
+    def restrict_split(self, split: str, pairs: Sequence[PairRecord]) -> None:
+        """Leave a split some of its pairs.
+
+        Args:
+            split: The split.
+            pairs: Those of its pairs that it keeps.
+        """
+        self._pairs[split] = pairs
+
+    def fit_backbone(self, backbone: Backbone) -> None:
+        """Resize images for a backbone, and give pairs their pixels if it computes nothing of an image alone."""
+        super().fit_backbone(backbone)
+        self.pixels = backbone.needs_pixels
 
     def setup(self, stage: str) -> None:
         """Read what the stage needs now, so that bad data is reported before anything runs.

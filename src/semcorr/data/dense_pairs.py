@@ -82,7 +82,7 @@ class DenseBenchmark(EvaluationBenchmark):
 
     def test_dataloader(self) -> DataLoader[DenseBatch]:
         """Return the loader of this process's share of the pairs, one a batch."""
-        images = DensePairImages(self.own_cases(), self.size, self.resize)
+        images = DensePairImages(self.share_cases(self.cases(self.split)), self.size, self.resize)
         plan = self.plan_loading(BatchSize(2, self.size))
         return DataLoader(
             images,

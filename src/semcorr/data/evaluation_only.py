@@ -3,7 +3,7 @@
 import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -13,6 +13,8 @@ from semcorr.core.ranges import OptionsOf, require
 from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.loaders import BatchSize, require_enough_batches, shard
+
+Case = TypeVar("Case")
 
 
 class EvaluationBenchmark(BenchmarkModule):
@@ -55,7 +57,7 @@ class EvaluationBenchmark(BenchmarkModule):
             require(f"data.{key}", value, parameters[key].annotation)
 
     @abstractmethod
-    def cases(self, split: str) -> Sequence[Any]:
+    def cases(self, split: str) -> Sequence[object]:
         """Return what a split is scored by, one for each step. It may depend on the backbone's size."""
 
     @abstractmethod
@@ -79,15 +81,14 @@ class EvaluationBenchmark(BenchmarkModule):
             )
         self.check(self.split)
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader:
         """Return the loader of this process's share of the cases, one a batch and without pixels."""
-        own = self.own_cases()
-        return DataLoader(cast(Dataset[Any], own), batch_size=None, collate_fn=keep_case)  # any sequence is a data set
+        own = self.share_cases(self.cases(self.split))
+        return DataLoader(cast(Dataset, own), batch_size=None, collate_fn=keep_case)  # any sequence is a data set
 
-    def own_cases(self) -> list[Any]:
+    def share_cases(self, cases: Sequence[Case]) -> list[Case]:
         """Return this process's share of the cases: each is on exactly one process."""
         rank, world = self._place()
-        cases = self.cases(self.split)
         numbers = [[i] for i in range(len(cases))]
         require_enough_batches(numbers, world)
         return [cases[i] for (i,) in shard(numbers, rank, world)]
@@ -101,6 +102,6 @@ class EvaluationBenchmark(BenchmarkModule):
         )
 
 
-def keep_case(case: Any) -> Any:
+def keep_case(case: Case) -> Case:
     """Hand on a case as it is: PyTorch's conversion would make lists of the tuples in it."""
     return case

@@ -91,9 +91,21 @@ class _Images(NamedTuple):
     measure: Callable[[Path], PictureSize]
     path: Path  # of the list
 
-    def record(
+    def build_record(
         self, row: Mapping[str, str], side: str, points: list[Point], box: Sequence[float], location: str
     ) -> ImageRecord:
+        """Build the record of one image of a row.
+
+        Args:
+            row: Row of the list.
+            side: `source` or `target`.
+            points: Keypoints of the image; None where one is not visible.
+            box: x1, y1, x2 and y2 of the object.
+            location: File and line of the row, for messages.
+
+        Raises:
+            UserError: The image is absent or cannot be measured.
+        """
         column = f"{side}_image"
         file = self.files[row[column]]
         path = self.root / file
@@ -174,7 +186,7 @@ def _build_pair(images: _Images, location: str, line: int, row: Mapping[str, str
         lacks = "this row has none in its column `box`" if "box" in row else "there is no column `box`"
         raise UserError(f"{location}: data.extent=box needs the target's box, x1;y1;x2;y2, and {lacks}. Add it.")
     source, target = (
-        images.record(row, side, points, (side == "target" and box) or _bounding_box(points), location)
+        images.build_record(row, side, points, (side == "target" and box) or _bounding_box(points), location)
         for side, points in sides.items()
     )
     if extent == "keypoints" and len({point for point in sides["target"] if point is not None}) < 2:

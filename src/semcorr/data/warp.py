@@ -28,12 +28,6 @@ class ImageWarp(NamedTuple):
     spline: Float[Tensor, "k 2"] | None = None  # coefficients of the thin plate, see `thin_plate_coefficients`
 
 
-def warp_to_original(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
-    """Map points of the result to the points of the original seen there."""
-    bent = points if warp.spline is None else points + thin_plate_displacement(warp.spline, points)
-    return _apply_affine(warp.affine, bent)
-
-
 def original_to_warp(warp: ImageWarp, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
     """Map points of the original to where the result shows them.
 

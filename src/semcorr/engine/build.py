@@ -25,7 +25,7 @@ from semcorr.engine.run_config import check_config, require_compile_backend
 from semcorr.engine.saved_config import to_plain_types
 from semcorr.evaluation.protocols import SEMCORR, Protocol
 from semcorr.models.backbones.steps import add_steps
-from semcorr.models.losses import Loss, list_reads, point_lookup
+from semcorr.models.losses import ExtraInput, Loss, list_reads, point_lookup
 from semcorr.models.weights.loading import require_finite_weights
 
 Benchmark = PairDataModule | EvaluationBenchmark
@@ -88,17 +88,43 @@ def build_datamodule_and_module(
     module = build_module(cfg, training)
     if cfg.compile is not None:
         compile_blocks(module.backbone, cfg.compile)
-    data.size = module.backbone.size
-    if isinstance(data, PairDataModule):
-        data.pixels = module.backbone.needs_pixels
+    data.fit_backbone(module.backbone)
     cfg.backbone.size = module.backbone.size  # from `grid`, where that was given; written to config.yaml
     if "grid" in cfg.backbone:
         cfg.backbone.grid = None
     return module, data
 
 
+def build_training(cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModule, PairDataModule]:
+    """Build the module, the benchmark that it is trained on and the one that it is scored on.
+
+    Args:
+        cfg: Configuration of the training. What a run fills in, such as `backbone.size`, is written to it.
+
+    Raises:
+        UserError: The configuration is invalid, or a benchmark cannot be trained or scored on.
+    """
+    check_config(cfg)
+    parts = build_training_parts(cfg)
+    other = build_datamodule(cfg, "test", ("test",)) if "test" in cfg else None
+    if other is not None and not isinstance(other, PairDataModule):
+        raise UserError(f"`data@test`: {other.name} has no pairs. Score it with semcorr.evaluate checkpoint=RUN_DIR")
+    module, data = build_datamodule_and_module(cfg, ("fit",) if other else ("fit", "test"), parts)
+    if not isinstance(data, PairDataModule):
+        raise UserError(f"`data`: {data.name} has no pairs to train on. Score it with semcorr.evaluate")
+    if any(module.trainable_parameters()):
+        require_filled_square(parts.loss, data.resize)
+        require_pairs(parts.loss, data.all_pairs)
+        data.train_masks = ExtraInput.MASKS in list_reads(parts.loss)
+    use_cached_features(module, data)
+    scored = other or data
+    module.pose.check(module.backbone, scored)
+    scored.fit_backbone(module.backbone)
+    return module, data, scored
+
+
 def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> CorrespondenceModule:
-    """Build the module of a configuration: backbone, head and read-outs, with the trainable weights chosen.
+    """Build the module of a configuration: backbone, head and readouts, with the trainable weights chosen.
 
     Args:
         cfg: Configuration of the run. Null options of the head that follow from the backbone are filled in.
@@ -117,6 +143,7 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
         dropout=cfg.get("feature_dropout", 0.0),
         protocols=build_protocols(cfg),
         pose=instantiate(cfg.pose) if "pose" in cfg else None,
+        kap=cfg.get("kap", False),
         **(training._asdict() if training else {}),
     )
 
@@ -188,7 +215,7 @@ def use_cached_features(module: CorrespondenceModule, data: PairDataModule) -> N
     frozen = module.frozen
     if not frozen.is_cacheable or frozen.cache_config.place == "off":
         return
-    if "pixels" in list_reads(module.loss):
+    if ExtraInput.PIXELS in list_reads(module.loss):
         print_line("Frozen blocks are computed at every step: `loss` changes pixels.")
         return
     if data.augment is not None and not data.augment.only_flips:

@@ -204,7 +204,7 @@ def match_pixels(
     """Match every pixel of a source: the matches of its cells, interpolated between those that agree.
 
     Args:
-        module: Module with the head and the read-out.
+        module: Module with the head and the readout.
         pair: The pair.
         maps: Features of source and target, transformed by the head.
         fits: Geometry of both images in the backbone's square.
@@ -213,8 +213,8 @@ def match_pixels(
         Positions in pixels of the target, within its borders.
     """
     (source, target), (source_fit, target_fit) = maps, fits
-    rule = list_readouts(module.matcher.localise)[0]
-    matched = match_to_target(module.matcher.head, target, [source], [centres_of(source)], [rule]).points[0]
+    readout = list_readouts(module.matcher.localise)[0]
+    matched = match_to_target(module.matcher.head, target, [source], [centres_of(source)], [readout]).points[0]
     if not bool(matched.isfinite().all()):
         raise UserError(f"`localise`: a cell of pair {pair.name} has no finite place. Check the weights of the head")
     shape, device = source.values.shape[-2:], source.values.device

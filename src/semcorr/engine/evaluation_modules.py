@@ -15,10 +15,10 @@ from semcorr.engine.tracking import TrackingModule
 
 
 def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBenchmark) -> EvaluationModule:
-    """Build the module that scores a benchmark by a matcher's backbone, head and read-out.
+    """Build the module that scores a benchmark by a matcher's backbone, head and readout.
 
     Raises:
-        UserError: The benchmark cannot be scored by such a backbone, head, protocol or number of read-outs.
+        UserError: The benchmark cannot be scored by such a backbone, head, protocol or number of readouts.
     """
     title = data.title or data.name
     if data.is_video and matcher.backbone.needs_pair:
@@ -27,9 +27,7 @@ def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBench
         raise UserError(f"`protocol`: {title} has its own. Leave `protocol` out.")
     if data.has_readout and len(matcher.specs) > 1:
         count = len(matcher.specs)
-        raise UserError(
-            f"`localise`: {title} is scored by one read-out, got {count}. Give localise=argmax, or another."
-        )
+        raise UserError(f"`localise`: {title} is scored by one readout, got {count}. Give localise=argmax, or another.")
     if isinstance(data, TapVid):
         return TrackingModule(matcher, data.cycle_threshold if data.occlusion == "cycle" else None)
     if isinstance(data, DAVIS):

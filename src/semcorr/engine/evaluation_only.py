@@ -19,10 +19,10 @@ from semcorr.store.frozen import feature_origin
 
 
 class EvaluationModule(LightningModule, ABC):
-    """A score of the backbone, head and read-out of a `CorrespondenceModule`; nothing is trained.
+    """A score of the backbone, head and readout of a `CorrespondenceModule`; nothing is trained.
 
     Args:
-        matcher: Module with the backbone, head and read-out.
+        matcher: Module with the backbone, head and readout.
     """
 
     def __init__(self, matcher: CorrespondenceModule) -> None:

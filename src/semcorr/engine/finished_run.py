@@ -24,7 +24,7 @@ class EvaluatedRun(NamedTuple):
 
 
 def read_evaluated_run(folder: Path) -> EvaluatedRun:
-    """Read the metrics of a run, and the rows of the read-out and protocol that metrics.json reports.
+    """Read the metrics of a run, and the rows of the readout and protocol that metrics.json reports.
 
     Raises:
         UserError: The folder is not that of a finished run on pairs.

@@ -15,7 +15,7 @@ from semcorr.core.text_files import JsonMapping, JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
 REMOVABLE = ("loss", "head")  # sections whose options an experiment may give, and another choice may lack
-# Calls that no file makes: those that the program itself puts into a configuration, for the short names of read-outs,
+# Calls that no file makes: those that the program itself puts into a configuration, for the short names of readouts,
 # and those of earlier files, which are in the configurations of runs.
 BUILTIN_CALLS: Mapping[str, JsonObject] = {
     "localise": {"_target_": "semcorr.matching.readouts.parse_readout", "name": "window_15"},

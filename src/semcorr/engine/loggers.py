@@ -159,13 +159,13 @@ Project = Annotated[
 
 
 @check_arguments("logger")
-def wandb(
+def build_wandb_logger(
     save_dir: str | Path,
     project: Project = "semcorr",
     group: str | None = None,
     **options: Annotated[Any, OptionsOf(_wandb_option_targets, by="mode")],
 ) -> WandbLogger:
-    """Make a logger to W&B, offline unless there is a key, in WANDB_API_KEY or from `wandb login`.
+    """Build a logger to W&B, offline unless there is a key, in WANDB_API_KEY or from `wandb login`.
 
     Args:
         save_dir: Run directory; a run that is resumed in it continues the same run of W&B, unless W&B is offline.
@@ -238,7 +238,7 @@ def logger_nodes(node: JsonMapping) -> dict[str, JsonObject]:
     }
 
 
-EXTRAS = {f"semcorr.engine.loggers.{name}": name for name in ("wandb", "tensorboard")}  # each of the package's name
+EXTRAS = {f"semcorr.engine.loggers.build_{name}_logger": name for name in ("wandb", "tensorboard")}  # target: package
 
 
 def require_logger_packages(node: JsonMapping) -> None:
@@ -261,6 +261,6 @@ def finish_loggers(loggers: Iterable[Logger]) -> None:
                     print(f"W&B is offline: wandb sync {Path(run.dir).parent} sends the run.")
 
 
-def tensorboard(save_dir: str | Path) -> TensorBoardLogger:
-    """Make a logger of event files under `tensorboard/` of the run directory."""
+def build_tensorboard_logger(save_dir: str | Path) -> TensorBoardLogger:
+    """Build a logger of event files under `tensorboard/` of the run directory."""
     return TensorBoardSideLogger(save_dir=str(save_dir), name="tensorboard", version="", default_hp_metric=False)

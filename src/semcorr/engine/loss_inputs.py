@@ -23,6 +23,7 @@ from semcorr.matching.batched import (
 )
 from semcorr.models.losses import (
     Descriptors,
+    ExtraInput,
     Loss,
     LossInputs,
     PairMaps,
@@ -67,7 +68,7 @@ def validate_training_options(
             f"`loss` compares descriptors of keypoints, and the head {type(head).__name__} has none: it must see both "
             "images. Choose a loss of similarity, as loss=gaussian_cross_entropy, or head=cosine."
         )
-    if {"others", "pixels"} & {*list_reads(loss)} and backbone.needs_pair:
+    if {ExtraInput.OTHERS, ExtraInput.PIXELS} & {*list_reads(loss)} and backbone.needs_pair:
         raise UserError(
             f"`loss`: {backbone.name} sees images in pairs, and this loss needs features of each image alone. Give "
             "another backbone, or a loss of keypoints, as loss=gaussian_cross_entropy."
@@ -159,7 +160,7 @@ def _pair_inputs(
         extent=torch.cat([view_extent(view) for view in targets])[:, None].expand(-1, mask.shape[1], -1) / cell,
         number=step,
         descriptors=Descriptors(*descriptors, mask, original) if descriptors else None,
-        pairs=pair_maps(head, maps, batch) if "pairs" in list_reads(loss) else None,
+        pairs=pair_maps(head, maps, batch) if ExtraInput.PAIRS in list_reads(loss) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The model as a Lightning module: backbone, head, read-out and PCK, and the loss while training."""
+"""The model as a Lightning module: backbone, head, readout and PCK, and the loss while training."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +17,6 @@ from semcorr.core.interfaces import Backbone, PenalisedHead
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
-from semcorr.data.image_variants import ImageVariant
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.views import to_unit_range
 from semcorr.engine.callbacks import LOSS, TrainingProgressBar
@@ -34,9 +33,9 @@ from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_step
 from semcorr.engine.step_watch import StepWatch
 from semcorr.engine.teacher import Teacher
 from semcorr.evaluation.evaluator import EvaluationResult, Evaluator
-from semcorr.evaluation.image_features import CorrespondenceModel, EvaluationSetup
+from semcorr.evaluation.image_features import CorrespondenceModel, EvaluationSetup, SharedCache
 from semcorr.evaluation.pose import alignment as adaptive
-from semcorr.evaluation.protocols import SEMCORR, Protocol, build_scoring_specs
+from semcorr.evaluation.protocols import SEMCORR, Protocol, ScoringSpec, build_scoring_specs
 from semcorr.matching.batched import transform_features
 from semcorr.matching.readouts import ProtocolReadout
 from semcorr.metrics.pck import SUBSETS
@@ -49,9 +48,9 @@ from semcorr.models.finetune.state import (
     require_same_parts,
 )
 from semcorr.models.finetune.targets import freeze_unused
-from semcorr.models.losses import Loss, PairMaps, SourceImages, add_terms, list_reads, loss_terms
+from semcorr.models.losses import ExtraInput, Loss, PairMaps, SourceImages, add_terms, list_reads, loss_terms
 from semcorr.models.weights.loading import require_finite_weights
-from semcorr.store.cache import FeatureCache
+from semcorr.store.cache import FeatureCache, SweepFeatureCache
 from semcorr.store.encode import ProcessGroup
 from semcorr.store.frozen import FeatureCacheConfig, FrozenPrefix
 
@@ -59,7 +58,7 @@ STATES = ("state_dict", "current_model_state")  # of a checkpoint; the second wh
 
 
 class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtractor):
-    """A backbone, a head and a read-out, evaluated and trained.
+    """A backbone, a head and a readout, evaluated and trained.
 
     Evaluation encodes every image once and matches the pairs from the features; where a backbone must see both images,
     they are joined pair by pair from what it computes of each alone. Training computes frozen blocks once per image
@@ -68,7 +67,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     Args:
         backbone: Backbone, from images to features.
         head: Head, from features and query points to similarity.
-        localise: Read-out, from similarity to cells.
+        localise: Readout, from similarity to cells.
         finetune: Function that is called with the backbone, and chooses its trainable weights.
         loss: Loss: a function of similarity, true cells and mask, or of all `LossInputs`; None without training.
         optimizer: Function from the trainable parameters of the head and loss, and of the backbone, to the optimiser;
@@ -82,13 +81,12 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         dropout: Share of the features' elements that are dropped in a training step.
         protocols: Protocols to score by; the first is the one validated, plotted and reported as the score.
         pose: Poses in which the sources of the test are tried; None, in no other than their own.
+        kap: Detect the keypoints that the target does not show, too, when testing.
 
     Attributes:
         uses_cached_features: Whether training pairs come without pixels, and frozen blocks' features from the cache.
-        specs: Protocols, each with its read-outs.
+        specs: Protocols, each with its readouts.
         result: Result of the last validation or test.
-        keeps_rows: Whether validation and testing store a row per keypoint and specification, and not only scores.
-        kap: Whether testing also detects the keypoints that the target does not show.
         teacher: Weights by which the pairs are labelled for a loss that reads them; a callback gives them.
     """
 
@@ -111,10 +109,12 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         dropout: float = 0.0,
         protocols: Sequence[Protocol] = (SEMCORR,),
         pose: adaptive.AdaptivePose | None = None,
+        kap: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.head, self.keeps_rows = backbone, head, True
-        self.specs, self.localise = build_scoring_specs(protocols, localise)
+        self.backbone, self.head = backbone, head
+        specs, self.localise = build_scoring_specs(protocols, localise)
+        self.set_specs(specs)
         self.loss, self.optimizer, self.scheduler, self.seed = loss, optimizer, scheduler, seed
         self.variants, self.dropout = variants or PoseVariant(), dropout
         validate_training_options(backbone, head, loss, self.variants, dropout)
@@ -125,8 +125,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         freeze_unused(network)
         self.saved_keys = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
-        self.uses_cached_features, self.kap, self.pose = False, False, pose or adaptive.AdaptivePose()
-        self.sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None = None
+        self.uses_cached_features, self.kap, self.pose = False, kap, pose or adaptive.AdaptivePose()
+        self.shared_cache: SharedCache | None = None
         self.step_watch, self.shows_each_loss = StepWatch(), False
         self.teacher: Teacher | None = None
 
@@ -166,9 +166,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         features = batch_features(self, batch)
         maps = feature_dropout(features, self.dropout)
         inputs = build_loss_inputs(self.head, maps, batch, self.variants, self.global_step, self.loss)
-        if "teacher" in list_reads(self.loss):
+        if ExtraInput.TEACHER in list_reads(self.loss):
             inputs = inputs._replace(teacher=self._teach(features, batch))
-        if "pixels" in list_reads(self.loss):
+        if ExtraInput.PIXELS in list_reads(self.loss):
             assert isinstance(batch, PairBatch), "build.require_pairs comes first"
             inputs = inputs._replace(sources=SourceImages(to_unit_range(batch.source.image), self._encode_with_head))
         assert self.loss is not None, "only training has steps"
@@ -217,7 +217,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def on_fit_start(self) -> None:
         """Set the modes, which Lightning leaves as they are: a new module is in training mode throughout."""
         self.train()
-        if "teacher" in list_reads(self.loss) and self.teacher is None:
+        if ExtraInput.TEACHER in list_reads(self.loss) and self.teacher is None:
             raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
         self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
         bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
@@ -276,6 +276,24 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
 
     # -- evaluation --
 
+    def set_specs(self, specs: Sequence[ScoringSpec], keeps_rows: bool = True) -> None:
+        """Set what validation and test score by.
+
+        Args:
+            specs: Protocols, each with a read-out; the first is the one validated, plotted and reported as the score.
+            keeps_rows: Store a row per keypoint and specification, and not the scores alone.
+        """
+        self.specs, self.keeps_rows = specs, keeps_rows
+
+    def share_features(self, cache: SweepFeatureCache, key: str) -> None:
+        """Share the features of the test with the other jobs of a sweep.
+
+        Args:
+            cache: Cache that the jobs hand on.
+            key: Everything that the features depend on but the images.
+        """
+        self.shared_cache = partial(cache, key)
+
     def on_validation_epoch_start(self) -> None:
         """Encode the images of the validation pairs, with weights that are finite."""
         self.step_watch.check()
@@ -306,7 +324,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
     def _start_evaluation(self, split: str, batches: Sequence[int | float], reuse: bool) -> None:
         test_options: JsonObject = {"specs": self.specs, "pose": self.pose, "kap": self.kap}
         options = test_options if self.trainer.testing else {"specs": self.specs[:1]}
-        setup = EvaluationSetup(self, self._data, split, self._group, self._precision)
+        setup = EvaluationSetup(self, self._data, split, self._group, self._precision, self.shared_cache)
         self.evaluator = Evaluator(setup, keeps_rows=self.keeps_rows, **options)
         has_store = self.frozen.cache_config.root is not None
         self.evaluator.encode(

@@ -106,6 +106,7 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
         cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize
     cfg.pop("protocol", None)  # the audit starts from our own
+    cfg.pop("kap", None)  # it compares scores of the keypoints that both images show
     cfg.logger = {"_target_": "semcorr.engine.loggers.CSVScalarLogger"}
     return cfg
 

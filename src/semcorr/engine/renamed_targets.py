@@ -1,6 +1,6 @@
 """Former names of the targets in saved configurations, and their names today."""
 
-RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the package
+RENAMED_TARGETS = {  # most from before version 0.2, when each module lay at the root of the package
     "semcorr.backbones.diffusion.StableDiffusion": "semcorr.models.backbones.diffusion.StableDiffusion",
     "semcorr.backbones.efficientnet_lite0.EfficientNetLite0": (
         "semcorr.models.backbones.efficientnet_lite0.EfficientNetLite0"
@@ -17,6 +17,8 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
     "semcorr.data.pf_pascal.PFPascal": "semcorr.data.proposal_flow.PFPascal",
     "semcorr.data.pf_willow.PFWillow": "semcorr.data.proposal_flow.PFWillow",
     "semcorr.data.spair_u.SPairU": "semcorr.data.spair.SPairU",
+    "semcorr.engine.loggers.tensorboard": "semcorr.engine.loggers.build_tensorboard_logger",
+    "semcorr.engine.loggers.wandb": "semcorr.engine.loggers.build_wandb_logger",
     "semcorr.finetune.adaptformer.adaptformer": "semcorr.models.finetune.adapters.adaptformer",
     "semcorr.finetune.conditional_prompt.conditional_prompt": ("semcorr.models.finetune.prompts.conditional_prompt"),
     "semcorr.finetune.houlsby.houlsby": "semcorr.models.finetune.adapters.houlsby",
@@ -40,8 +42,8 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
     "semcorr.localise.soft_argmax": "semcorr.matching.readouts.soft_argmax",
     "semcorr.localise.window_soft_argmax": "semcorr.matching.readouts.window_soft_argmax",
     "semcorr.loggers.CSV": "semcorr.engine.loggers.CSVScalarLogger",
-    "semcorr.loggers.tensorboard": "semcorr.engine.loggers.tensorboard",
-    "semcorr.loggers.wandb": "semcorr.engine.loggers.wandb",
+    "semcorr.loggers.tensorboard": "semcorr.engine.loggers.build_tensorboard_logger",
+    "semcorr.loggers.wandb": "semcorr.engine.loggers.build_wandb_logger",
     "semcorr.losses.Dense": "semcorr.models.losses.SoftArgmaxDistance",
     "semcorr.losses.GaussianCrossEntropy": "semcorr.models.losses.GaussianCrossEntropy",
     "semcorr.losses.SymmetricContrastive": "semcorr.models.losses.SymmetricContrastive",
@@ -61,6 +63,7 @@ RENAMED_TARGETS = {  # before version 0.2, each module lay at the root of the pa
 
 RENAMED_OPTIONS = {  # by the target, under today's name
     "semcorr.models.backbones.segment_anything.SegmentAnything": {"out_chans": "neck_chans"},
+    "semcorr.evaluation.protocols.protocol_preset": {"read_out": "readout"},
 }
 
 

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
 from semcorr.core.errors import UserError
+from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.datamodule import BATCH_SIZE
 from semcorr.engine.loggers import require_logger_packages
 from semcorr.engine.optim import check_rates
@@ -89,12 +90,14 @@ def resolve_batch_size(cfg: DictConfig) -> None:
 
 def benchmark_name(section: DictConfig) -> str | None:
     """Return the name of the benchmark that a section of the configuration builds; None if it cannot be imported."""
-    return getattr(find_benchmark(section), "name", None)
+    benchmark = find_benchmark(section)
+    return None if benchmark is None else benchmark.name
 
 
-def find_benchmark(section: DictConfig) -> object:
+def find_benchmark(section: DictConfig) -> type[BenchmarkModule] | None:
     """Return the class of the benchmark that a section of the configuration builds; None if it cannot be imported."""
     try:
-        return _locate(section._target_)
+        benchmark = _locate(section._target_)
     except ImportError:
         return None  # an error when it is built
+    return benchmark if isinstance(benchmark, type) and issubclass(benchmark, BenchmarkModule) else None

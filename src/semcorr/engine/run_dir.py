@@ -253,9 +253,9 @@ POST_FEATURE_KEYS = (
 
 
 def config_hash(cfg: DictConfig, *excluded: str) -> str:
-    """Return a hash of the resolved configuration and of the trained weights that it scores.
+    """Return a hash of the resolved configuration, of the trained weights that it scores and of files that it names.
 
-    Sections that no number depends on are left out.
+    Sections that no number depends on are left out. Of a file, size and time of writing are read.
 
     Args:
         cfg: The configuration.
@@ -275,8 +275,17 @@ def config_hash(cfg: DictConfig, *excluded: str) -> str:
     for key, name in (("checkpoint", "trained"), ("start_from", "started")):
         if content.get(key):  # the same path may hold other weights by now
             weights = checkpoint_path(Path(content[key]))
-            content[name] = [weights.stat().st_size, weights.stat().st_mtime_ns] if weights.is_file() else None
+            content[name] = _describe_file(weights)
+    leaves = {key: value for key, value in flatten_config(content).items() if isinstance(value, str)}
+    files = {key: Path(value) for key, value in leaves.items() if os.sep in value or Path(value).suffix}
+    if written := {key: _describe_file(path) for key, path in files.items() if path.is_file()}:
+        content["files"] = written
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _describe_file(path: Path) -> list[int] | None:
+    """Return size in bytes and time of writing in nanoseconds; None if there is no such file."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
 
 
 PACKAGES = ("semcorr", "torch", "torchvision", "lightning", "timm", "hydra-core", "torchmetrics")

@@ -13,7 +13,7 @@ from semcorr.engine.known_targets import conf_dir, config_search_path, read_know
 NAME_GROUPS = ("backbone", "finetune", "data")  # that a name is made of
 DEFAULT_NAMES = ("train", "evaluate")  # of `name`, which says nothing then
 LONGEST_TAG = 64  # of W&B, in characters
-WANDB = "semcorr.engine.loggers.wandb"
+WANDB = "semcorr.engine.loggers.build_wandb_logger"
 
 
 def name_run(cfg: DictConfig) -> str:

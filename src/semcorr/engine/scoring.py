@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from lightning import Trainer
@@ -46,7 +45,7 @@ def score_and_save(
         The content of metrics.json; an empty dictionary on the other processes.
     """
     if cache is not None and isinstance(module, CorrespondenceModule):
-        module.sweep_cache = partial(cache, config_hash(cfg, *POST_FEATURE_KEYS) + weights_sha256(module))
+        module.share_features(cache, config_hash(cfg, *POST_FEATURE_KEYS) + weights_sha256(module))
     if not trainer.is_global_zero:
         with run_products(trainer):
             trainer.test(module, datamodule=data, verbose=False)

@@ -16,7 +16,7 @@ from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.models.finetune.state import base_weights_id, require_same_base
-from semcorr.models.losses import Loss, list_reads
+from semcorr.models.losses import ExtraInput, Loss, list_reads
 from semcorr.models.losses.gaussian_cross_entropy import annealed_value
 
 
@@ -119,7 +119,7 @@ def require_teacher(module: nn.Module, callbacks: Sequence[Callback], begins: bo
         UserError: The loss needs a teacher and there is none, or the weights of its run are of another module.
     """
     teachers = [callback for callback in callbacks if isinstance(callback, EMATeacher)]
-    if not isinstance(module, Student) or "teacher" not in list_reads(module.loss):
+    if not isinstance(module, Student) or ExtraInput.TEACHER not in list_reads(module.loss):
         return
     if not teachers:
         raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
@@ -161,7 +161,7 @@ class EMATeacher(Callback):
         if not isinstance(pl_module, Student):
             raise UserError("`callbacks.ema_teacher` teaches a training on pairs only. Leave it out.")
         start, self._saved = self._saved, None  # not to be in memory for the whole run
-        if "teacher" not in list_reads(pl_module.loss):
+        if ExtraInput.TEACHER not in list_reads(pl_module.loss):
             print_line("No teacher: `loss` learns from none, so `callbacks.ema_teacher` does nothing.")
             return
         self._teacher = pl_module.teacher = Teacher(pl_module)

@@ -46,7 +46,7 @@ class TrackingResult(NamedTuple):
         scores: Means over videos.
         videos: Scores of each video.
         table: Rows, one per query and evaluated frame.
-        localise: Name of the read-out.
+        localise: Name of the readout.
         seconds: Time by stage.
     """
 
@@ -58,12 +58,12 @@ class TrackingResult(NamedTuple):
 
 
 class TrackingModule(EvaluationModule):
-    """A tracker of points, made of the backbone, head and read-out of a `CorrespondenceModule`; a batch is one video.
+    """A tracker of points, made of the backbone, head and readout of a `CorrespondenceModule`; a batch is one video.
 
     Frames are matched independently: there is no motion model, and nothing is trained.
 
     Args:
-        matcher: Module with the backbone, head and read-out.
+        matcher: Module with the backbone, head and readout.
         cycle: Largest distance from its query, in pixels of the official frame, at which a point that is matched back
             is predicted visible; None predicts every point visible.
     """

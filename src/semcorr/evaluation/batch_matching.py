@@ -40,7 +40,7 @@ class BatchMatcher:
 
     Args:
         features: Features of the images, which the head of their module matches.
-        specs: Protocols and read-outs, as `fit_scoring_specs` returns them for the head.
+        specs: Protocols and readouts, as `fit_scoring_specs` returns them for the head.
         records: Pairs by name, for the sizes of their targets.
     """
 
@@ -120,8 +120,8 @@ class BatchMatcher:
                 predictions[i].cells[mask], predictions[i].score[mask] = cells[self.specs[i].localise], score
 
     def _readouts_by_name(self, indices: Sequence[int]) -> dict[str, Readout]:
-        """Return the read-outs of specifications, by their names."""
-        return {self.specs[i].localise: self.specs[i].rule for i in indices}
+        """Return the readouts of specifications, by their names."""
+        return {self.specs[i].localise: self.specs[i].readout for i in indices}
 
     def _query_points(
         self, batch: PairBatch, annotations: GroundTruth | None, protocol: Protocol, grid: int

@@ -116,7 +116,7 @@ def target_cell_to_view(cells: Float[Tensor, "b n 2"], side: int, grid: int, dec
     aligned: k (S - 1) / (g - 1). fraction: k S / g.
 
     Args:
-        cells: Cells k, fractional where the read-out is.
+        cells: Cells k, fractional where the readout is.
         side: Side S of the view, in pixels.
         grid: Cells g along a side of the map.
         decode: One of the formulas above, as `Protocol.decode` names them; `native` is none of them.

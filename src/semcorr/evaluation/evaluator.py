@@ -32,7 +32,7 @@ class EvaluationResult(NamedTuple):
     """Scores of a split, the same on every process, and the rows that they are computed from.
 
     Attributes:
-        specs: Protocols and read-outs; the first is the one reported.
+        specs: Protocols and readouts; the first is the one reported.
         spec_scores: Scores of each specification, as `PCK.compute` returns them.
         scores: Scores as metrics.json has them, see `metrics_dict`.
         tables: Rows by name: `predictions`, and `poses` and `detections` where they are computed; none for a
@@ -54,7 +54,7 @@ class Evaluator:
 
     Args:
         setup: The module, and the split that it is evaluated on.
-        specs: Protocols and read-outs; all of them see the same features.
+        specs: Protocols and readouts; all of them see the same features.
         keeps_rows: Store a row per keypoint and specification, and not the scores alone.
         pose: Poses in which sources are tried; None leaves them as they are.
         kap: Detect every keypoint that a source shows, also where the target does not show it.
@@ -71,7 +71,7 @@ class Evaluator:
         pose: adaptive.AdaptivePose | None = None,
         kap: bool = False,
     ) -> None:
-        module, data, split, group, _ = setup
+        module, data, split, group = setup[:4]
         self.module, self.data, self.split, self.group = module, data, split, group
         self.specs, self.keeps_rows, self.kap = fit_scoring_specs(specs, module.head), keeps_rows, kap
         self.records: dict[str, PairRecord] = {pair.name: pair for pair in data.pairs(split)}
@@ -242,7 +242,7 @@ def require_finite_predictions(
         batch: Batch of pairs; only keypoints that both images show are checked.
         predicted: Predictions in original target pixels.
         score: Similarity of the best cell.
-        localise: Name of the read-out, for the message.
+        localise: Name of the readout, for the message.
 
     Raises:
         UserError: A value is not finite; the message names the first pair and keypoint.

@@ -20,6 +20,9 @@ from semcorr.store.frozen import (
     to_channels_last,
 )
 
+# From images, and a function that computes their features, to the features that are shared with other evaluations.
+SharedCache = Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache]
+
 
 @runtime_checkable
 class CorrespondenceModel(Protocol):
@@ -29,14 +32,11 @@ class CorrespondenceModel(Protocol):
         backbone: Network from images to features.
         head: Module from features and query points to similarity.
         frozen: Frozen blocks of the backbone, with their cached features.
-        sweep_cache: Function that takes images and a function that computes their features, and returns the cache of
-            these features that the jobs of a sweep share; None outside a sweep.
     """
 
     backbone: Backbone
     head: nn.Module
     frozen: FrozenPrefix
-    sweep_cache: Callable[[list[ImageVariant], Callable[[], FeatureCache]], FeatureCache] | None
 
     def pair_features(self, source: View, target: View) -> tuple[FeatureMap, FeatureMap]:
         """Compute the features of two batches of images, from their pixels."""
@@ -51,6 +51,7 @@ class EvaluationSetup(NamedTuple):
         split: Name of its split.
         group: Processes that share the work.
         context: Function that makes the context of the precision that features are computed in.
+        shared_cache: Function that returns the features, for an evaluation on one process; None: they are computed.
     """
 
     module: CorrespondenceModel
@@ -58,6 +59,7 @@ class EvaluationSetup(NamedTuple):
     split: str
     group: ProcessGroup
     context: Callable[[], AbstractContextManager[object]]
+    shared_cache: SharedCache | None = None
 
 
 def transformed_feature_origin(module: CorrespondenceModel) -> str:
@@ -75,7 +77,7 @@ class ImageFeatures:
     """
 
     def __init__(self, setup: EvaluationSetup) -> None:
-        self.module, self.data, _, self.group, self.context = setup
+        self.module, self.data, _, self.group, self.context, self.shared_cache = setup
         self.cache = FeatureCache(0, self.group.device)
 
     def __call__(self, name: str) -> FeatureMap:
@@ -97,7 +99,7 @@ class ImageFeatures:
         return transformed_feature_origin(self.module)
 
     def encode(self, images: list[ImageVariant], use_cached_features: bool) -> None:
-        """Encode images; the jobs of a sweep on one process share the result.
+        """Encode images, or take their features from the shared cache, if there is one and this is the only process.
 
         Args:
             images: The images and variants.
@@ -108,8 +110,8 @@ class ImageFeatures:
             """Encode the images into a new cache."""
             return self._encode_cached(images) if use_cached_features else self._encode_pixels(images)
 
-        sweep_cache = self.module.sweep_cache if self.group.size == 1 else None
-        self.cache = make() if sweep_cache is None else sweep_cache(images, make)
+        shared_cache = self.shared_cache if self.group.size == 1 else None
+        self.cache = make() if shared_cache is None else shared_cache(images, make)
 
     def _encode_pixels(self, images: list[ImageVariant]) -> FeatureCache:
         """Encode images from their pixels, cached for this pass."""

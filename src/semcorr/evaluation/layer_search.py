@@ -1,7 +1,6 @@
 """Search of the layers that a frozen backbone is read at: from scores of pairs to hyperpixels, by beam search."""
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -72,12 +71,12 @@ class LayerScorer:
     Args:
         setup: A module whose backbone reads all layers that sets are made of and whose head has no weights, and the
             split; all work is done by a single process.
-        spec: Protocol and read-out that sets are scored by.
+        spec: Protocol and readout that sets are scored by.
     """
 
     def __init__(self, setup: EvaluationSetup, spec: ScoringSpec) -> None:
         self.setup, self.spec = setup, spec
-        self.module, self.data, split, self.group, self.context = setup
+        self.module, self.data, split, self.group, self.context = setup[:5]
         layers: Sequence[int] = vars(self.module.backbone)["layers"]
         self.places = {layer: i for i, layer in enumerate(layers)}
         self.batches: list[PairBatch] = list(self.data.test_dataloader())
@@ -95,13 +94,11 @@ class LayerScorer:
     @torch.no_grad()
     def score(self, layers: Layers) -> dict[str, object]:
         """Score the pairs by the features of some layers, and return the scores as metrics.json has them."""
-        module = self.module
-        module.sweep_cache = lambda images, _: self._join_layers(images, layers)
-        evaluator = Evaluator(self.setup, [self.spec], keeps_rows=False)
+        setup = self.setup._replace(shared_cache=lambda images, _: self._join_layers(images, layers))
+        evaluator = Evaluator(setup, [self.spec], keeps_rows=False)
         evaluator.encode(len(self.batches), use_cached_features=False)
         for batch in self.batches:
             evaluator.update(batch)
-        module.sweep_cache = None
         return evaluator.compute(with_tables=False).scores
 
     def _read_layers(self, image: Tensor) -> Values:
@@ -132,8 +129,7 @@ def keep_pairs(data: PairDataModule, split: str, count: int | None) -> None:
     """Keep `count` pairs of a split, taken evenly from its list; all of them if it has fewer, or `count` is None."""
     pairs = data.pairs(split)
     if count is not None and count < len(pairs):
-        subset = [pairs[i * len(pairs) // count] for i in range(count)]
-        data.pairs = cache(lambda _: subset)
+        data.restrict_split(split, [pairs[i * len(pairs) // count] for i in range(count)])
 
 
 def has_weights(head: nn.Module) -> bool:

@@ -64,12 +64,12 @@ class Protocol:
             a cell off (MARCO).
         normalise: Whether cells of the source map are made unit vectors `before` they are interpolated (Visual-AI,
             feature_extractor.py:129-130; probe3d, evaluate_spair_correspondence.py:54), or only the result, `after`.
-        comparison: What read-outs see: the `cosine`, or the `product` of the features as they are (MARCO, whose
+        comparison: What readouts see: the `cosine`, or the `product` of the features as they are (MARCO, whose
             features end in a LayerNorm; its temperature is for products).
-        read_out: Read-out of the published number; a given `localise=` replaces it.
+        readout: Readout of the published number; a given `localise=` replaces it.
         decode: Conversion of cells to view pixels: `centre` (ours; sd-dino's 14 k + 6.5), `half_stride` (GeoAware's
             14 k + 7), `aligned` (SD4Match, Visual-AI, MARCO), `fraction`, the cell's first corner (probe3d), or
-            `native`: the read-out sees cosines with features upsampled to every original pixel (DIFT).
+            `native`: the readout sees cosines with features upsampled to every original pixel (DIFT).
         frame: Frame in which distances and the extent are measured. `original` pixels, the benchmark's extent (ours,
             DIFT); the `view`, a box scaled axis by axis and then its longer side, or the side of the view where a
             benchmark goes by the image (GeoAware, sd-dino, SD4Match, Visual-AI, MARCO); the `unit` square, the
@@ -94,7 +94,7 @@ class Protocol:
     lookup: str = "centre"
     normalise: str = "after"
     comparison: str = "cosine"
-    read_out: Readout = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
+    readout: Readout = field(default=partial(window_soft_argmax, window=15, temperature=0.02), compare=False)
     decode: str = "centre"
     frame: str = "original"
     strict: bool = False
@@ -150,18 +150,18 @@ _kernel = partial(kernel_soft_argmax, sigma=7.0, temperature=0.03)
 SEMCORR = Protocol()
 PRESETS = (
     SEMCORR,
-    replace(_padded, name="geoaware", decode="half_stride", read_out=_zero),
-    replace(_padded, name="sd_dino", read_out=argmax, pooling="category_by_pairs"),
-    Protocol(name="dift", read_out=argmax, decode="native"),
-    replace(_squashed, name="visual_ai", points="floor", scaling="aligned", normalise="before", read_out=_kernel),
-    replace(_squashed, name="sd4match", read_out=partial(kernel_soft_argmax, sigma=7.0, temperature=0.04)),
+    replace(_padded, name="geoaware", decode="half_stride", readout=_zero),
+    replace(_padded, name="sd_dino", readout=argmax, pooling="category_by_pairs"),
+    Protocol(name="dift", readout=argmax, decode="native"),
+    replace(_squashed, name="visual_ai", points="floor", scaling="aligned", normalise="before", readout=_kernel),
+    replace(_squashed, name="sd4match", readout=partial(kernel_soft_argmax, sigma=7.0, temperature=0.04)),
     Protocol(
         name="probe3d",
         resize="corner",
         scaling="whole",
         lookup="aligned_fraction",
         normalise="before",
-        read_out=argmax,
+        readout=argmax,
         decode="fraction",
         frame="unit",
         strict=True,
@@ -174,7 +174,7 @@ PRESETS = (
         scaling="fitted",
         lookup="fraction",
         # configs/model/marco.yaml:5 has 10 for products of 1,024 channels after a LayerNorm, of length 32 each.
-        read_out=partial(kernel_soft_argmax, sigma=7.0, temperature=10 / 1024),
+        readout=partial(kernel_soft_argmax, sigma=7.0, temperature=10 / 1024),
     ),
 )
 
@@ -238,15 +238,15 @@ def shared_resize(names: Sequence[str], benchmark: str | None = None) -> str:
 
 
 class ScoringSpec(NamedTuple):
-    """A protocol and a read-out, which define a number."""
+    """A protocol and a readout, which define a number."""
 
     protocol: Protocol
-    rule: Readout
+    readout: Readout
 
     @property
     def localise(self) -> str:
-        """Name of the read-out in tables."""
-        return readout_label(self.rule)
+        """Name of the readout in tables."""
+        return readout_label(self.readout)
 
     @property
     def source(self) -> tuple[object, ...]:
@@ -258,24 +258,24 @@ class ScoringSpec(NamedTuple):
 def build_scoring_specs(
     protocols: Sequence[Protocol], localise: Readout | ProtocolReadout
 ) -> tuple[list[ScoringSpec], Readout]:
-    """Return the specifications of all protocols with all read-outs, and the read-out to localise by.
+    """Return the specifications of all protocols with all readouts, and the readout to localise by.
 
     Args:
         protocols: Protocols; the first is the one reported.
-        localise: Read-out, or a `ReadoutList`. With `ProtocolReadout` every protocol has its own read-out alone, and
+        localise: Readout, or a `ReadoutList`. With `ProtocolReadout` every protocol has its own readout alone, and
             the first one's is that to localise by.
 
     Raises:
-        UserError: A read-out cannot be applied to the features that a protocol upsamples.
+        UserError: A readout cannot be applied to the features that a protocol upsamples.
     """
     if isinstance(localise, ProtocolReadout):
-        return [ScoringSpec(protocol, protocol.read_out) for protocol in protocols], protocols[0].read_out
-    specs = [ScoringSpec(protocol, rule) for protocol in protocols for rule in list_readouts(localise)]
-    for protocol, rule in specs:
-        if protocol.decode == "native" and needs_four_queries(rule):
+        return [ScoringSpec(protocol, protocol.readout) for protocol in protocols], protocols[0].readout
+    specs = [ScoringSpec(protocol, readout) for protocol in protocols for readout in list_readouts(localise)]
+    for protocol, readout in specs:
+        if protocol.decode == "native" and needs_four_queries(readout):
             raise UserError(
-                f"`localise`: {readout_label(rule)} blends the matches of four cells, and protocol={protocol.name} "
-                "matches in pixels of features that it upsamples. Give another read-out, as localise=argmax"
+                f"`localise`: {readout_label(readout)} blends the matches of four cells, and protocol={protocol.name} "
+                "matches in pixels of features that it upsamples. Give another readout, as localise=argmax"
             )
     return specs, localise
 
@@ -290,7 +290,7 @@ def fit_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> list[Sco
         UserError: A protocol needs cosines or products of features, and the head does not compare by them.
     """
     fitting = []
-    for protocol, rule in specs:
+    for protocol, readout in specs:
         needs = {
             "upsamples features": protocol.decode == "native",
             "compares features by their product": protocol.comparison == "product",
@@ -306,7 +306,7 @@ def fit_scoring_specs(specs: Sequence[ScoringSpec], head: nn.Module) -> list[Sco
             )
         if protocol.normalise == "before" and not isinstance(head, SiameseHead):
             protocol = replace(protocol, normalise="after", name=f"{protocol.name} (normalise=after)")
-        fitting.append(ScoringSpec(protocol, rule))
+        fitting.append(ScoringSpec(protocol, readout))
     return fitting
 
 

@@ -44,7 +44,7 @@ SUMMARY_ALPHA = 0.1  # the alpha of intervals and classes
 def summarise_predictions(
     table: pa.Table, data: PairDataModule, grid: tuple[int, int] | None, tolerance: Tolerance = INCLUSIVE
 ) -> JsonObject:
-    """Compute what metrics.json holds beside `pck`, from the rows of one read-out under one protocol.
+    """Compute what metrics.json holds beside `pck`, from the rows of one readout under one protocol.
 
     Args:
         table: Rows of the predictions.
@@ -99,7 +99,7 @@ def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], tolerance: To
     """Compute PCK by each kind of class that at least one pair's annotation has; and the sensitivity to the azimuth.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         pairs: Records of the pairs.
         tolerance: The protocol's comparison of errors with alpha.
     """
@@ -229,7 +229,7 @@ def print_scores(metrics: JsonMapping, title: str) -> None:
     if "protocols" in metrics:
         print_protocols(metrics["protocols"], metrics["pairs"])
     if "read_outs" in metrics:
-        print_subsets("Read-outs", metrics["read_outs"], f"{metrics['pairs']} pairs")
+        print_subsets("Readouts", metrics["read_outs"], f"{metrics['pairs']} pairs")
     if "heldout_keypoints" in metrics:
         halves = metrics["heldout_keypoints"]
         counts = ", ".join(f"{scores['keypoints']} {name.replace('_', ' ')}" for name, scores in halves.items())
@@ -262,12 +262,12 @@ def print_domains(classes: JsonMapping, alpha: str = "0.1") -> None:
 
 
 def print_protocols(scores: JsonMapping, pairs: int) -> None:
-    """Print one row per protocol and read-out, all from the same features."""
+    """Print one row per protocol and readout, all from the same features."""
     alphas = list(next(iter(next(iter(scores.values())).values()))["headline"])
     table = Table(
         title="Protocols", caption=f"PCK in percent at alpha = ..., each as it is pooled there; {pairs} pairs"
     )
-    for header in ("", "read-out", "pooled by", *alphas):
+    for header in ("", "readout", "pooled by", *alphas):
         table.add_column(header, justify="right" if header in alphas else "left")
     for name, readouts in scores.items():
         for readout, metrics in readouts.items():

@@ -61,14 +61,14 @@ def transfer_points(
     source: FeatureMap,
     target: FeatureMap,
     points: Float[Tensor, "n 2"],
-    rule: Readout,
+    readout: Readout,
     subcell: bool = True,
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, " n"]]:
     """Transfer points from the source to the target, and return the similarity of the best cells, too.
 
     Points are in pixels of the squares that the network sees.
 
-    A read-out with a small temperature is insensitive to the position between two cells: its match is that of one or
+    A readout with a small temperature is insensitive to the position between two cells: its match is that of one or
     the other. With `subcell` the four cells around a point are matched as well; if their matches lie together, they
     are interpolated by the point's position between the four cells (as NC-Net transfers points, and
     `localise=bilinear_nn`), and extrapolated in the outer half of a border cell. If they do not, the object ends or
@@ -79,20 +79,20 @@ def transfer_points(
         source: Features of the source image; transformed, if the head is a `SiameseHead`.
         target: Features of the target image; transformed as the source.
         points: Query points in the source.
-        rule: The read-out.
+        readout: The readout.
         subcell: Whether the four cells around each point are matched, too.
 
     Returns:
         The points in the target, and the similarity of the cell of the target that is most similar to each query point.
     """
-    if needs_four_queries(rule) or not subcell or not len(points):
-        matches = match_to_target(head, target, [source], [points], [rule])
+    if needs_four_queries(readout) or not subcell or not len(points):
+        matches = match_to_target(head, target, [source], [points], [readout])
         return matches.points[0], matches.score
     h, w = source.values.shape[-2:]
     on_map = to_grid(points, source.stride).clamp(min=-0.5).minimum(points.new_tensor([w, h]) - 0.5)
     corners, weights = bilinear_neighbours(on_map, (w, h))
     query_points = torch.cat((points[:, None], to_image(corners, source.stride)), dim=1)
-    matches = match_to_target(head, target, [source], [query_points.flatten(0, 1)], [rule])
+    matches = match_to_target(head, target, [source], [query_points.flatten(0, 1)], [readout])
     direct, four = matches.cells[0].unflatten(0, (-1, 5)).split((1, 4), dim=1)
     together = ((four - direct).norm(dim=-1) <= APART) | (weights.abs() < 1e-6)
     interpolated = (four * weights[..., None]).sum(1)
@@ -105,7 +105,7 @@ def transfer_with_cycle_check(
     maps: tuple[FeatureMap, FeatureMap],
     placement: PicturePlacement,
     points: Float[Tensor, "n 2"],
-    rule: Readout,
+    readout: Readout,
     cycle: float,
     subcell: bool = True,
 ) -> RoundTrip:
@@ -116,14 +116,14 @@ def transfer_with_cycle_check(
         maps: Features of the source and the target; transformed, if the head is a `SiameseHead`.
         placement: Placement of the target's picture in its square: a match in the padding moves onto the picture.
         points: Query points, in pixels of the source's square.
-        rule: The read-out.
+        readout: The readout.
         cycle: Distance up to which a returned point counts as near, in cells of the source.
         subcell: Whether the four cells around each point are matched, too.
     """
     source, target = maps
-    matches, scores = transfer_points(head, source, target, points, rule, subcell)
+    matches, scores = transfer_points(head, source, target, points, readout, subcell)
     matches = placement.to_view(placement.from_view(matches))
-    cycle_points, _ = transfer_points(head, target, source, matches, rule, subcell)
+    cycle_points, _ = transfer_points(head, target, source, matches, readout, subcell)
     return RoundTrip(
         matches, scores.float(), (cycle_points - points).norm(dim=-1) <= cycle * source.stride, cycle_points
     )

@@ -54,7 +54,7 @@ class Matcher:
     """A matcher, which finds points of one picture in another.
 
     Args:
-        module: Backbone, head and read-out, with their weights.
+        module: Backbone, head and readout, with their weights.
         resize: Way of resizing pictures into the network's square: squash, letterbox, corner, or corner+PIXELS with a
             margin.
         device: Device to compute on; the GPU, if there is one.
@@ -89,7 +89,7 @@ class Matcher:
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
         self.batch = encoding_batch_size(batch, self.device.type != "cpu")
-        self.rule = list_readouts(module.localise)[0]
+        self.readout = list_readouts(module.localise)[0]
 
     @classmethod
     def load(cls, model: str | Path | None = None, *overrides: str, **options: Unpack[MatcherOptions]) -> "Matcher":
@@ -200,7 +200,7 @@ class Matcher:
 
         Args:
             a: The source picture, whose cells' centres are the query points.
-            b: The target picture. The read-out finds its points around the preferred cells; those need not match back.
+            b: The target picture. The readout finds its points around the preferred cells; those need not match back.
             most: Largest number of matches; None for all.
 
         Raises:
@@ -310,7 +310,7 @@ class Matcher:
                 (source_map, target_map),
                 placement,
                 query_points,
-                self.rule,
+                self.readout,
                 self.cycle,
                 self.subcell and subcell,
             )

@@ -61,7 +61,7 @@ class TargetQueries(NamedTuple):
 class TargetMatches(NamedTuple):
     """Positions of the queries in one target."""
 
-    cells: list[Float[Tensor, "q 2"]]  # of the target, by each read-out
+    cells: list[Float[Tensor, "q 2"]]  # of the target, by each readout
     score: Float[Tensor, " q"]  # similarity of the best cell
     stride: float  # image pixels per cell
 
@@ -76,7 +76,7 @@ def match_to_target(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    rules: Sequence[Readout],
+    readouts: Sequence[Readout],
     values: int = VALUES,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> TargetMatches:
@@ -87,20 +87,20 @@ def match_to_target(
         target: Features of the target image; transformed, if the head is a `SiameseHead`.
         sources: Features of the source images, one image each; transformed as the target.
         points: Query points of each source, in its pixels.
-        rules: Read-outs; all of them are applied to the same similarity.
+        readouts: Readouts; all of them are applied to the same similarity.
         values: Largest number of similarities in memory at once.
         options: Reading of the sources and comparison.
 
     Returns:
         The matches of all points, source by source.
     """
-    return match_to_targets(head, [TargetQueries(target, sources, points)], rules, values, options)[0]
+    return match_to_targets(head, [TargetQueries(target, sources, points)], readouts, values, options)[0]
 
 
 def match_to_targets(
     head: nn.Module,
     queries: Sequence[TargetQueries],
-    rules: Sequence[Readout],
+    readouts: Sequence[Readout],
     values: int = VALUES,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> list[TargetMatches]:
@@ -113,7 +113,7 @@ def match_to_targets(
     Args:
         head: The head, which turns features and points into similarities.
         queries: Targets with their sources and points; transformed, if the head is a `SiameseHead`.
-        rules: Read-outs; all of them are applied to the same similarity.
+        readouts: Readouts; all of them are applied to the same similarity.
         values: Largest number of similarities in memory at once.
         options: Reading of the sources and comparison.
 
@@ -131,34 +131,34 @@ def match_to_targets(
         else:
             blocks.append([target_queries])
             size = more
-    return [matches for block in blocks for matches in _match_block(head, block, rules, values, options)]
+    return [matches for block in blocks for matches in _match_block(head, block, readouts, values, options)]
 
 
 def _match_block(
-    head: nn.Module, block: Sequence[TargetQueries], rules: Sequence[Readout], values: int, options: QueryOptions
+    head: nn.Module, block: Sequence[TargetQueries], readouts: Sequence[Readout], values: int, options: QueryOptions
 ) -> list[TargetMatches]:
     """Match to targets with features of one size, whose queries are described together."""
     h, w = block[0].target.values.shape[-2:]
     chunk_size = max(1, values // (h * w))
     similarities = _block_similarities(head, block, chunk_size, options)
-    bilinear_rules = [rule for rule in rules if needs_four_queries(rule)]
-    direct_rules = [rule for rule in rules if not needs_four_queries(rule)]
+    bilinear_readouts = [readout for readout in readouts if needs_four_queries(readout)]
+    direct_readouts = [readout for readout in readouts if not needs_four_queries(readout)]
     chunks, stride = [], block[0].target.stride
     for similarity in _join_small(similarities, min(values, JOINED)):
         stride = cell_stride(block[0].target, similarity)
-        chunks.append(apply_readouts(similarity.float(), direct_rules))
+        chunks.append(apply_readouts(similarity.float(), direct_readouts))
     counts = [target_queries.query_count for target_queries in block]
     cells = [_join(parts)[0].split(counts) for parts in zip(*(c for c, _ in chunks), strict=True)]
     matches = []
     for i, score in enumerate(_join([score for _, score in chunks])[0].split(counts)):
-        direct = iter([of_rule[i] for of_rule in cells])
+        direct = iter([readout_cells[i] for readout_cells in cells])
         bilinear = iter(
-            match_bilinear(head, *block[i], bilinear_rules, max(4, chunk_size // 4 * 4), options)
-            if bilinear_rules
+            match_bilinear(head, *block[i], bilinear_readouts, max(4, chunk_size // 4 * 4), options)
+            if bilinear_readouts
             else []
         )
-        of_rules = [next(bilinear if needs_four_queries(rule) else direct) for rule in rules]
-        matches.append(TargetMatches(of_rules, score, stride))
+        cells_by_readout = [next(bilinear if needs_four_queries(readout) else direct) for readout in readouts]
+        matches.append(TargetMatches(cells_by_readout, score, stride))
     return matches
 
 
@@ -183,7 +183,7 @@ def match_bilinear(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    rules: Sequence[Readout],
+    readouts: Sequence[Readout],
     chunk_size: int,
     options: QueryOptions = DEFAULT_QUERY,
 ) -> list[Float[Tensor, "q 2"]]:
@@ -194,12 +194,12 @@ def match_bilinear(
         target: Features of the target image; transformed, if the head is a `SiameseHead`.
         sources: Features of the source images, one image each and all of one size; transformed as the target.
         points: Query points of each source, in its pixels.
-        rules: Read-outs that take the similarities of four cells and their weights, as `bilinear_nn`.
+        readouts: Readouts that take the similarities of four cells and their weights, as `bilinear_nn`.
         chunk_size: Largest number of cells that are matched at once, a multiple of four.
         options: Reading of the sources and comparison.
 
     Returns:
-        Cells of the target by each read-out, source by source.
+        Cells of the target by each readout, source by source.
     """
     (h, w), stride = sources[0].values.shape[-2:], sources[0].stride
     cells = (to_grid(image_points, stride).unbind(-1) for image_points in points)
@@ -207,14 +207,14 @@ def match_bilinear(
         bilinear_neighbours(torch.stack((x.clamp(0, w - 1), y.clamp(0, h - 1)), dim=-1)[None], (w, h)) for x, y in cells
     ]
     query_points = [to_image(corners[0].flatten(0, 1), stride) for corners, _ in neighbours]
-    matches: list[list[Tensor]] = [[] for _ in rules]
+    matches: list[list[Tensor]] = [[] for _ in readouts]
     start, weights = 0, torch.cat([image_weights[0] for _, image_weights in neighbours])
     for similarity in query_similarities(head, target, sources, query_points, chunk_size, options):
         corners = similarity.float().unflatten(1, (-1, 4))
         chunk_weights = weights[start : start + corners.shape[1]][None]
         start += corners.shape[1]
-        for cells_of_rule, rule in zip(matches, rules, strict=True):
-            cells_of_rule.append(rule(corners, chunk_weights)[0])
+        for readout_cells, readout in zip(matches, readouts, strict=True):
+            readout_cells.append(readout(corners, chunk_weights)[0])
     return [torch.cat(cells) for cells in matches]
 
 
@@ -223,7 +223,7 @@ def match_at_full_resolution(
     target: FeatureMap,
     sources: Sequence[FeatureMap],
     points: Sequence[Float[Tensor, "_ 2"]],
-    rules: Sequence[Readout],
+    readouts: Sequence[Readout],
     size: tuple[int, int],
     values: int = VALUES,
 ) -> TargetMatches:
@@ -236,7 +236,7 @@ def match_at_full_resolution(
         target: Transformed features of the target image.
         sources: Transformed features of the source images, one image each.
         points: Query points of each source, in its pixels.
-        rules: Read-outs, `bilinear_nn` excepted.
+        readouts: Readouts, `bilinear_nn` excepted.
         size: Width and height of the target's original, in pixels.
         values: Largest number of cosines in memory at once.
 
@@ -244,7 +244,7 @@ def match_at_full_resolution(
         The matches of all points, source by source, in original pixels of the target.
     """
     descriptors = _describe_queries(head, sources, points, unit_cells=False)
-    others = [rule for rule in rules if rule is not argmax]
+    others = [readout for readout in readouts if readout is not argmax]
     with torch.autocast(descriptors.device.type, enabled=False):
         pixel, score = upsampled_argmax(descriptors, target.values, size, values)
         chunk_size = max(1, values // (2 * size[0] * size[1])) if others else max(1, len(descriptors))
@@ -253,7 +253,7 @@ def match_at_full_resolution(
             for chunk in descriptors.split(chunk_size)
         ]
     matches = iter([torch.cat([cells[i][0] for cells in chunks]) for i in range(len(others))])
-    return TargetMatches([pixel if rule is argmax else next(matches) for rule in rules], score, 1.0)
+    return TargetMatches([pixel if readout is argmax else next(matches) for readout in readouts], score, 1.0)
 
 
 def query_similarities(

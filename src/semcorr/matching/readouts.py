@@ -1,6 +1,6 @@
-"""Read-outs: from similarities to the cells of the target where the query points lie.
+"""Readouts: from similarities to the cells of the target where the query points lie.
 
-Every rule takes similarity (b n h w) and returns cells (b n 2), (x, y) with cell centres at
+Every readout takes similarity (b n h w) and returns cells (b n 2), (x, y) with cell centres at
 integers; `coords.to_image` turns them into pixels. `temperature` divides the similarity before a
 softmax: small is sharp. `best` is the most similar cell, where the caller has found it already.
 Cells are computed in single precision at least, and without a matrix product: bfloat16 has 8 bits,
@@ -34,7 +34,7 @@ class Peak(NamedTuple):
     x: Int[Tensor, "b n"]  # column
     y: Int[Tensor, "b n"]  # row
     score: Float[Tensor, "b n"]  # similarity
-    buffer: Float[Tensor, "b n h w"] | None = None  # what a rule may write into; None where there is nothing to reuse
+    buffer: Float[Tensor, "b n h w"] | None = None  # what a readout may write into; None: there is nothing to reuse
 
 
 def find_peak(similarity: Float[Tensor, "b n h w"]) -> Peak:
@@ -91,7 +91,7 @@ def soft_argmax(
 ) -> Float[Tensor, "b n 2"]:
     """Return the expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
 
-    A second, distant mode pulls the result away from both; hence the two rules below.
+    A second, distant mode pulls the result away from both; hence the two readouts below.
     """
     similarity = _to_single(similarity)
     if not _allows_in_place(similarity):
@@ -209,38 +209,38 @@ def kernel_soft_argmax(
 
 
 Readout = Callable[..., Tensor]  # similarity (b n h w) to cells (b n 2)
-PEAK_READOUTS = (argmax, soft_argmax, window_soft_argmax, kernel_soft_argmax)  # rules that begin with the best cell
+PEAK_READOUTS = (argmax, soft_argmax, window_soft_argmax, kernel_soft_argmax)  # they begin with the best cell
 
 
 def apply_readouts(
-    similarity: Float[Tensor, "b n h w"], rules: Sequence[Readout]
+    similarity: Float[Tensor, "b n h w"], readouts: Sequence[Readout]
 ) -> tuple[list[Float[Tensor, "b n 2"]], Float[Tensor, "b n"]]:
-    """Apply every rule to a similarity, and return its maximum too. The best cell is searched for once.
+    """Apply every readout to a similarity, and return its maximum too. The best cell is searched for once.
 
     Args:
         similarity: Similarity of every query with every cell.
-        rules: Read-outs of one query per point, so `bilinear_nn` is none of them.
+        readouts: Readouts of one query per point, so `bilinear_nn` is none of them.
 
     Returns:
-        Cells by each rule, and the similarity of the best cell of every query.
+        Cells by each readout, and the similarity of the best cell of every query.
 
-    >>> rules = [argmax, partial(soft_argmax, temperature=1e-3)]
-    >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), rules)
+    >>> readouts = [argmax, partial(soft_argmax, temperature=1e-3)]
+    >>> cells, score = apply_readouts(torch.tensor([[[[0.1, 0.9, 0.2]]]]), readouts)
     >>> cells[0].tolist() == cells[1].tolist() == [[[1.0, 0.0]]], score
     (True, tensor([[0.9000]]))
     """
     h, w = similarity.shape[-2:]
     blocks = similarity.split(max(1, BLOCK // max(1, len(similarity) * h * w)), dim=1)
     if len(blocks) > 1 and _allows_in_place(similarity):
-        cells, scores = zip(*(apply_readouts(block, rules) for block in blocks), strict=True)
+        cells, scores = zip(*(apply_readouts(block, readouts) for block in blocks), strict=True)
         return [torch.cat(parts, dim=1) for parts in zip(*cells, strict=True)], torch.cat(scores, dim=1)
     peak = find_peak(similarity)
     if _allows_in_place(similarity) and similarity.dtype == _to_single(peak.score).dtype:
         peak = peak._replace(buffer=torch.empty_like(similarity))
-    takes_best = [(rule.func if isinstance(rule, partial) else rule) in PEAK_READOUTS for rule in rules]
+    takes_best = [(readout.func if isinstance(readout, partial) else readout) in PEAK_READOUTS for readout in readouts]
     return [
-        rule(similarity, best=peak) if with_best else rule(similarity)
-        for rule, with_best in zip(rules, takes_best, strict=True)
+        readout(similarity, best=peak) if with_best else readout(similarity)
+        for readout, with_best in zip(readouts, takes_best, strict=True)
     ], peak.score
 
 
@@ -320,10 +320,10 @@ READOUT_NAMES = "argmax, bilinear_nn, soft, window_5 (any odd number of cells), 
 
 
 class ReadoutList:
-    """Read-outs that all see the same similarity. The first is the one validated, drawn and reported as the score.
+    """Readouts that all see the same similarity. The first is the one validated, drawn and reported as the score.
 
     Args:
-        rules: Read-outs, each as `localise` takes it; or their names, as in `localise=[argmax,window_5,kernel_7]`.
+        rules: Readouts, each as `localise` takes it; or their names, as in `localise=[argmax,window_5,kernel_7]`.
 
     Raises:
         UserError: There is none, one is named twice, or a name is unknown.
@@ -331,26 +331,26 @@ class ReadoutList:
 
     def __init__(self, rules: Sequence[Readout | str]) -> None:
         if not rules:
-            raise UserError("`localise.rules` must name at least one read-out, got none")
-        self.rules = [parse_readout(rule) if isinstance(rule, str) else rule for rule in rules]
-        names = [readout_label(rule) for rule in self.rules]
+            raise UserError("`localise.rules` must name at least one readout, got none")
+        self.readouts = [parse_readout(rule) if isinstance(rule, str) else rule for rule in rules]
+        names = [readout_label(readout) for readout in self.readouts]
         if duplicates := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"`localise.rules` names {duplicates[0]} twice. Name each read-out once")
+            raise UserError(f"`localise.rules` names {duplicates[0]} twice. Name each readout once")
 
     def __call__(self, similarity: Float[Tensor, "b n h w"]) -> Float[Tensor, "b n 2"]:
-        """Apply the first read-out."""
-        return self.rules[0](similarity)
+        """Apply the first readout."""
+        return self.readouts[0](similarity)
 
 
 class ProtocolReadout:
-    """Stand-in for `localise` that `build_scoring_specs` replaces with each protocol's own read-out."""
+    """Stand-in for `localise` that `build_scoring_specs` replaces with each protocol's own readout."""
 
 
 def parse_readout(name: str) -> Readout:
-    """Return the read-out of a short name, one of `READOUT_NAMES`.
+    """Return the readout of a short name, one of `READOUT_NAMES`.
 
     Raises:
-        UserError: There is no such read-out, or its window is even.
+        UserError: There is no such readout, or its window is even.
 
     >>> readout_label(parse_readout("window_5")), readout_label(parse_readout("kernel_2.5"))
     ('window_soft_argmax(window=5)', 'kernel_soft_argmax(sigma=2.5)')
@@ -366,46 +366,46 @@ def parse_readout(name: str) -> Readout:
     if window := re.fullmatch(r"window_(\d+)(_zero)?", name):
         if int(window[1]) % 2 == 0:
             raise UserError(f"`localise`: {name}: a window must be odd and positive, so that it has a middle")
-        window_rule = partial(window_soft_argmax, window=int(window[1]))
-        return partial(window_rule, outside="zero") if window[2] else window_rule
+        window_readout = partial(window_soft_argmax, window=int(window[1]))
+        return partial(window_readout, outside="zero") if window[2] else window_readout
     kernel = re.fullmatch(r"kernel_(\d+\.?\d*)", name)
     if kernel is None or not float(kernel[1]):
-        raise UserError(f"`localise`: no read-out is called {name!r}. There are {READOUT_NAMES}")
+        raise UserError(f"`localise`: no readout is called {name!r}. There are {READOUT_NAMES}")
     return partial(kernel_soft_argmax, sigma=float(kernel[1]))
 
 
 def list_readouts(localise: Readout) -> list[Readout]:
-    """Return the read-outs of `localise`, which is one or a `ReadoutList`."""
-    return localise.rules if isinstance(localise, ReadoutList) else [localise]
+    """Return the readouts of `localise`, which is one or a `ReadoutList`."""
+    return localise.readouts if isinstance(localise, ReadoutList) else [localise]
 
 
-def needs_four_queries(rule: Readout) -> bool:
-    """Tell whether a read-out needs the similarities of the four source cells around each point."""
-    return (rule.func if isinstance(rule, partial) else rule) is bilinear_nn
+def needs_four_queries(readout: Readout) -> bool:
+    """Tell whether a readout needs the similarities of the four source cells around each point."""
+    return (readout.func if isinstance(readout, partial) else readout) is bilinear_nn
 
 
 def readout_label(localise: Readout) -> str:
-    """Return a read-out with its arguments, as tables name it; of several, the first.
+    """Return a readout with its arguments, as tables name it; of several, the first.
 
     >>> readout_label(partial(window_soft_argmax, window=9))
     'window_soft_argmax(window=9)'
     """
-    rule = list_readouts(localise)[0]
-    if not isinstance(rule, partial):
-        return rule.__name__
-    arguments = ", ".join(f"{key}={value}" for key, value in rule.keywords.items())
-    return f"{rule.func.__name__}({arguments})" if arguments else rule.func.__name__
+    readout = list_readouts(localise)[0]
+    if not isinstance(readout, partial):
+        return readout.__name__
+    arguments = ", ".join(f"{key}={value}" for key, value in readout.keywords.items())
+    return f"{readout.func.__name__}({arguments})" if arguments else readout.func.__name__
 
 
-def readout_shorthand(rule: Readout) -> str:
-    """Return a read-out as it is typed, and its temperature where it is not that of the short name.
+def readout_shorthand(readout: Readout) -> str:
+    """Return a readout as it is typed, and its temperature where it is not that of the short name.
 
     >>> readout_shorthand(parse_readout("window_15_zero"))
     'window_15_zero'
     >>> readout_shorthand(partial(kernel_soft_argmax, sigma=7.0, temperature=0.04))
     'kernel_7 at 0.04'
     """
-    function, options = (rule.func, rule.keywords) if isinstance(rule, partial) else (rule, {})
+    function, options = (readout.func, readout.keywords) if isinstance(readout, partial) else (readout, {})
     default_temperatures = {window_soft_argmax: 0.02, kernel_soft_argmax: 0.03, soft_argmax: 0.02}
     names = {
         window_soft_argmax: f"window_{options.get('window', 15)}{'_zero' if options.get('outside') == 'zero' else ''}",

@@ -23,7 +23,7 @@ def pck_from_predictions(
     """Compute what `metrics.pck.PCK.compute` gives for the same predictions, digit by digit, but for its headline.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
@@ -80,7 +80,7 @@ def error_cdf(rows: Predictions, subset: str = "all") -> tuple[Float[np.ndarray,
     """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         subset: Keypoints that are counted: `all`, `geo` or `std`.
     """
     values, counts = np.unique(rows.error[subset_masks(rows)[subset]], return_counts=True)
@@ -106,7 +106,7 @@ def pck_by_class(
     """Compute PCK of each class of pairs with its number of pairs, and count the pairs without a class.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         labels: Class of each pair by the pair's name; None or absent where it is unknown.
         names: Names of the classes 0, 1, 2 ...
         alphas: Tolerances, fractions of the extent.
@@ -136,7 +136,7 @@ def pck_by_domains(
     known domain are the unknown ones.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         domains: Domains of the source and of the target image, by the pair's name; None where one is unknown.
         alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
@@ -162,7 +162,7 @@ def pck_by_category_and_class(
     """Compute PCK of each class of pairs within each category, as `pck_by_class` does over all categories.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         labels: Class of each pair by the pair's name; None or absent where it is unknown.
         names: Names of the classes 0, 1, 2 ...
         alphas: Tolerances, fractions of the extent.
@@ -191,7 +191,7 @@ def pck_by_keypoint(
     """Compute the share of correct keypoints by category and original id, with how many there are.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         correct: Which keypoints are correct at each alpha.
 
     Returns:
@@ -217,7 +217,7 @@ def pck_of_heldout(
     """Compute PCK of the keypoints that were held out of a training, and of the others, each with their number.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         heldout: Original ids that were held out, by category.
         alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
@@ -284,7 +284,7 @@ def nearest_centres(
     """Return the cell centre nearest to each point, in original pixels.
 
     `from_view(to_image(clamp(round(to_grid(to_view(p))), 0, cells - 1)))`: a resize is a scale per axis, and a distance
-    in original pixels is least where both axes are. Rules that end between centres (soft-argmax and its windows) can
+    in original pixels is least where both axes are. Readouts that end between centres (soft-argmax and its windows) can
     be better than this.
 
     Args:

@@ -202,7 +202,7 @@ def pck_intervals(
     An interval is None where there are too few images (`MIN_IMAGES`).
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         correct: Which keypoints are correct at each alpha.
         alphas: Tolerances, fractions of the extent.
         draws: Number of resamples of the images.

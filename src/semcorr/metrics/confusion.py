@@ -97,7 +97,7 @@ def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) 
     The distance does not matter otherwise: a prediction far from both still falls to one of them.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         landmarks: Keypoints that the targets show, see `target_landmarks`.
         flips: Left-right permutation of each category; one without is left out.
 
@@ -134,7 +134,7 @@ def keypoint_confusion(
     Of equally near keypoints the true one is taken, else the first.
 
     Args:
-        rows: Predictions of one read-out and protocol.
+        rows: Predictions of one readout and protocol.
         landmarks: Keypoints that the targets show, see `target_landmarks`.
         alpha: Largest distance from a keypoint, as a fraction of the extent.
     """

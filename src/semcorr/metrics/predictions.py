@@ -20,7 +20,7 @@ from semcorr.metrics.pck import INCLUSIVE, Tolerance, normalised_error
 
 
 class Predictions(NamedTuple):
-    """Rows of one read-out under one protocol; pairs, images and categories are indices into their sorted names."""
+    """Rows of one readout under one protocol; pairs, images and categories are indices into their sorted names."""
 
     pair: Int[np.ndarray, " m"]
     keypoint: Int[np.ndarray, " m"]  # original id
@@ -41,14 +41,14 @@ def load_predictions(table: pa.Table) -> Predictions:
     """Read the arrays of a table, whatever the order of its rows.
 
     Raises:
-        UserError: A keypoint of a pair has two rows: there are several read-outs or protocols, choose one.
+        UserError: A keypoint of a pair has two rows: there are several readouts or protocols, choose one.
     """
     table = table.sort_by([("pair", "ascending"), ("keypoint", "ascending")])
     column = {name: table[name].to_numpy() for name in table.schema.names}
     pairs, first, pair = np.unique(column["pair"].astype(str), return_index=True, return_inverse=True)
     keypoint = column["keypoint"].astype(int)
     if bool(((np.diff(pair) == 0) & (np.diff(keypoint) == 0)).any()):
-        raise UserError("a keypoint has two rows in the table: there are several read-outs or protocols. Choose one")
+        raise UserError("a keypoint has two rows in the table: there are several readouts or protocols. Choose one")
     ends = np.concatenate([column[side][first].astype(str) for side in ("source", "target")])
     images, image = np.unique(ends, return_inverse=True)
     categories, category = np.unique(column["category"][first].astype(str), return_inverse=True)
@@ -81,14 +81,14 @@ def error_column(table: pa.Table) -> Float[np.ndarray, " m"]:
 
 
 def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
-    """Split a table by (protocol, read-out). An older table without the column `protocol` is our own protocol's."""
+    """Split a table by (protocol, readout). An older table without the column `protocol` is our own protocol's."""
     if "protocol" not in table.schema.names:
         table = table.append_column("protocol", pa.array(["semcorr"] * table.num_rows, pa.string()))
     tables: dict[tuple[str, str], pa.Table] = {}
     for protocol in sorted(table["protocol"].unique().to_pylist()):
         protocol_rows = table.filter(pc.equal(table["protocol"], protocol))
-        for rule in sorted(protocol_rows["localise"].unique().to_pylist()):
-            tables[protocol, rule] = protocol_rows.filter(pc.equal(protocol_rows["localise"], rule))
+        for readout in sorted(protocol_rows["localise"].unique().to_pylist()):
+            tables[protocol, readout] = protocol_rows.filter(pc.equal(protocol_rows["localise"], readout))
     return tables
 
 
@@ -163,7 +163,7 @@ def build_rows(
         shared: Which keypoints both images show.
         ambiguous: Which keypoints are geometry-aware.
         score: Similarity of the best cell.
-        localise: Label of the read-out.
+        localise: Label of the readout.
         protocol: Name of the protocol.
         error: Distance over extent, in the protocol's frame.
     """
@@ -204,7 +204,7 @@ def with_predictions(
         predicted: Predicted keypoints, in original target pixels.
         shared: Which keypoints both images show, as it was given to `build_rows`.
         score: Similarity of the best cell.
-        localise: Label of the read-out.
+        localise: Label of the readout.
         protocol: Name of the protocol.
         error: Distance over extent, in the protocol's frame.
     """

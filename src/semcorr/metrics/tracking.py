@@ -157,7 +157,7 @@ def build_track_rows(
         predicted_occluded: Where the tracker predicts occlusion.
         evaluated: Which frames of each query are scored.
         score: Similarity of the best cell.
-        localise: Label of the read-out.
+        localise: Label of the readout.
     """
     query_index, frame = evaluated.nonzero(as_tuple=True)
     points = torch.cat((query[:, None].expand_as(truth), truth, predicted), dim=-1)[query_index, frame]

@@ -95,18 +95,18 @@ def build_sections(
     intro = [
         "Semantic correspondence finds, for a point in one image, the same part of another object in a second image: "
         "the left eye of this cat in that photograph. Networks describe the images; the point's description is "
-        "compared with every place of the second image, and a read-out turns those similarities into one place.",
+        "compared with every place of the second image, and a readout turns those similarities into one place.",
         f"This report compares {summary} on the split `{metrics['split']}`: {metrics['pairs']:,} pairs of "
         f"{metrics['images']:,} images. The measure is PCK@α, the percentage of keypoints found within α times the "
         "extent (the longer side of the object's box, or of the image where a benchmark says so). All runs are scored "
         f"on the same pairs by the protocol `{metrics['protocol']}`: right if the error is "
         f"{'less than' if metrics.get('strict') else 'at most'} α.",
     ]
-    several_rules = sorted(
-        {rule for entry in entries for run in entry.runs for rule in run.metrics.get("read_outs", {})}
+    readouts = sorted(
+        {readout for entry in entries for run in entry.runs for readout in run.metrics.get("read_outs", {})}
     )
-    if several_rules:
-        intro.append(f"Some runs hold several read-outs ({', '.join(several_rules)}); the first of each is reported.")
+    if readouts:
+        intro.append(f"Some runs hold several readouts ({', '.join(readouts)}); the first of each is reported.")
     sections = [
         build_leaderboard(entries),
         plot_curves(entries),

@@ -119,7 +119,7 @@ def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], many:
 
 
 def load_run_predictions(run: FinishedRun) -> pa.Table:
-    """Load the rows of the read-out and protocol that the run reports."""
+    """Load the rows of the readout and protocol that the run reports."""
     table = read_predictions(run.folder / "predictions.parquet")
     return split_by_spec(table)[run.metrics["protocol"], run.metrics["localise"]]
 

@@ -235,7 +235,7 @@ def build_settings_table(entries: Sequence[Configuration]) -> ReportSection:
         "weights: the first digits of their SHA-256; code: the git revision of semcorr. config.yaml in each run's "
         "folder has every other setting."
     )
-    columns = ["place", "configuration", "seeds", *PARTS, "read-out", "code"]
+    columns = ["place", "configuration", "seeds", *PARTS, "readout", "code"]
     table = ReportTable("configurations", "Configurations", caption, columns, rows, words=len(columns))
     text = "All that a number depends on is in the run's own files; this is the part of it that tells runs apart."
     return ReportSection("What was run", text, [table])

@@ -26,6 +26,9 @@ CASES = [
     (2, 1, 2, (2, 3, 1, 2), (7, 7, 7, 7)),
     (1, 2, 1, (1, 2, 3, 1), (9, 5, 7, 3)),
     (1, 1, 1, (3, 1, 1, 1), (11, 3, 1, 1)),
+    (2, 8, 8, (2, 5, 3, 4), (3, 3, 3, 3)),  # two cells at once, and one that is left of a row
+    (1, 7, 5, (3, 4, 2, 3), (1, 5, 1, 3)),
+    (1, 6, 6, (2, 1, 3, 3), (3, 7, 3, 3)),
 ]
 
 
@@ -78,6 +81,18 @@ def test_chunks_that_do_not_divide_a_row_are_put_together(monkeypatch):
     monkeypatch.setattr(module, "CACHED", 3 * 9 * 2 * 16)  # of seven cells: three, three and one
 
     assert [cells[3].stop - cells[3].start for cells in module._iterate_cells(x[:1, :, :1], 9 * 2)] == [3, 3, 1]
+    assert_close(conv4d(x, weight, bias), slow(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_neighbouring_cells_stay_together_and_the_last_of_an_odd_row_is_alone(monkeypatch):
+    x, weight, bias = drawn((1, 8, 8, (2, 7, 4, 4), (3, 3, 3, 3)))
+    monkeypatch.setattr(module, "CACHED", 2 * 12 * 8 * 16)  # of three twos: two and one
+
+    assert [cells[3] for cells in module._iterate_cells(x[:, :, :1], 12 * 8, 2)] == [
+        slice(0, 4),
+        slice(4, 6),
+        slice(6, 7),
+    ]
     assert_close(conv4d(x, weight, bias), slow(x, weight, bias), atol=1e-5, rtol=1e-5)
 
 

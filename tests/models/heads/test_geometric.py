@@ -181,8 +181,8 @@ def test_read_outs_find_a_place_between_cells():
     similarity = place_similarity(places, 17, 17)
 
     assert_close(argmax(similarity), places.round())
-    for rule in (soft_argmax, window_soft_argmax):
-        assert_close(rule(similarity), places, atol=0.01, rtol=0)
+    for readout in (soft_argmax, window_soft_argmax):
+        assert_close(readout(similarity), places, atol=0.01, rtol=0)
     assert_close(kernel_soft_argmax(similarity, sigma=7.0), places, atol=0.3, rtol=0)  # towards the best cell
 
 

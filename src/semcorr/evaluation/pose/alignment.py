@@ -11,7 +11,6 @@ from typing import NamedTuple
 import pyarrow as pa
 import torch
 from jaxtyping import Bool, Float, Shaped
-from lightning import LightningDataModule
 from torch import Tensor
 
 from semcorr.core.errors import UserError
@@ -21,6 +20,7 @@ from semcorr.core.ranges import Count, require_fields
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, PairBatch, View
 from semcorr.data.augment import require_flips
+from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.image_variants import ImageVariant
 from semcorr.data.record import ImageRecord, PairRecord
@@ -140,7 +140,7 @@ class AdaptivePose:
         """List the poses to try for a category, the image as it is first."""
         return list_pose_transforms(self.mirror, self.rotations.get(category, ()))
 
-    def check(self, backbone: Backbone, data: LightningDataModule) -> None:
+    def check(self, backbone: Backbone, data: BenchmarkModule) -> None:
         """Refuse data and backbones that cannot be aligned, before anything is trained or encoded.
 
         Raises:
@@ -149,8 +149,7 @@ class AdaptivePose:
         if not self:
             return
         if not isinstance(data, PairDataModule):
-            name = getattr(data, "name", "the benchmark")
-            raise UserError(f"`pose`: {name} has no pairs, so there is nothing to align. Set pose=none")
+            raise UserError(f"`pose`: {data.name} has no pairs, so there is nothing to align. Set pose=none")
         if backbone.needs_pair:
             raise UserError(f"`pose`: {backbone.name} sees both images at once and none alone. Set pose=none")
         if self.mirror:

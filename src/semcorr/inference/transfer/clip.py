@@ -29,7 +29,7 @@ from semcorr.inference.transfer.objects import (
     category_name,
 )
 from semcorr.inference.transfer.pipeline import limit_points, open_or_skip, require_sources
-from semcorr.inference.transfer.propagate import LabelledSource, check_rule, propagate
+from semcorr.inference.transfer.propagate import LabelledSource, check_readout, propagate
 from semcorr.visualization.clip_sheet import ClipSheet
 from semcorr.visualization.predictions import save_plot
 
@@ -148,7 +148,7 @@ def label_clip(
     Raises:
         UserError: A frame is broken, or none is left to label.
     """
-    check_rule(matcher)
+    check_readout(matcher)
     unrotated_images: list[str] = []
     count = None if content.clip.photos is None else len(content.clip.photos)
     text = "frames" if count is None else f"{count:,} frame{'s'[: count != 1]}"

@@ -18,7 +18,7 @@ from semcorr.inference import Matcher
 from semcorr.inference.transfer.crop import crop_picture, enlarge_box
 from semcorr.inference.transfer.labels import KeypointLabel, contributing_sources, draw_label_picture, skeleton_edges
 from semcorr.inference.transfer.objects import AnnotatedObject, Annotations, category_name
-from semcorr.inference.transfer.propagate import PRIOR_WEIGHT, LabelledSource, check_rule, encode_source, propagate
+from semcorr.inference.transfer.propagate import PRIOR_WEIGHT, LabelledSource, check_readout, encode_source, propagate
 from semcorr.store.encode import split_into_chunks
 from semcorr.visualization.predictions import save_plot
 
@@ -48,10 +48,10 @@ def label_folder(
         folder: Folder for pictures of the labels; None draws none.
 
     Raises:
-        UserError: The read-out needs four queries per point, keypoints lie outside an image, or an image is broken and
+        UserError: The readout needs four queries per point, keypoints lie outside an image, or an image is broken and
             `skipped_images` is None.
     """
-    check_rule(matcher)
+    check_readout(matcher)
     unrotated_images: list[str] = []
     categories = {category["id"]: category for category in annotations.categories}
     named_targets = list(zip(annotations.targets, label_picture_names(annotations.targets), strict=True))

@@ -221,7 +221,7 @@ def propagate(
     """Transfer keypoints to a target from sources of its category.
 
     Args:
-        matcher: Matcher, whose read-out localises the sum of the sources' similarities; it must need one map only.
+        matcher: Matcher, whose readout localises the sum of the sources' similarities; it must need one map only.
         sources: At least one source; all have the same keypoints.
         target: The target, encoded by the same matcher.
         use: `vote` for a weighted sum of sources, or `best` for each keypoint's best-fitting source.
@@ -287,8 +287,8 @@ def boxed_locations(
 
 
 def read_out_points(matcher: Matcher, similarity: Float[Tensor, "k h w"], stride: float) -> Float[Tensor, "k 2"]:
-    """Localise points by the matcher's read-out, in the network's pixels."""
-    return to_image(matcher.rule(similarity[None])[0], stride)
+    """Localise points by the matcher's readout, in the network's pixels."""
+    return to_image(matcher.readout(similarity[None])[0], stride)
 
 
 @torch.no_grad()
@@ -298,7 +298,7 @@ def match_back(
     """Match points of the target back to a source.
 
     Args:
-        matcher: Matcher, whose read-out is used.
+        matcher: Matcher, whose readout is used.
         source: The source.
         target: The target.
         points: (x, y) in pixels of the target's square, as the network sees it.
@@ -308,12 +308,12 @@ def match_back(
     """
     source_map, target_map = matcher.features(source.picture, target)
     with matcher.autocast():
-        return match_to_target(matcher.module.head, source_map, [target_map], [points], [matcher.rule]).points[0]
+        return match_to_target(matcher.module.head, source_map, [target_map], [points], [matcher.readout]).points[0]
 
 
-def check_rule(matcher: Matcher) -> None:
-    """Refuse a read-out that needs four queries per point."""
-    if needs_four_queries(matcher.rule):
+def check_readout(matcher: Matcher) -> None:
+    """Refuse a readout that needs four queries per point."""
+    if needs_four_queries(matcher.readout):
         raise UserError(
             "`localise`: bilinear_nn asks each source around a point, and there is none for a vote of several. "
             "Choose another, as localise=window_15"

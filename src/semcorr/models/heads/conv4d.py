@@ -2,7 +2,8 @@
 
 A kernel's taps over the first two axes (the source's) are convolutions over the last two (the target's), whose results
 are shifted and added. On a CPU all of these are channels of one 2-D convolution of a few source cells, which fits a
-processor's cache. Elsewhere there is one 3-D convolution for each tap over the first axis, on the whole volume:
+processor's cache; of few channels, those of two neighbouring cells are convolved together, which fills its registers.
+Elsewhere there is one 3-D convolution for each tap over the first axis, on the whole volume:
 few launches, and memory for one more volume.
 """
 
@@ -20,6 +21,8 @@ from torch.nn.grad import conv2d_weight, conv3d_weight
 from semcorr.core.errors import UserError
 
 CACHED = 2**20  # values of a chunk of shifted results on a CPU: 4 MiB, in the caches of two cores
+Cells = tuple[int, slice, int, slice]  # index of source cells of a row next to each other: volume, channels, row, span
+REGISTER = 16  # channels that a CPU's convolution takes at once, zeros where there are fewer
 
 
 def conv4d(
@@ -194,11 +197,52 @@ def add_by_cells(out: Tensor, x: Tensor, weight: Tensor) -> None:
             results = conv2d(_gather_neighbours(x, cells, (kh, kw)), filters, padding=padding)
             out[cells].add_(results.transpose(0, 1))
         return
-    filters = weight.permute(2, 3, 0, 1, 4, 5).flatten(0, 2)
-    for cells in _iterate_cells(x, kh * kw * o):
-        results = conv2d(x[cells].transpose(0, 1), filters, padding=padding).unflatten(1, (kh, kw, o))
-        for i, j, neighbours, span in _iterate_neighbours(cells, (kh, kw), x.shape):
-            out[neighbours].add_(results[span, kh - 1 - i, kw - 1 - j].transpose(0, 1))
+    at_once = count_cells_at_once(c)
+    stacked = {group: _stack_taps(weight, group) for group in {1, at_once}}
+    for cells in _iterate_cells(x, kh * (kw + at_once - 1) * o, at_once):
+        group = _group_size(cells, at_once)
+        results = conv2d(_join_groups(x[cells], group), stacked[group], padding=padding).unflatten(1, (kh, -1, o))
+        for i, j, neighbours, span in _iterate_neighbours(cells, (kh, kw), x.shape, group):
+            out[neighbours].add_(results[span, i, j].transpose(0, 1))
+
+
+def count_cells_at_once(channels: int) -> int:
+    """Return how many neighbouring cells of so many channels are convolved together.
+
+    Two whose channels fit a register: a third of the taps of a kernel of 3 are then zeros, but half of the register
+    would be. With fewer channels than a quarter of it nothing is gained.
+
+    >>> [count_cells_at_once(channels) for channels in (1, 8, 10, 16)]
+    [1, 2, 1, 1]
+    """
+    return 2 if REGISTER // 4 < channels <= REGISTER // 2 else 1
+
+
+def _group_size(cells: Cells, at_once: int) -> int:
+    """Return how many of some cells are convolved together: one, where it is the last of a row of odd length."""
+    return at_once if (cells[3].stop - cells[3].start) % at_once == 0 else 1
+
+
+def _join_groups(cells: Float[Tensor, "c cells k l"], group: int) -> Float[Tensor, "groups joined k l"]:
+    """Make the channels of neighbouring cells those of one."""
+    return cells.unflatten(1, (-1, group)).permute(1, 2, 0, 3, 4).flatten(1, 2)
+
+
+def _stack_taps(weight: Float[Tensor, "o c kh kw kk kl"], group: int) -> Float[Tensor, "results inputs kk kl"]:
+    """Return filters from the channels of neighbouring cells to what they add to each cell around them.
+
+    Args:
+        weight: The kernel.
+        group: Number of neighbouring cells.
+    """
+    o, c, kh, kw, *inner = weight.shape
+    filters, taps = (
+        weight.new_zeros(kh, kw + group - 1, o, group, c, *inner),
+        weight.flip(2, 3).permute(2, 3, 0, 1, 4, 5),
+    )
+    for i in range(group):
+        filters[:, i : i + kw, :, i] = taps
+    return filters.flatten(3, 4).flatten(0, 2)
 
 
 def weight_gradient_by_cells(x: Tensor, gradient: Tensor, kernel: Sequence[int]) -> Tensor:
@@ -211,42 +255,64 @@ def weight_gradient_by_cells(x: Tensor, gradient: Tensor, kernel: Sequence[int])
             neighbours = _gather_neighbours(x, cells, (kh, kw))
             filters += conv2d_weight(neighbours, filters.shape, gradient[cells].transpose(0, 1), padding=padding)
         return filters.unflatten(1, (kh, kw, c)).permute(0, 3, 1, 2, 4, 5)
-    filters = x.new_zeros(kh * kw * o, c, *inner)
-    for cells in _iterate_cells(x, kh * kw * o):
-        neighbours = _gather_neighbours(gradient, cells, (kh, kw))
-        filters += conv2d_weight(x[cells].transpose(0, 1), filters.shape, neighbours, padding=padding)
-    return filters.unflatten(0, (kh, kw, o)).flip(0, 1).permute(2, 3, 0, 1, 4, 5)
+    at_once = count_cells_at_once(c)
+    taps = x.new_zeros(kh, kw, o, c, *inner)
+    for cells in _iterate_cells(x, kh * (kw + at_once - 1) * o, at_once):
+        group = _group_size(cells, at_once)
+        neighbours = _gather_neighbours(gradient, cells, (kh, kw), group)
+        shape = (neighbours.shape[1], group * c, *inner)
+        filters = conv2d_weight(_join_groups(x[cells], group), shape, neighbours, padding=padding)
+        for i, of_cell in enumerate(filters.unflatten(0, (kh, -1, o)).unflatten(3, (group, c)).unbind(3)):
+            taps += of_cell[:, i : i + kw]
+    return taps.flip(0, 1).permute(2, 3, 0, 1, 4, 5)
 
 
-Cells = tuple[int, slice, int, slice]  # index of source cells of a row next to each other: volume, channels, row, span
+def _iterate_cells(x: Tensor, channels: int, group: int = 1) -> Iterator[Cells]:
+    """Yield the source cells of all rows, as many at a time as fit a cache.
 
-
-def _iterate_cells(x: Tensor, channels: int) -> Iterator[Cells]:
-    """Yield the source cells of all rows, as many at a time as fit a cache with `channels` for each target cell."""
+    Args:
+        x: The volume.
+        channels: Values of a group of cells for each target cell.
+        group: Number of neighbouring cells that are taken together; what is left of a row comes last.
+    """
     b, _, h, w, *inner = x.shape
-    limit = max(1, CACHED // (channels * prod(inner)))
-    at_once = -(-w // -(-w // limit))  # chunks of about the same size
-    for volume, row, first in product(range(b), range(h), range(0, w, at_once)):
-        yield volume, slice(None), row, slice(first, min(first + at_once, w))
+    limit, groups = max(1, CACHED // (channels * prod(inner))), w // group
+    at_once = group * -(-groups // max(1, -(-groups // limit)))  # chunks of about the same size
+    whole = range(0, groups * group, at_once or group)
+    spans = [slice(first, min(first + at_once, groups * group)) for first in whole]
+    spans += [slice(groups * group, w)] if groups * group < w else []
+    for volume, row, span in product(range(b), range(h), spans):
+        yield volume, slice(None), row, span
 
 
 def _iterate_neighbours(
-    cells: Cells, kernel: tuple[int, int], shape: Sequence[int]
+    cells: Cells, kernel: tuple[int, int], shape: Sequence[int], group: int = 1
 ) -> Iterator[tuple[int, int, Cells, slice]]:
-    """Yield each tap, the neighbours of the cells at that tap, and which of the cells have one within the volume."""
+    """Yield each tap, the neighbours of the groups at that tap, and which of the groups have one within the volume.
+
+    Args:
+        cells: Source cells of a row next to each other.
+        kernel: Size of the kernel along the source's axes.
+        shape: Shape of the volume.
+        group: Number of cells of a group; its taps along the row reach from the first one's to the last one's.
+    """
     volume, channels, row, span = cells
-    for i, j in product(*map(range, kernel)):
-        down, shift = row + i - kernel[0] // 2, span.start + j - kernel[1] // 2
-        low, high = max(0, shift), min(shape[3], shift + span.stop - span.start)
+    for i, j in product(range(kernel[0]), range(kernel[1] + group - 1)):
+        down, first = row + i - kernel[0] // 2, span.start + j - kernel[1] // 2
+        low = max(0, -(first // group))
+        high = min((span.stop - span.start) // group, (shape[3] - 1 - first) // group + 1)
         if 0 <= down < shape[2] and low < high:
-            yield i, j, (volume, channels, down, slice(low, high)), slice(low - shift, high - shift)
+            columns = slice(first + low * group, first + (high - 1) * group + 1, group)
+            yield i, j, (volume, channels, down, columns), slice(low, high)
 
 
-def _gather_neighbours(x: Tensor, cells: Cells, kernel: tuple[int, int]) -> Float[Tensor, "cells stacked k l"]:
-    """Stack the neighbours of some cells, zeros outside the volume."""
-    span = cells[3]
-    stack = x.new_zeros(span.stop - span.start, *kernel, x.shape[1], *x.shape[4:])
-    for i, j, neighbours, with_neighbour in _iterate_neighbours(cells, kernel, x.shape):
+def _gather_neighbours(
+    x: Tensor, cells: Cells, kernel: tuple[int, int], group: int = 1
+) -> Float[Tensor, "groups stacked k l"]:
+    """Stack the neighbours of some cells, or of groups of them, zeros outside the volume."""
+    groups = (cells[3].stop - cells[3].start) // group
+    stack = x.new_zeros(groups, kernel[0], kernel[1] + group - 1, x.shape[1], *x.shape[4:])
+    for i, j, neighbours, with_neighbour in _iterate_neighbours(cells, kernel, x.shape, group):
         stack[with_neighbour, i, j] = x[neighbours].transpose(0, 1)
     return stack.flatten(1, 3)
 

@@ -145,7 +145,7 @@ class HoughMatching(nn.Module):
     - The output is divided by each source cell's largest value before the last mutual matching, as in `Consensus`: it
       lies in [0, 1], fit for a softmax with a temperature of hundredths.
     - Maps and volumes are resized by cells' centres, and the 4-D convolution is on the grid of the features, where
-      theirs is on twice as many cells: the read-outs here answer between cells.
+      theirs is on twice as many cells: the readouts here answer between cells.
 
     Args:
         channels: Channels of the features.

@@ -169,7 +169,7 @@ class MatchToMatch(nn.Module):
       of the image.
     - The output is added to the correlation, and starts at zero: an untrained head is the cosine, and its scale is
       that of cosines.
-    - No final upsampling to twice the grid: the read-outs here answer between cells.
+    - No final upsampling to twice the grid: the readouts here answer between cells.
     - Sums over all tokens are computed one part at a time, which in training is repeated in backward. Memory holds
       16 numbers per match and layer: at 60 x 60 cells, 0.8 GB per layer.
 

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from semcorr.core.coords import cells_to_unit, to_grid, unit_to_cells
 from semcorr.core.types import FeatureMap
 
-# Loss of similarity per squared cell. Its softmax at our read-outs' 0.02 is a Gaussian of 0.6 cells: wide enough for a
+# Loss of similarity per squared cell. Its softmax at our readouts' 0.02 is a Gaussian of 0.6 cells: wide enough for a
 # mean within 0.01 cells of the place, and narrow, because the border cuts it off and shifts the mean.
 SLOPE = 0.03
 
@@ -52,7 +52,7 @@ def cell_places(cells: int, like: Tensor) -> Float[Tensor, "g g 2"]:
 def place_similarity(places: Float[Tensor, "b n 2"], height: int, width: int) -> Float[Tensor, "b n h w"]:
     """Compute the similarity of places, in cells, with every cell: 1 less `SLOPE` times the squared distance.
 
-    Read-outs find the place between cells; cross-entropies are squared distances, and their gradients reach it
+    Readouts find the place between cells; cross-entropies are squared distances, and their gradients reach it
     from everywhere.
 
     >>> place_similarity(torch.tensor([[[1.0, 0.5]]]), height=2, width=3)

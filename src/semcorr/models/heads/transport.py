@@ -163,12 +163,12 @@ class Transport(nn.Module):
     temperature of 0.05.
 
     Ours:
-    - A plan has no scale that fits a read-out. Returned is what `head=cosine` returns, plus the price of the target
+    - A plan has no scale that fits a readout. Returned is what `head=cosine` returns, plus the price of the target
       cell: temperature times the logarithm of its scaling, 0 on average. At the centre of a source cell, the softmax of
       that at `temperature` is the row of the plan; so the best cells are the same, and it has the scale of cosines.
       Prices belong to the target, and are the same for all points.
     - Cosines below zero stay as they are; SCOT has features after a ReLU, and makes the rest zero.
-    - Read-outs answer for every point. A dustbin changes prices, and no point is thrown into it.
+    - Readouts answer for every point. A dustbin changes prices, and no point is thrown into it.
 
     Args:
         marginals: Mass of the cells: `uniform`, or SCOT's `staircase` by a stand-in, see `weigh_cells`.

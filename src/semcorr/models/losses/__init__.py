@@ -12,6 +12,7 @@ from semcorr.models.losses.guided_matches import GuidedMatches
 from semcorr.models.losses.image_level import ImageLevel, matching_score
 from semcorr.models.losses.inputs import (
     Descriptors,
+    ExtraInput,
     Loss,
     LossInputs,
     StructuredLoss,
@@ -30,6 +31,7 @@ from semcorr.models.losses.weighted_sum import WeightedSum, add_terms, loss_term
 __all__ = [
     "CycleConsistency",
     "Descriptors",
+    "ExtraInput",
     "GaussianCrossEntropy",
     "GuidedMatches",
     "ImageLevel",

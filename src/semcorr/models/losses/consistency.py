@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from semcorr.core.coords import to_grid
 from semcorr.core.ranges import Count, OptionsOf, Range, Share, Sigma, Temperature, Weight, check_arguments
 from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entropy
-from semcorr.models.losses.inputs import LossInputs, weighted_mean
+from semcorr.models.losses.inputs import ExtraInput, Lookup, LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
 from semcorr.models.losses.pseudo_labels import KeepShare, select_small
 from semcorr.models.losses.random_warps import draw_warps, map_points, warp_images
@@ -74,8 +74,8 @@ class PathLoss(nn.Module):
     """
 
     reads_descriptors = False
-    lookup = "centre"
-    reads: Sequence[str] = ("pairs",)
+    lookup: Lookup = "centre"
+    reads: Sequence[ExtraInput] = (ExtraInput.PAIRS,)
 
     @check_arguments("loss")
     def __init__(
@@ -129,7 +129,7 @@ class WarpConsistency(PathLoss):
         criterion: The other options of `PathLoss`; `keep` applies to the bipath alone.
     """
 
-    reads = ("pairs", "pixels")
+    reads = (ExtraInput.PAIRS, ExtraInput.PIXELS)
 
     @check_arguments("loss")
     def __init__(

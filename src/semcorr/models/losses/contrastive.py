@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from semcorr.core.ranges import Positive, check_arguments
-from semcorr.models.losses.inputs import KeypointWeights, LossInputs, mask_values, weighted_mean
+from semcorr.models.losses.inputs import KeypointWeights, Lookup, LossInputs, mask_values, weighted_mean
 
 
 def symmetric_contrastive(
@@ -55,7 +55,7 @@ class SymmetricContrastive(nn.Module):
     """
 
     reads_descriptors = True
-    lookup = "centre"
+    lookup: Lookup = "centre"
 
     @check_arguments("loss")
     def __init__(self, scale: Positive = 1 / 0.07, flips: bool = True) -> None:

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Range, Share, Sigma, Temperature, Whole, check_arguments
 from semcorr.core.text_files import JsonObject
-from semcorr.models.losses.inputs import KeypointWeights, LossInputs, mask_values, weighted_mean
+from semcorr.models.losses.inputs import KeypointWeights, Lookup, LossInputs, mask_values, weighted_mean
 
 MINIMUM = 0.001
 
@@ -204,7 +204,7 @@ def annealed_value(step: int, start: float = 3.5, end: float = 1.0, warmup: int 
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-CONVENTIONS = {"centres": "centre", "aligned": "aligned"}  # `lookup` by the names of the option
+CONVENTIONS: dict[str, Lookup] = {"centres": "centre", "aligned": "aligned"}  # `lookup` by the names of the option
 
 
 class GaussianCrossEntropy(nn.Module):

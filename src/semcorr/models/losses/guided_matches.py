@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from semcorr.core.coords import to_image
 from semcorr.core.device import full_float32
 from semcorr.core.ranges import Count, OptionsOf, Positive, Temperature, check_arguments, require_fields
-from semcorr.models.losses.inputs import LossInputs, weighted_mean
+from semcorr.models.losses.inputs import ExtraInput, Lookup, LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps, covered_cells
 
 LATTICE = 64  # points along a side of the source, of which those on the object are drawn
@@ -102,8 +102,8 @@ class GuidedMatches(nn.Module):
     """
 
     reads_descriptors = False
-    lookup = "centre"
-    reads = ("pairs", "teacher", "masks")
+    lookup: Lookup = "centre"
+    reads = (ExtraInput.PAIRS, ExtraInput.TEACHER, ExtraInput.MASKS)
 
     @check_arguments("loss")
     def __init__(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Temperature, check_arguments
-from semcorr.models.losses.inputs import LossInputs
+from semcorr.models.losses.inputs import ExtraInput, Lookup, LossInputs
 from semcorr.models.losses.pair_maps import PairMaps
 
 
@@ -35,8 +35,8 @@ class ImageLevel(nn.Module):
     """
 
     reads_descriptors = False
-    lookup = "centre"
-    reads = ("pairs", "others")
+    lookup: Lookup = "centre"
+    reads = (ExtraInput.PAIRS, ExtraInput.OTHERS)
 
     @check_arguments("loss")
     def __init__(self, temperature: Temperature = 0.05, points: Count | None = 16) -> None:

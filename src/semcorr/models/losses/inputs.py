@@ -1,7 +1,8 @@
 """The inputs of losses from a training step, and the types of losses."""
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple, Protocol, runtime_checkable
+from enum import StrEnum
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,14 +41,26 @@ class LossInputs(NamedTuple):
 # Where the source's features are read for a point. centre: between cells, cells at their centres. containing: at the
 # centre of the cell that it falls in. aligned: between cells, corner cells on the corner pixels of the squashed image,
 # in a map whose features have unit length; and the target's cells are found in the same way.
-LOOKUPS = ("centre", "containing", "aligned")
+Lookup = Literal["centre", "containing", "aligned"]
+LOOKUPS: tuple[Lookup, ...] = get_args(Lookup)  # the later ones take precedence in a sum
 
 
-# What a loss may read besides the keypoints of a step, in its attribute `reads`. pairs: both images of each pair.
-# others: also images that are no pair, whose features must not depend on one. teacher: the pairs as a teacher sees
-# them. pixels: the sources' pixels, which it may change and encode; features must not depend on a pair. masks: the
-# objects' masks, with the pairs.
-READS = ("pairs", "others", "teacher", "pixels", "masks")
+class ExtraInput(StrEnum):
+    """What a loss may read besides the keypoints of a step, as it says in its attribute `reads`.
+
+    Attributes:
+        PAIRS: Both images of each pair.
+        OTHERS: Also images that are no pair, whose features must not depend on one.
+        TEACHER: The pairs as a teacher sees them.
+        PIXELS: The sources' pixels, which it may change and encode; features must not depend on a pair.
+        MASKS: The objects' masks, with the pairs.
+    """
+
+    PAIRS = "pairs"
+    OTHERS = "others"
+    TEACHER = "teacher"
+    PIXELS = "pixels"
+    MASKS = "masks"
 
 
 @runtime_checkable
@@ -55,7 +68,7 @@ class StructuredLoss(Protocol):
     """A loss that takes all inputs of a training step."""
 
     reads_descriptors: bool
-    lookup: str  # of `LOOKUPS`
+    lookup: Lookup
 
     def __call__(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of a step."""
@@ -74,14 +87,14 @@ def reads_descriptors(loss: Loss | None) -> bool:
     return isinstance(loss, StructuredLoss) and loss.reads_descriptors
 
 
-def list_reads(loss: Loss | None) -> Collection[str]:
-    """List what the loss reads besides keypoints, of `READS`; most losses have no such attribute, and read nothing."""
-    reads: Collection[str] = getattr(loss, "reads", ())
+def list_reads(loss: Loss | None) -> Collection[ExtraInput]:
+    """List what the loss reads besides keypoints; most losses have no attribute `reads`, and read nothing."""
+    reads: Collection[ExtraInput] = getattr(loss, "reads", ())
     return reads
 
 
-def point_lookup(loss: Loss | None) -> str:
-    """Return where the loss wants features to be read, one of `LOOKUPS`; a plain function, as no loss, at `centre`."""
+def point_lookup(loss: Loss | None) -> Lookup:
+    """Return where the loss wants features to be read; a plain function, as no loss, at `centre`."""
     return loss.lookup if isinstance(loss, StructuredLoss) else "centre"
 
 

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semcorr.core.ranges import Count, Temperature, check_arguments
-from semcorr.models.losses.inputs import LossInputs
+from semcorr.models.losses.inputs import ExtraInput, Lookup, LossInputs
 from semcorr.models.losses.pair_maps import PairMaps
 
 
@@ -21,8 +21,8 @@ class MaskConsistency(nn.Module):
     """
 
     reads_descriptors = False
-    lookup = "centre"
-    reads = ("pairs",)
+    lookup: Lookup = "centre"
+    reads = (ExtraInput.PAIRS,)
 
     @check_arguments("loss")
     def __init__(self, temperature: Temperature = 0.05, points: Count | None = 16) -> None:

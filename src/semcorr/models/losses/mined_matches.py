@@ -11,7 +11,7 @@ from semcorr.core.coords import to_grid, to_image
 from semcorr.core.ranges import OptionsOf, Temperature, check_arguments, require_fields
 from semcorr.matching.mining import MiningRules, PointPairs, mine_matches, mutual_neighbours
 from semcorr.matching.readouts import soft_argmax
-from semcorr.models.losses.inputs import LossInputs, weighted_mean
+from semcorr.models.losses.inputs import ExtraInput, Lookup, LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps, covered_cells
 
 ROWS = 4096  # of the similarities of all cells that are computed at once
@@ -32,8 +32,8 @@ class MinedMatches(nn.Module):
     """
 
     reads_descriptors = False
-    lookup = "centre"
-    reads = ("pairs", "teacher", "masks")
+    lookup: Lookup = "centre"
+    reads = (ExtraInput.PAIRS, ExtraInput.TEACHER, ExtraInput.MASKS)
 
     @check_arguments("loss")
     def __init__(self, temperature: Temperature = 0.02, **rules: Annotated[Any, OptionsOf(MiningRules)]) -> None:

@@ -13,7 +13,7 @@ from semcorr.core.coords import to_image
 from semcorr.core.ranges import Count, Positive, Range, Share, Sigma, Temperature, Window, check_arguments
 from semcorr.matching.readouts import find_peak, window_soft_argmax
 from semcorr.models.losses.gaussian_cross_entropy import Steps, point_cross_entropy
-from semcorr.models.losses.inputs import LossInputs, weighted_mean
+from semcorr.models.losses.inputs import ExtraInput, Lookup, LossInputs, weighted_mean
 from semcorr.models.losses.pair_maps import PairMaps
 
 KeepShare = Annotated[float, Range(above=0, most=1)]  # share of a pair's points
@@ -55,8 +55,8 @@ class PseudoLabels(nn.Module):
     """
 
     reads_descriptors = False
-    lookup = "centre"
-    reads = ("pairs", "teacher")
+    lookup: Lookup = "centre"
+    reads = (ExtraInput.PAIRS, ExtraInput.TEACHER)
 
     @check_arguments("loss")
     def __init__(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Temperature, Weight, Window, check_arguments
 from semcorr.matching.readouts import soft_argmax, window_soft_argmax
-from semcorr.models.losses.inputs import KeypointWeights, LossInputs, mask_values, weighted_mean
+from semcorr.models.losses.inputs import KeypointWeights, Lookup, LossInputs, mask_values, weighted_mean
 
 
 def soft_argmax_distance(
@@ -58,7 +58,7 @@ class SoftArgmaxDistance(nn.Module):
             falls in, with that cell's features, but measured from the point itself. The true cell is then off by the
             truncated fraction, half a cell at most.
         trained_grid: Number of coordinates along a side that soft-argmax averages and that are, as released,
-            parameters, trained and decayed. The read-outs of evaluation do not use them. None takes the cells' own
+            parameters, trained and decayed. The readouts of evaluation do not use them. None takes the cells' own
             coordinates.
         window: Cells along a side of the window around the best cell that soft-argmax is taken in (Table 9), an odd
             number; None takes the whole map, and only this goes with `trained_grid`.
@@ -87,7 +87,7 @@ class SoftArgmaxDistance(nn.Module):
                 "Set one to null."
             )
         self.temperature, self.noise, self.window = temperature, noise, window
-        self.lookup = "containing" if integer_source else "centre"
+        self.lookup: Lookup = "containing" if integer_source else "centre"
         # x and y from -1 to 1 as in the released code: the effect of a learning rate depends on this scale
         self.grid = None if trained_grid is None else nn.Parameter(torch.linspace(-1, 1, trained_grid).repeat(2, 1))
 

@@ -14,6 +14,8 @@ from semcorr.models.losses.gaussian_cross_entropy import GaussianCrossEntropy
 from semcorr.models.losses.image_level import ImageLevel
 from semcorr.models.losses.inputs import (
     LOOKUPS,
+    ExtraInput,
+    Lookup,
     Loss,
     LossInputs,
     evaluate_loss,
@@ -59,14 +61,14 @@ class WeightedSum(nn.Module):
         self.terms, self.weights = terms, {name: weights[name] for name in terms}
         self.learned = nn.ModuleDict({name: term for name, term in terms.items() if isinstance(term, nn.Module)})
         self.reads_descriptors = any(map(reads_descriptors, terms.values()))
-        self.reads = sorted({name for term in terms.values() for name in list_reads(term)})
+        self.reads: list[ExtraInput] = sorted({name for term in terms.values() for name in list_reads(term)})
         lookups = {point_lookup(term) for term in terms.values()}
         if "aligned" in lookups and len(lookups) > 1:
             raise UserError(
                 "`loss`: a sum has one place where features are read, and its losses differ in it: "
                 f"{', '.join(sorted(lookups))}. Make all of them `aligned`, or none."
             )
-        self.lookup = max(lookups, key=LOOKUPS.index, default="centre")
+        self.lookup: Lookup = max(lookups, key=LOOKUPS.index, default="centre")
 
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the weighted sum of the losses of one step."""

@@ -1,8 +1,8 @@
 """Zero-shot pose prediction ("Telling Left from Right", Table 1): the pose of the closest templates, by majority vote.
 
-    python scripts/pose_prediction.py                                         # synthetic creatures, EfficientNet-Lite0
-    python scripts/pose_prediction.py data=spair backbone=dinov2              # any benchmark that states poses
-    python scripts/pose_prediction.py data=spair data.root=DIR templates=test # templates from the split that is scored
+    python scripts/predict_poses.py                                         # synthetic creatures, EfficientNet-Lite0
+    python scripts/predict_poses.py data=spair backbone=dinov2              # any benchmark that states poses
+    python scripts/predict_poses.py data=spair data.root=DIR templates=test # templates from the split that is scored
 
 The paper's templates are generated images. Here they are images of the split `templates` (default: train) whose
 annotated pose is Left, Right, Frontal or Rear, `sets` (default: 3) of each pose and category; templates from the scored
@@ -125,5 +125,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"pose_prediction: {error}", file=sys.stderr)
+        print(f"predict_poses: {error}", file=sys.stderr)
         sys.exit(2)

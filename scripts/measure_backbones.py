@@ -1,7 +1,7 @@
 """Make the table of docs/backbones.md: the properties of every backbone, and its time for one image here.
 
-    python scripts/bench_backbones.py                 # every file of conf/backbone, into docs/backbones.md
-    python scripts/bench_backbones.py dinov2 sam      # these two, on the terminal
+    python scripts/measure_backbones.py                 # every file of conf/backbone, into docs/backbones.md
+    python scripts/measure_backbones.py dinov2 sam      # these two, on the terminal
 
 Every backbone is built in a process of its own, with random weights, and encodes a black image of 32 x 32 cells:
 once with operations counted, then up to three times more within about ten seconds; the shortest time counts. A
@@ -34,7 +34,7 @@ from semcorr.engine.known_targets import conf_dir
 from semcorr.models.backbones.network_facts import read_network_facts
 
 PAGE = Path(__file__).parents[1] / "docs" / "backbones.md"
-START, END = "<!-- made by scripts/bench_backbones.py -->", "<!-- end -->"
+START, END = "<!-- made by scripts/measure_backbones.py -->", "<!-- end -->"
 LEFT_OUT = ("timm", "transformers", "tiny")  # networks by name, and the one for tests
 CELLS = 32
 TIME = f"ms at {CELLS} cells"

@@ -1,4 +1,4 @@
-"""Evaluation by eleven read-outs against evaluation by one: the same whole run, from files to predictions.parquet.
+"""Evaluation by eleven readouts against evaluation by one: the same whole run, from files to predictions.parquet.
 
 Both read the pair lists, encode every image, match, score, gather the table, and write it and its metrics. Neither
 counts imports or loading the weights.
@@ -31,11 +31,11 @@ MANY = (
     "kernel_5",
     "kernel_7",
 )
-ALLOWED = 1.3  # times the seconds of one read-out
+ALLOWED = 1.3  # times the seconds of one readout
 
 
 def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = True) -> BenchmarkResult:
-    """Evaluate the same split by one and by eleven read-outs, in turn; the fastest run of each counts.
+    """Evaluate the same split by one and by eleven readouts, in turn; the fastest run of each counts.
 
     Args:
         run: The run.
@@ -45,7 +45,7 @@ def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = Tr
 
     Raises:
         UserError: `tries` is less than 1.
-        RuntimeError: The read-out that both have gives different scores.
+        RuntimeError: The readout that both have gives different scores.
     """
     if tries < 1:
         raise UserError(f"--tries must be at least 1, got {tries}")
@@ -68,7 +68,7 @@ def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
         module = build_module(cfg)
         for _ in range(tries):
             for results, names in zip(runs, ((ONE,), MANY), strict=True):
-                module.specs, module.localise = build_scoring_specs(build_protocols(cfg), ReadoutList(names))
+                module.set_specs(build_scoring_specs(build_protocols(cfg), ReadoutList(names))[0])
                 results.append(_run_evaluation(run, cfg, module))
     return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
 
@@ -83,7 +83,7 @@ def _run_evaluation(run: RunSpec, cfg: DictConfig, module: CorrespondenceModule)
     start = synchronised_time(run.device)
     data = build_datamodule(cfg, "data", ("test",))
     assert isinstance(data, PairDataModule)
-    data.size, data.pixels = module.backbone.size, module.backbone.needs_pixels
+    data.fit_backbone(module.backbone)
     trainer.test(module, datamodule=data, verbose=False)
     metrics = write_results(module.result, data, Path(cfg.run_dir), 0)
     seconds = {"all": synchronised_time(run.device) - start, **module.result.seconds}
@@ -96,7 +96,7 @@ def _build_result(
     single, several = measurement.value
     single_seconds, several_seconds = single["seconds"], several["seconds"]
     rows = [
-        BenchmarkRow("", "one read-out", f"{len(MANY)} read-outs"),
+        BenchmarkRow("", "one readout", f"{len(MANY)} readouts"),
         BenchmarkRow(
             "seconds in all",
             format_rate(single_seconds["all"]),
@@ -125,5 +125,5 @@ def _build_result(
         "peak": {"both": measurement.peak},
         "machine": limits.as_json(),
     }
-    title = f"{len(MANY)} read-outs of {single['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
+    title = f"{len(MANY)} readouts of {single['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

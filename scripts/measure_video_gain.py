@@ -1,7 +1,7 @@
 """Measure how well annotated frames label the others of a video, on clips whose motion is known.
 
-    python scripts/video_gain.py data/SPair-71k
-    python scripts/video_gain.py data/SPair-71k --category dog --clips 8 --model dinov2
+    python scripts/measure_video_gain.py data/SPair-71k
+    python scripts/measure_video_gain.py data/SPair-71k --category dog --clips 8 --model dinov2
 
 A clip is a photograph that turns, grows and moves for 13 frames of 320 x 240 pixels, while a bar passes before it. The
 first frame, or the first, middle and last, label those between, as `python -m semcorr.transfer --video` does.

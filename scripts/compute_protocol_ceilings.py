@@ -1,6 +1,6 @@
 """Compute what each protocol's convention alone can reach: the PCK of perfect matches that it decodes and scores.
 
-    python scripts/protocol_ceilings.py SPair-71k
+    python scripts/compute_protocol_ceilings.py SPair-71k
 
 A perfect match is one of two. `place`: the target's own place in the image, between cells where it lies there; what
 falls short of 100 is then the convention's shift between points and cells. `cell`: the cell that the convention itself

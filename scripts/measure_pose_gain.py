@@ -2,7 +2,7 @@
 
     python -m semcorr.evaluate data=synthetic ... run_dir=A
     python -m semcorr.evaluate data=synthetic ... run_dir=B pose=adaptive
-    python scripts/pose_gain.py data/synthetic A B
+    python scripts/measure_pose_gain.py data/synthetic A B
 
 Azimuths are those of the annotation, in steps of 45 degrees: k and 8 - k are mirror images of each other.
 """

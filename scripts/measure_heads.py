@@ -1,9 +1,9 @@
 """Measure what heads of pairs or of finer grids need: weights, memory to match a pair and to train on one, time.
 
-    python scripts/bench_heads.py                          # all of them, at 30 x 30 cells of 768 channels
-    python scripts/bench_heads.py --cells 60 consensus     # one of them, at other sizes
-    python scripts/bench_heads.py chm 'cats_plus_plus integrate=true'
-    python scripts/bench_heads.py --cells 60 --match cosine upsample decoder 'decoder window=5' continuous
+    python scripts/measure_heads.py                          # all of them, at 30 x 30 cells of 768 channels
+    python scripts/measure_heads.py --cells 60 consensus     # one of them, at other sizes
+    python scripts/measure_heads.py chm 'cats_plus_plus integrate=true'
+    python scripts/measure_heads.py --cells 60 --match cosine upsample decoder 'decoder window=5' continuous
 
 Every head runs in a process of its own, in float32 on the CPU, on random features and 20 points; what counts is the
 peak of resident memory above what there was before the pass: features and weights are not in it, gradients of weights

@@ -1,6 +1,6 @@
 """Kill commands at random moments, run them on too small disks and two at once; compare with undisturbed runs.
 
-    python scripts/faults.py --moments 20 --out faults.json
+    python scripts/inject_faults.py --moments 20 --out faults.json
 
 Commands work on synthetic data with a random network of four blocks. A trial is a process of its own, forked from this
 one to save the imports. After a fault the same command is run again (training resumes by checkpoint=), and the files it

@@ -1,7 +1,7 @@
 """Measure how far heads miss when an image is matched with itself, shifted by fractions of a cell.
 
-    python scripts/shift_error.py                         # cosine, upsample, decoder and continuous
-    python scripts/shift_error.py --steps 300 continuous
+    python scripts/measure_shift_error.py                         # cosine, upsample, decoder and continuous
+    python scripts/measure_shift_error.py --steps 300 continuous
 
 Synthetic photographs, cropped at whole pixels, frozen EfficientNet-Lite0: a cell is 16 pixels, so shifts are sixteenths
 of a cell. Heads are measured as they start, and after a short training on shifts of other photographs, once by argmax
@@ -73,7 +73,7 @@ class Shifts:
 
 @torch.inference_mode()
 def measure_errors(head: nn.Module, shifts: Shifts) -> list[str]:
-    """Return the mean error in cells of the features, and the share below a tenth, by each read-out."""
+    """Return the mean error in cells of the features, and the share below a tenth, by each readout."""
     head.eval()
     errors: list[list[Tensor]] = [[], []]
     shifts.generator.manual_seed(0)
@@ -81,10 +81,10 @@ def measure_errors(head: nn.Module, shifts: Shifts) -> list[str]:
         source, target, points, moved = shifts.draw(PAIRS)
         similarity = head(source, target, points)
         fine = similarity.shape[-1] // target.values.shape[-1]
-        rules = (argmax, partial(window_soft_argmax, window=choose_window(fine), temperature=TEMPERATURE))
-        for of_rule, rule in zip(errors, rules, strict=True):
-            found = to_grid(to_image(rule(similarity), shifts.stride / fine), shifts.stride)
-            of_rule.append((found - to_grid(moved, shifts.stride)).norm(dim=-1).flatten())
+        readouts = (argmax, partial(window_soft_argmax, window=choose_window(fine), temperature=TEMPERATURE))
+        for of_readout, readout in zip(errors, readouts, strict=True):
+            found = to_grid(to_image(readout(similarity), shifts.stride / fine), shifts.stride)
+            of_readout.append((found - to_grid(moved, shifts.stride)).norm(dim=-1).flatten())
     joined = [torch.cat(each) for each in errors]
     return [f"{each.mean():.2f} ({100 * (each < 0.1).float().mean():.0f} %)" for each in joined]
 

@@ -1,7 +1,7 @@
 """Measure the gain of voting over a single source when a few annotated images label the others, on AnimalPose.
 
-    python scripts/transfer_gain.py data/animal-pose
-    python scripts/transfer_gain.py data/animal-pose --model "backbone=squeezenet"
+    python scripts/measure_transfer_gain.py data/animal-pose
+    python scripts/measure_transfer_gain.py data/animal-pose --model "backbone=squeezenet"
 
 Five random images of each category label the other images of the category by their boxes, as
 `python -m semcorr.transfer` does; this is repeated three times. A point is correct within a tenth of the longer side of
@@ -35,7 +35,7 @@ from semcorr.inference.transfer.propagate import (
     PropagatedKeypoints,
     SourceSimilarities,
     boxed_locations,
-    check_rule,
+    check_readout,
     compute_source_similarities,
     propagate_from_similarities,
     read_out_points,
@@ -60,7 +60,7 @@ def main(
         content = read_objects(root / "keypoints.json", root / "images", "xyxy")
         kinds, things = content.categories, content.objects
         matcher = Matcher.load(model, device=device)
-        check_rule(matcher)
+        check_readout(matcher)
         scores: list[dict[str, tuple[float, float]]] = []
         vote_scores: list[Tensor] = []
         with Progress(transient=True) as bar:

@@ -1,6 +1,6 @@
 """Measure the time and memory that listing a benchmark of SPair-71k's full size takes.
 
-    python scripts/bench_listing.py [FOLDER]
+    python scripts/measure_listing.py [FOLDER]
 
 Writes a tree with SPair-71k's official counts (1,800 small images; 53,340 / 5,384 / 12,234 pairs)
 into FOLDER, or a temporary one, then lists all three splits in a fresh process. The floor
