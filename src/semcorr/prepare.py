@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 
+from semcorr.cli.compose import initialize_hydra
 from semcorr.cli.errors import report_user_errors, user_message
 from semcorr.cli.verb_line import Needs, Without, run_app
 from semcorr.core.errors import UserError
@@ -23,7 +23,6 @@ from semcorr.core.files import require_writable_file, write_json
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranges import NotEmpty, require
 from semcorr.core.terminal import Terminal
-from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.packages import list_choices
 
 if TYPE_CHECKING:  # a benchmark's class imports torch, which --help does not need
@@ -233,15 +232,13 @@ def _benchmark_names() -> list[str]:
 
 
 def _compose(name: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_hydra():
         return compose("evaluate", [f"data={name}"])
 
 
 def _compose_data(name: str) -> DictConfig:
     """Compose the benchmark's section alone, which takes a tenth of the time."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_hydra():
         return compose(overrides=[f"+data={name}"])
 
 

@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from omegaconf import DictConfig
 
 from semcorr.benchmark.synthetic_spair import default_folder, write_spair_scale
+from semcorr.cli.compose import initialize_hydra
 from semcorr.core.errors import UserError
-from semcorr.engine.known_targets import conf_dir
 from semcorr.engine.packages import list_choices
 
 SCALES = ("demo", "spair")
@@ -97,9 +96,9 @@ def compose_run(verb: str, run: RunSpec) -> Iterator[DictConfig]:
         verb: `train` or `evaluate`.
         run: The run.
     """
-    GlobalHydra.instance().clear()
     trainer = GPU if run.device == "cuda" else ("trainer=cpu",)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"), tempfile.TemporaryDirectory() as run_dir:
+    with initialize_hydra():
         cfg = compose(verb, [f"data={run.data}", *trainer, *run.overrides])
+    with tempfile.TemporaryDirectory() as run_dir:
         cfg.data.root, cfg.run_dir = run.root, run_dir
         yield cfg

@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +44,24 @@ STEPS = ("backbone.debias", "backbone.upsample")  # options that any backbone ha
 
 SHORT = r"window_\d\w*|kernel_\d[\w.]*|soft"  # readouts that have no file of their own
 UPSAMPLERS = r"(?!(?:null|true|false)$)[A-Za-z_][\w,]*"  # names of files
+COMPOSING = threading.RLock()  # Hydra has one state in a process
 SEVERE = r"(?!none_)([a-z_]+)_([1-9]\d*)"  # a corruption and its severity
+
+
+@contextmanager
+def initialize_hydra() -> Iterator[None]:
+    """Initialise Hydra on the configurations of this package, and leave the state of a caller's Hydra as it was.
+
+    Configurations are composed in a Hydra application of a user's own, too, and in several threads.
+    """
+    with COMPOSING:
+        caller = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+                yield
+        finally:
+            GlobalHydra.instance().hydra = caller
 
 
 def compose_config(name: str, line: Sequence[str]) -> DictConfig:
@@ -58,7 +77,7 @@ def compose_config(name: str, line: Sequence[str]) -> DictConfig:
     """
     register_readouts(line)
     overrides = expand_list_overrides(line)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_hydra():
         cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
     return merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir())) + _read_search_path(line))
 
@@ -249,8 +268,7 @@ def compose_chosen_groups(name: str, words: Sequence[str]) -> DictConfig:
     overrides = (override.partition(",")[0] for override in words)
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_hydra():
         try:
             return compose(name, choices)
         except HydraException:  # an unknown choice

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import yaml
-from hydra import initialize_config_dir
 from hydra._internal.core_plugins.bash_completion import BashCompletion
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -11,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from rich.table import Table
 
+from semcorr.cli.compose import initialize_hydra
 from semcorr.core.errors import UserError
 from semcorr.core.terminal import Terminal
 from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
@@ -66,8 +66,7 @@ def complete_override(verb: str, words: Sequence[str], word: str) -> list[str]:
     settings = _join_settings([*words, "="] if word == "=" else words)
     is_value = bool(settings) and settings[-1].endswith("=")
     prefix = settings.pop() if is_value else ""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with initialize_hydra():
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         line = " ".join([*filter(_is_setting, settings), prefix + word.removeprefix("=")])

@@ -19,6 +19,7 @@ from semcorr.data.corruptions.corruption import Corruption, Uncorrupted
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.pose_variants import PoseVariant
+from semcorr.engine.contracts import require_backbone, require_head
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import STEPS
 from semcorr.engine.run_config import check_config, require_compile_backend
@@ -131,9 +132,11 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
         training: Parts that only training needs; None for a module that is scored.
     """
     backbone = build_backbone(cfg)
+    head = build_head(cfg.head, backbone.widths, round(backbone.size / backbone.stride))
+    require_head(head, backbone)
     return CorrespondenceModule(
         backbone,
-        head=build_head(cfg.head, backbone.widths, round(backbone.size / backbone.stride)),
+        head=head,
         localise=instantiate(cfg.localise),
         finetune=instantiate(cfg.finetune),
         seed=cfg.seed,
@@ -234,13 +237,14 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
         overrides: Arguments of the backbone that replace those of the configuration.
 
     Raises:
-        UserError: The weights are not finite.
+        UserError: The weights are not finite, or a backbone of another package gives another map than it says.
     """
     seed_everything(cfg.seed, workers=True, verbose=False)
     own_options = cfg.backbone.copy()  # which still finds what its interpolations name
     with open_dict(own_options):
         steps = {key: own_options.pop(key) for key in STEPS if key in own_options}
     backbone = instantiate(own_options, **overrides)
+    require_backbone(backbone)
     backbone = add_steps(
         backbone, **{key: instantiate(x) if isinstance(x, DictConfig) else x for key, x in steps.items()}
     )

@@ -20,6 +20,7 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.views import to_unit_range
 from semcorr.engine.callbacks import LOSS, TrainingProgressBar
+from semcorr.engine.contracts import require_terms
 from semcorr.engine.loss_inputs import (
     FeatureExtractor,
     batch_features,
@@ -175,6 +176,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         terms = loss_terms(self.loss, inputs)
         if isinstance(self.head, PenalisedHead):
             terms["head"] = self.head.take_penalty()
+        require_terms(terms)
         self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
         loss = add_terms(terms)
         self.log(LOSS, loss, prog_bar=self.shows_each_loss, batch_size=len(inputs.mask))
