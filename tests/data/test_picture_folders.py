@@ -116,11 +116,11 @@ def test_a_wrong_ending_is_read_by_content(tmp_path, kind):
     assert np.array_equal(np.asarray(load_picture(tmp_path / "a.jpg").image)[..., 0], GREY)
 
 
-def test_match_names_what_it_does_not_read_and_transfer_too(tmp_path, caplog, monkeypatch):
+def test_match_names_what_it_does_not_read_and_transfer_too(tmp_path, caplog):
     folder = filled(tmp_path / "many", "b.heic", "labels.json")
     for name in ("a.jfif", "c.png"):
         Image.fromarray(photograph()).save(folder / name, format="JPEG")
-    line = ["semcorr.match", str(folder / "c.png"), str(folder), "--out", str(tmp_path / "out"), "--model", "tiny"]
+    line = [str(folder / "c.png"), str(folder), "--out", str(tmp_path / "out"), "--model", "tiny"]
     code = match.main([*line, "--points", "9,9", "--device", "cpu"])
 
     assert not code
