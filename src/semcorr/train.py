@@ -52,6 +52,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
+    from semcorr.engine.validations import require_validation
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
@@ -67,6 +68,9 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     trainer = build_trainer(cfg, run_dir, resumes, savers)
     if data.global_batch_size is not None:
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
+    if any(module.trainable_parameters()):
+        data.trainer = trainer  # whose processes share the steps of an epoch
+        require_validation(trainer, data)
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if last is None:  # these, too
         start_from_run(cfg, module)
