@@ -52,7 +52,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
-    from semcorr.engine.validations import require_validation
+    from semcorr.engine.validations import require_best, require_validation
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
@@ -70,7 +70,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
     if any(module.trainable_parameters()):
         data.trainer = trainer  # whose processes share the steps of an epoch
-        require_validation(trainer, data)
+        require_validation(trainer, data, begins=not resumes)
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if last is None:  # these, too
         start_from_run(cfg, module)
@@ -89,7 +89,9 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
             # Default names contain the time, and may differ between processes.
-            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))
+            trained = Path(trainer.strategy.broadcast(str(run_dir)))
+            require_best(trained, trainer)
+            load_trained(module, trained)
         return score_and_save(cfg, trainer, module, scored, cache)
 
 
