@@ -1,12 +1,14 @@
 """A training has a validation that counts, by which its best weights are kept, or it is refused."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from semcorr.core.errors import UserError
+from semcorr.engine.resume import require_times
 from semcorr.engine.validations import require_validation
 from semcorr.train import main, train
 
@@ -80,7 +82,7 @@ def test_where_a_training_ends_in_its_first_epoch_the_last_validation_counts(
     if "max_time" in option:
         from lightning.pytorch.callbacks import Timer
 
-        monkeypatch.setattr(Timer, "time_elapsed", lambda timer, *_: 1e9 if timer.start_time() else 0.0)
+        monkeypatch.setattr(Timer, "time_elapsed", lambda timer, *_: 7200.0 if timer.start_time() else 0.0)
 
     metrics = train(config("train", *tiny, *LINE, "data.steps=20", "trainer.val_check_interval=0.25", option))
 
@@ -94,7 +96,7 @@ def test_a_training_that_time_ends_before_a_validation_says_so(config, tiny, tmp
     """As where only every second epoch is validated."""
     from lightning.pytorch.callbacks import Timer
 
-    monkeypatch.setattr(Timer, "time_elapsed", lambda timer, *_: 1e9 if timer.start_time() else 0.0)
+    monkeypatch.setattr(Timer, "time_elapsed", lambda timer, *_: 7200.0 if timer.start_time() else 0.0)
     line = [
         "data.steps=4",
         "trainer.max_epochs=2",
@@ -106,3 +108,15 @@ def test_a_training_that_time_ends_before_a_validation_says_so(config, tiny, tmp
         UserError, match=r"the training was ended at step 1, .+, before .+ are in .+last\.ckpt\. Go on with"
     ):
         train(config("train", *tiny, *LINE, *line))
+
+    monkeypatch.undo()
+    more = [*line[:-1], "+trainer.max_time='01:00:00:00'", f"checkpoint={tmp_path / 'run'}"]
+    assert train(config("train", *tiny, *LINE, *more))["pck"]
+
+
+@pytest.mark.parametrize(
+    "saved", [None, {}, {"time_elapsed": 3}, {"time_elapsed": {"train": "3"}}, {"time_elapsed": {"train": math.nan}}]
+)
+def test_a_damaged_time_is_told(tmp_path, saved):
+    with pytest.raises(UserError, match=r"last\.ckpt is damaged \(its callbacks\.Timer holds no times\)"):
+        require_times(saved, tmp_path / "last.ckpt")
