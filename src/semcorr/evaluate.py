@@ -40,6 +40,7 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     from semcorr.engine.callbacks import refuse_to_replace
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.evaluation_modules import build_evaluation_module
+    from semcorr.engine.foreign_files import refuse_foreign_files
     from semcorr.engine.run_dir import refuse_other_run
     from semcorr.engine.scoring import score_and_save
     from semcorr.engine.trainer import build_trainer
@@ -49,6 +50,7 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     require_writable(Path(cfg.run_dir), "run_dir", ROOM)
     refuse_to_replace(Path(cfg.run_dir))
     refuse_other_run(Path(cfg.run_dir), cfg)
+    refuse_foreign_files(Path(cfg.run_dir), cfg)
     module, data = build_datamodule_and_module(cfg)
     refuse_other_run(Path(cfg.run_dir), cfg, is_filled=True)
     if cfg.checkpoint:

@@ -44,6 +44,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.build import build_training
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import load_trained
+    from semcorr.engine.foreign_files import refuse_foreign_files
     from semcorr.engine.resume import resume_training, start_from_run
     from semcorr.engine.run_dir import checkpoint_path, refuse_other_run
     from semcorr.engine.saved_config import begin_run
@@ -51,6 +52,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
+    from semcorr.engine.validations import require_best, require_validation
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
@@ -58,6 +60,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     require_new_run_dir(run_dir, cfg.checkpoint)
     if cfg.checkpoint is None:
         refuse_other_run(run_dir, cfg)
+        refuse_foreign_files(run_dir, cfg)
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()
@@ -65,6 +68,9 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     trainer = build_trainer(cfg, run_dir, resumes, savers)
     if data.global_batch_size is not None:
         divide_batch(data.global_batch_size, trainer.world_size)  # before other processes are started
+    if any(module.trainable_parameters()):
+        data.trainer = trainer  # whose processes share the steps of an epoch
+        require_validation(trainer, data, begins=not resumes)
     last = resume_training(cfg, module, trainer, data)  # before config.yaml is written, as it may raise
     if last is None:  # these, too
         start_from_run(cfg, module)
@@ -83,7 +89,9 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         if not getattr(trainer, "fast_dev_run", False):
             trainer.strategy.barrier()
             # Default names contain the time, and may differ between processes.
-            load_trained(module, Path(trainer.strategy.broadcast(str(run_dir))))
+            trained = Path(trainer.strategy.broadcast(str(run_dir)))
+            require_best(trained, trainer)
+            load_trained(module, trained)
         return score_and_save(cfg, trainer, module, scored, cache)
 
 

@@ -9,7 +9,7 @@ from lightning import Trainer
 from omegaconf import OmegaConf
 
 from semcorr.core.errors import UserError
-from semcorr.engine.callbacks import MONITOR, ModelCheckpoint, checkpoint_callbacks, is_counted
+from semcorr.engine.callbacks import MONITOR, ModelCheckpoint, checkpoint_callbacks
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.trainer_options import (
     describe_precision,
@@ -17,6 +17,7 @@ from semcorr.engine.trainer_options import (
     resolve_precision,
     run_products,
 )
+from semcorr.engine.validations import is_counted
 from semcorr.train import train
 
 pytestmark = pytest.mark.integration

@@ -16,6 +16,7 @@ from semcorr.core.types import ImageBatch, PairBatch
 from semcorr.engine.checkpoints import read_checkpoint
 from semcorr.engine.plain_yaml import read_plain_config
 from semcorr.engine.trainer_options import describe_precision
+from semcorr.engine.validations import counts_validation
 
 MONITOR = "val/all/pck@0.1"
 LOSS = "train/loss"
@@ -30,7 +31,7 @@ def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0, monitor: str = M
     Args:
         run_dir: Directory of the run.
         keep_from: Share of the first epoch before which no validation is counted, as in the unified benchmark's code;
-            its last one always is.
+            its last one always is, also where the training ends in it.
         monitor: The score, as it is logged: `val/<subset>/pck@<alpha>`.
     """
     common: JsonObject = {"dirpath": run_dir / "checkpoints", "enable_version_counter": False}
@@ -39,23 +40,6 @@ def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0, monitor: str = M
     # Lightning's save_last would wait for a better one.
     last = ModelCheckpoint(filename="last", save_on_train_epoch_end=True, **common)
     return [best, last, LearningRateMonitor("step")]
-
-
-def is_counted(done: int, interval: float, batches: float, keep_from: float) -> bool:
-    """Tell whether a validation in the first epoch counts: from `keep_from` of it on, or where no other will follow.
-
-    Args:
-        done: Batches of the epoch before the validation.
-        interval: Batches from one validation to the next.
-        batches: Batches of the epoch.
-        keep_from: Share of the epoch.
-
-    >>> [is_counted(done, interval=25, batches=103, keep_from=0.6) for done in (25, 50, 75, 100)]
-    [False, False, True, True]
-    >>> is_counted(50, interval=50, batches=90, keep_from=0.6)
-    True
-    """
-    return done >= keep_from * batches or done + interval > batches
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
@@ -71,15 +55,12 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save a checkpoint if this validation counts and is the best so far."""
-        batches, interval = trainer.num_training_batches, trainer.val_check_batch
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        first = trainer.current_epoch == 0 and not trainer.sanity_checking
         if self.monitor is not None and self.monitor not in trainer.callback_metrics and not trainer.sanity_checking:
             raise UserError(
                 f"`monitor`: {self.monitor} has no value, because no keypoint of the validation is in that subset. "
                 f"Give another score, such as {MONITOR}."
             )
-        if not first or is_counted(done, float("inf") if interval is None else interval, batches, self.keep_from):
+        if counts_validation(trainer, self.keep_from):
             super().on_validation_end(trainer, pl_module)
 
     def state_dict(self) -> JsonObject:

@@ -155,9 +155,13 @@ def count_steps(trainer: Trainer, data: PairDataModule) -> int:
 
 def count_epoch_steps(trainer: Trainer, data: PairDataModule) -> int:
     """Return the number of optimiser steps of an epoch, which `trainer.limit_train_batches` may cut."""
+    return math.ceil(count_epoch_batches(trainer, data) / trainer.accumulate_grad_batches)
+
+
+def count_epoch_batches(trainer: Trainer, data: PairDataModule) -> int:
+    """Return the number of batches of an epoch on each process, which `trainer.limit_train_batches` may cut."""
     batches, limit = len(data.stream()), trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)  # a number, or a share
-    return math.ceil(batches / trainer.accumulate_grad_batches)
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)  # a number, or a share
 
 
 def refuse_longer(checkpoint: JsonMapping, steps: int) -> None:

@@ -1,10 +1,12 @@
 """Training that goes on: a run from its last checkpoint, which must be its own, or a new one from another's weights."""
 
+import math
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -115,8 +117,24 @@ def require_state(content: JsonMapping, trainer: Trainer, path: Path) -> None:
         expected, saved = callback.state_dict(), content["callbacks"].get(callback.state_key)
         if saved is None and not type(callback).__module__.startswith("semcorr"):  # added by the user since
             continue
-        if expected and (diff := find_state_difference(expected, saved, f"callbacks.{type(callback).__name__}")):
+        if isinstance(callback, Timer):  # its state before a start is 0, a whole number
+            require_times(saved, path)
+        elif expected and (diff := find_state_difference(expected, saved, f"callbacks.{type(callback).__name__}")):
             raise checkpoint_error(path, f"its {diff}")
+
+
+def require_times(saved: object, path: Path) -> None:
+    """Refuse a state of the timer of `trainer.max_time` that holds no times.
+
+    Args:
+        saved: State in the checkpoint.
+        path: File of the checkpoint, for errors.
+    """
+    times = saved.get("time_elapsed") if isinstance(saved, dict) else None
+    if not isinstance(times, dict) or not all(
+        isinstance(seconds, int | float) and 0 <= seconds < math.inf for seconds in times.values()
+    ):
+        raise checkpoint_error(path, "its callbacks.Timer holds no times")
 
 
 def find_state_difference(expected: object, actual: object, name: str) -> str | None:

@@ -21,6 +21,7 @@ from semcorr.metrics.sections import HEADLINES, PAIRS
 
 WEIGHTS = "model.safetensors"  # of a run that was exported for sharing
 METRICS = "metrics.json"  # written last: a run is finished when it exists
+JOB = "job.json"  # claims a folder for a job of a sweep, before it runs
 RESULTS = (
     METRICS,
     "predictions.parquet",
@@ -194,8 +195,13 @@ def remove_results(run_dir: Path, keep: list[str] | None = None) -> None:
 def remove_logs(run_dir: Path) -> None:
     """Remove the logs of an earlier run in the same directory that W&B and TensorBoard would continue."""
     if is_first_process():
-        for path in (path for pattern in LOGS for path in run_dir.glob(pattern)):
+        for path in list_logs(run_dir):
             path.unlink(missing_ok=True)
+
+
+def list_logs(run_dir: Path) -> list[Path]:
+    """List the logs of a run that W&B, TensorBoard and profilers have written, by their names."""
+    return sorted(path for pattern in LOGS for path in run_dir.glob(pattern))
 
 
 def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:

@@ -17,6 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.config_check import check_saved_config
+from semcorr.engine.foreign_files import unmark_finished
 from semcorr.engine.known_targets import KnownTargets, config_search_path, read_known_targets
 from semcorr.engine.plain_yaml import read_plain_yaml
 from semcorr.engine.renamed_targets import update_targets
@@ -192,6 +193,7 @@ def begin_run(cfg: DictConfig, backbone: "Backbone", run_dir: Path, resumes: boo
     if not path.is_file() or path.read_bytes() != text.encode():
         remove_results(run_dir, keep=["metrics.csv"] if resumes else [])
     write_text(path, text, "run_dir")
+    unmark_finished(run_dir)
 
 
 def save_config(cfg: DictConfig, backbone: "Backbone", run_dir: Path) -> None:

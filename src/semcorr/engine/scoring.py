@@ -14,6 +14,7 @@ from semcorr.core.text_files import JsonObject
 from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.build import Benchmark
 from semcorr.engine.evaluation_only import EvaluationModule
+from semcorr.engine.foreign_files import mark_while_unfinished
 from semcorr.engine.loggers import CSVScalarLogger, finish_loggers
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.pages import log_summary
@@ -51,7 +52,7 @@ def score_and_save(
             trainer.test(module, datamodule=data, verbose=False)
         return {}
     run_dir = Path(cfg.run_dir)
-    with replace_results(run_dir) as folder:
+    with mark_while_unfinished(run_dir), replace_results(run_dir) as folder:
         with _redirect_scalars(folder, trainer), run_products(trainer):
             trainer.test(module, datamodule=data, verbose=False)
         save_config(cfg, module.backbone, folder)

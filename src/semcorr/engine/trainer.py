@@ -17,11 +17,12 @@ from semcorr.core.errors import UserError
 from semcorr.core.terminal import Terminal
 from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
+from semcorr.engine.foreign_files import mark_unfinished
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, logger_nodes
 from semcorr.engine.options import accepted_options
 from semcorr.engine.pages import PagesCallback
-from semcorr.engine.run_dir import code_versions, remove_logs
+from semcorr.engine.run_dir import code_versions, list_logs, remove_logs
 from semcorr.engine.run_name import label_run
 from semcorr.engine.saved_config import to_plain_types
 from semcorr.engine.teacher import EMATeacher
@@ -67,6 +68,8 @@ def build_trainer(
     if isinstance(cfg.trainer.get("profiler"), str):
         options["profiler"] = PROFILERS[cfg.trainer.profiler](dirpath=str(run_dir), filename="profile")
     loggers = build_loggers(cfg, run_dir)
+    if list_logs(run_dir):
+        mark_unfinished(run_dir)
     try:
         trainer: Trainer = instantiate(
             cfg.trainer,

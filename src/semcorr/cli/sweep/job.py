@@ -45,7 +45,7 @@ def run_job(job: SweepJob, cache: SweepFeatureCache | None = None) -> JobOutcome
         cfg.checkpoint = cfg.run_dir
     error_file = job.folder / ERROR
     try:
-        # A lost worker may still run: its lock is waited for.
+        # Locked, as a lost worker may still run the job.
         with lock_folder(job.folder, "the job"), _isolate(job), _type_line(job, is_half_done):
             if is_first_process():
                 error_file.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.engine.plain_yaml import read_plain_config
-from semcorr.engine.run_dir import EXCLUDED_KEYS, FILLED_OPTIONS, METRICS, config_hash, flatten_config, read_scores
+from semcorr.engine.run_dir import EXCLUDED_KEYS, FILLED_OPTIONS, JOB, METRICS, config_hash, flatten_config, read_scores
 
-NOTE = "job.json"
+NOTE = JOB
 MULTIRUN = "multirun.yaml"  # Hydra writes it before the first job is composed
 MANY = 1000  # more than a sweep has jobs: numbers for those whose own number is taken
 log = logging.getLogger(__name__)
