@@ -40,12 +40,12 @@ def refuse_foreign_files(run_dir: Path, cfg: DictConfig) -> None:
     config = run_dir / CONFIG
     if config.is_file():
         saved = read_plain_config(config)
-        found = None if all(section in saved for section in SECTIONS) else config.name
+        foreign = None if all(section in saved for section in SECTIONS) else config.name
     else:
-        found = None if any((run_dir / mark).is_file() for mark in (UNFINISHED, JOB)) else _find_output(run_dir)
-    if found is not None:
+        foreign = None if any((run_dir / mark).is_file() for mark in (UNFINISHED, JOB)) else _find_output(run_dir)
+    if foreign is not None:
         raise UserError(
-            f"`run_dir`: {run_dir} holds {found}, which is of no run and would be replaced or removed. "
+            f"`run_dir`: {run_dir} holds {foreign}, which is of no run and would be replaced or removed. "
             "Choose another run_dir, such as a new folder."
         )
 
