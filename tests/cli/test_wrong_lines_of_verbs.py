@@ -184,7 +184,7 @@ WRONG = {
         "prune --all --max-gb 1 -> no effect beside --all", "prune max_gb=1 -> Give --max-gb=1",
     ],
     "benchmark": [
-        "-> no command is given", "mtach -> Did you mean match?", "read-outs -> Did you mean readouts or read_outs?",
+        "-> no command is given", "mtach -> Did you mean match?", "read-outs -> Did you mean readouts?",
         "match --pairs 10000 -> make up to 90 pairs", "match --grid 1000000 -> between 2 and 1024",
         "match --naive_pairs 10 -> Did you mean --naive-pairs", "match --device tpu -> Did you mean cpu?",
         "match --out empty -> Is a directory", "match --out a.png -> not a benchmark.json",

@@ -102,7 +102,8 @@ def check_words(command: object, words: Sequence[str]) -> list[str]:
         return [*words]
     subcommands: Mapping[str, object] = getattr(command, "commands", {})
     if subcommands:
-        _check_subcommand(words, subcommands)
+        hidden = {name for name, each in subcommands.items() if getattr(each, "hidden", False)}  # names of before
+        _check_subcommand(words, subcommands, hidden)
         return [words[0], *check_words(subcommands[words[0]], words[1:])]
     assert isinstance(command, Command)
     hints = get_type_hints(command.callback, include_extras=True)
@@ -130,11 +131,18 @@ def check_words(command: object, words: Sequence[str]) -> list[str]:
     return [*flags, "--", *paths] if paths else flags
 
 
-def _check_subcommand(words: Sequence[str], names: Collection[str]) -> None:
-    """Refuse a line that does not begin with one of the subcommands."""
+def _check_subcommand(words: Sequence[str], commands: Collection[str], hidden: Collection[str]) -> None:
+    """Refuse a line that does not begin with one of the subcommands.
+
+    Args:
+        words: Words of the line.
+        commands: Names of all subcommands.
+        hidden: Those that are taken and not told.
+    """
+    names = [name for name in commands if name not in hidden]
     if not words:
         raise UserError(f"no command is given. Give one of {', '.join(names)}; --help says more.")
-    if words[0] not in names:
+    if words[0] not in commands:
         if words[0].startswith("-"):
             raise UserError(f"`{words[0]}` stands before the command. Give one of {', '.join(names)} first.")
         raise UserError(f"there is no command `{words[0]}`. {suggest_near(words[0], names)}")
