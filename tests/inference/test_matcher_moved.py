@@ -40,6 +40,16 @@ def test_a_picture_matched_with_itself_returns_the_points(matcher, cats):
         assert match.consistent.all()
 
 
+@pytest.mark.parametrize("turn", [False, True])
+@pytest.mark.parametrize("width", [1, 30])
+def test_stripes_are_matched_whichever_way_they_run(random, cats, turn, width):
+    levels = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[:, None], width, axis=1)
+    stripes = Image.fromarray(levels.T if turn else levels)
+
+    for a, b in ((stripes, cats[0]), (cats[0], stripes)):
+        assert random.match(a, b, [[0, 0]]).points.isfinite().all()
+
+
 @pytest.mark.parametrize("which", ["a", "b"])
 @pytest.mark.parametrize("factor", [1.5, 3.0])
 def test_a_resized_picture_moves_the_answer_with_it(matcher, cats, factor, which):

@@ -134,14 +134,14 @@ def place_picture(
 def trim_borders(image: Image.Image) -> tuple[int, int, int, int]:
     """Return the left, upper, right and lower edge of a picture without rows and columns of one colour at its borders.
 
-    Such borders are padding. A picture that is plain all over is not trimmed.
+    Such borders are padding. A picture whose rows or columns are all plain, as stripes, is not trimmed.
     """
     pixels = np.asarray(image)
     left, right = _find_ends(pixels.swapaxes(0, 1))
     if left == right:
         return (0, 0, *image.size)
     upper, lower = _find_ends(pixels[:, left:right])
-    return left, upper, right, lower
+    return (left, upper, right, lower) if upper < lower else (0, 0, *image.size)
 
 
 def _find_ends(rows: np.ndarray) -> tuple[int, int]:
