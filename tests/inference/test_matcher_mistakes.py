@@ -1,7 +1,9 @@
 """What Matcher is asked wrongly is a sentence, and loading it leaves no trace."""
 
+import copy
 import io
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from saved_runs import save_run
 from semcorr import Matcher
 from semcorr.core.errors import UserError
 from semcorr.inference.dense import parse_size
+from semcorr.inference.encoded import iterate_pictures
 
 pytestmark = pytest.mark.integration
 
@@ -67,6 +70,59 @@ def test_points_may_be_any_view_of_an_array(random, cats):
         random.match(cats[0], cats[1], rows[:, ::-1]).points,
         random.match(cats[0], cats[1], [[30, 20], [50, 40]]).points,
     )
+
+
+@pytest.mark.parametrize("kind", [str, Path, "pil", "array", "tensor", "grey", "encoded", "none"])
+def test_one_picture_is_no_list_of_pictures(random, cats, kind):
+    pixels = np.array(Image.open(cats[1]).convert("RGB"))
+    made = {
+        "pil": lambda: Image.fromarray(pixels),
+        "array": lambda: pixels,
+        "tensor": lambda: torch.from_numpy(pixels).permute(2, 0, 1),
+        "grey": lambda: pixels[..., 0],
+        "encoded": lambda: random.encode(cats[1]),
+        "none": lambda: None,
+    }
+    picture = made[kind]() if isinstance(kind, str) else kind(cats[1])
+
+    with pytest.raises(UserError, match="`b`: give a list of pictures, got "):
+        iterate_pictures(picture, "b")
+    if kind in (str, "array", "tensor", "grey"):  # the tests check annotations, which allow these
+        with pytest.raises(UserError, match="`image`: give a list of pictures, got "):
+            list(random.encode_all(picture))
+        with pytest.raises(UserError, match="`b`: give a list of pictures, got "):
+            list(random.matches(cats[0], picture, [[3, 3]]))
+
+
+def test_a_batch_of_arrays_is_a_list_of_pictures(random, cats):
+    pixels = np.array(Image.open(cats[1]).convert("RGB"))
+
+    assert len(list(random.encode_all(np.stack([pixels, pixels])))) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("backbone=tiny seed=5", "weights"),
+        ("backbone=tiny backbone.size=128", r"size \(\d+, here 128\)"),
+        ("backbone=tiny backbone.layers=[1]", "options"),
+        ("backbone=tiny data.resize=corner", r"resize \(squash, here corner\)"),
+        ("backbone=tiny head=bottleneck", "head"),
+        ("backbone=efficientnet_lite0", "backbone"),
+    ],
+)
+def test_what_another_matcher_encoded_is_refused(random, cats, line, told):
+    other = Matcher.load(line, device="cpu")
+    for ask in (lambda a, b: other.match(a, b, [[3, 3]]), other.dense, other.mutual, lambda a, b: other.features(b, a)):
+        with pytest.raises(UserError, match=f"was encoded by another matcher, which differs in .*{told}"):
+            ask(random.encode(cats[0]), cats[1])
+
+
+def test_an_encoded_picture_serves_copies_of_its_matcher(random, cats):
+    encoded = pickle.loads(pickle.dumps(random.encode(cats[0])))
+    expected = random.match(cats[0], cats[1], [[3, 3]]).points
+    for matcher in (copy.deepcopy(random), pickle.loads(pickle.dumps(random)), Matcher.load("tiny", device="cpu")):
+        assert torch.equal(matcher.match(encoded, cats[1], [[3, 3]]).points, expected)
 
 
 def test_the_most_matches_are_a_number_of_matches(random, cats):

@@ -1,8 +1,9 @@
 """Pictures encoded for matching, and the flows and round trips between them."""
 
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_square
 from semcorr.inference.displayed import DisplayedPicture
+from semcorr.inference.encoder import Encoder
 
 log = logging.getLogger(__name__)
 FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
@@ -90,6 +92,7 @@ class EncodedPicture(NamedTuple):
     name: str
     displayed: DisplayedPicture | None = None  # what matches are drawn on
     image_maps: ImageMaps | None = None  # what a joint backbone joins with those of another picture
+    encoder: Encoder | None = None  # what encoded it; None where that is not known
 
     @property
     def nbytes(self) -> int:
@@ -202,6 +205,45 @@ def require_inside(
                 f"`{name}`: ({x:g}, {y:g}) lies outside {picture}, which is {width} x {height} pixels. "
                 f"Give x from 0 to {width - 1} and y from 0 to {height - 1}"
             )
+
+
+def iterate_pictures(images: object, name: str) -> Iterator[Any]:
+    """Return an iterator over many pictures; one picture is no list of them, though Python iterates over most kinds.
+
+    Args:
+        images: Pictures in any iterable; an array or a tensor of several has four dimensions.
+        name: Argument that holds them, for messages.
+
+    Raises:
+        UserError: It is a single picture, or nothing that holds several.
+    """
+    given = type(images).__name__
+    is_single = isinstance(images, str | bytes | Path | Image.Image | Picture | EncodedPicture)
+    if isinstance(images, np.ndarray | Tensor):
+        given, is_single = f"{given} of the shape {tuple(images.shape)}", images.ndim < 4
+    if is_single or not isinstance(images, Iterable):
+        raise UserError(
+            f"`{name}`: give a list of pictures, got {given}. For one picture give a list of one, as [picture]"
+        )
+    return iter(images)
+
+
+def require_encoder(picture: EncodedPicture, encoder: Encoder, name: str) -> None:
+    """Refuse a picture that another matcher encoded, whose features mean nothing to this one.
+
+    Args:
+        picture: The encoded picture.
+        encoder: What encodes pictures here.
+        name: Argument that holds the picture, for messages.
+
+    Raises:
+        UserError: Something else encoded it.
+    """
+    if picture.encoder is not None and picture.encoder != encoder:
+        raise UserError(
+            f"`{name}`: {picture.name} was encoded by another matcher, which differs in "
+            f"{picture.encoder.describe_difference(encoder)}. Encode it with the matcher that matches it"
+        )
 
 
 class Flow(NamedTuple):
