@@ -125,12 +125,12 @@ def place_picture(
     box = trim_borders(image) if trim else (0, 0, *image.size)
     fit = fit_to_square((box[2] - box[0], box[3] - box[1]), side, resize)
     visible = image if box == (0, 0, *image.size) else image.crop(box)
-    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
-    corner = torch.tensor(box[:2])
-    reduced = torch.tensor([image.width / width, image.height / height])  # below 1 for a huge JPEG only
-    inside = torch.cat((offset, offset + torch.tensor(fit.size))) - 0.5
+    scale, offset, size = (torch.tensor(pair, dtype=torch.float32) for pair in (fit.scale, fit.offset, fit.size))
+    corner = torch.tensor(box[:2], dtype=torch.float32)
+    share = [image.width / width, image.height / height]  # below 1 for a huge JPEG only
+    inside = torch.cat((offset, offset + size)) - 0.5
     return render_square(visible, side, fit), PicturePlacement(
-        (width, height), scale * reduced, offset - corner * scale, inside
+        (width, height), scale * torch.tensor(share, dtype=torch.float32), offset - corner * scale, inside
     )
 
 

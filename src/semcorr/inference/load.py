@@ -50,7 +50,7 @@ def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()
     """
     line = format_overrides(model, overrides)
     try:
-        with _preserve_random_state():
+        with _preserve_random_state(), _default_float32():
             return RestoredModel(*_build_model([_fetch_checkpoint(word) for word in line]), " ".join(line))
     except UserError:
         raise
@@ -72,6 +72,17 @@ def _preserve_random_state() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def _default_float32() -> Iterator[None]:
+    """Build in single precision whatever the caller's default is; pictures are in single precision, too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) -> list[str]:
