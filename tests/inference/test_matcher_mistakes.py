@@ -46,6 +46,63 @@ def test_what_are_no_points_is_a_sentence(random, cats, points):
         random.match(cats[0], cats[1], points)
 
 
+DENSE = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda values: values.to_sparse(), "must be a dense tensor, got a sparse_coo one"),
+        (lambda values: values.to("meta"), "on the device meta has no values"),
+        (lambda values: torch.quantize_per_tensor(values, 0.5, 0, torch.quint8), "got a quantised one"),
+        (lambda values: np.ma.masked_greater(values.numpy(), 4), "a masked array holds values that are masked"),
+    ],
+)
+def test_values_that_cannot_all_be_read_are_refused(random, cats, made, told):
+    with pytest.raises(UserError, match=f"`points`.*{told}"):
+        random.match(cats[0], cats[1], made(DENSE))
+    with pytest.raises(UserError, match=f"`point`.*{told}"):
+        random.similarity(cats[0], cats[1], made(DENSE)[1])
+    with pytest.raises(UserError, match=f"`a`.*{told}"):
+        random.match(made(DENSE), cats[1], [[0, 0]])
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i8", "u2", "f2", np.longdouble])
+def test_points_may_be_of_any_real_type(random, cats, kind):
+    rows = np.array([[20, 30], [40, 50]])
+
+    assert torch.equal(
+        random.match(cats[0], cats[1], rows.astype(kind)).points, random.match(cats[0], cats[1], rows).points
+    )
+
+
+@pytest.mark.parametrize("point", [None, 5, "30", np.float32(3)])
+def test_a_point_is_x_and_y(random, cats, point):
+    with pytest.raises(UserError, match=r"`point` must be x and y, as \(120, 80\), got "):
+        random.similarity(cats[0], cats[1], point)
+
+
+def test_an_empty_path_is_no_folder(random, cats):
+    with pytest.raises(UserError, match="`a` is an empty path"):
+        random.match("", cats[1], [])
+
+
+def test_nothing_is_computed_on_meta():
+    with pytest.raises(UserError, match="`device`: meta holds no values"):
+        Matcher.load("tiny", device="meta")
+
+
+@pytest.mark.parametrize("option", ["trim", "subcell"])
+def test_a_switch_is_true_or_false(option):
+    program = f"from semcorr import Matcher; Matcher.load('tiny', device='cpu', {option}='no')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )  # unchecked types
+
+    assert f"UserError: `{option}` must be true or false, got 'no'" in done.stderr
+
+
 @pytest.mark.parametrize("size", [8, 0, (), (8,), (0, 4), (8, 6, 3), (8.5, 6), "ab", (2**13, 2**13)])
 def test_a_raster_is_of_two_whole_numbers(size):
     with pytest.raises(UserError, match="`size` must be a width and a height"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from semcorr.core.coords import from_view, to_grid, to_view
 from semcorr.core.errors import UserError
+from semcorr.core.plain_values import require_unmasked, to_plain_tensor
 from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_square
@@ -170,10 +171,11 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
     Raises:
         UserError: They are no points, or lie outside the picture.
     """
+    require_unmasked(points, name)
+    if isinstance(points, Tensor):
+        points = to_plain_tensor(points, name)
     try:
-        values = (
-            points.detach().cpu() if isinstance(points, Tensor) else torch.from_numpy(np.array(points, order="C"))
-        )  # strides of any sign
+        values = points if isinstance(points, Tensor) else torch.from_numpy(_to_native(np.array(points, order="C")))
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
     if values.is_complex() or values.dtype == torch.bool:
@@ -185,6 +187,28 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(values.shape)}")
     require_inside(values.tolist(), picture.size, picture.name, name)
     return values
+
+
+def parse_point(point: object, picture: EncodedPicture) -> Float[Tensor, "1 2"]:
+    """Convert one point of a picture as `parse_points` does many.
+
+    Args:
+        point: x and y in original pixels, as a tuple, an array or a tensor.
+        picture: The picture.
+
+    Raises:
+        UserError: It is no point, or lies outside the picture.
+    """
+    if isinstance(point, Tensor):
+        return parse_points(to_plain_tensor(point, "point")[None], picture, "point")
+    if isinstance(point, str | bytes) or not isinstance(point, Iterable):
+        raise UserError(f"`point` must be x and y, as (120, 80), got {point!r}")
+    return parse_points(point[None] if isinstance(point, np.ndarray) else [list(point)], picture, "point")
+
+
+def _to_native(values: np.ndarray) -> np.ndarray:
+    """Convert real numbers to a type that PyTorch knows: it has none of the other byte order, or of 80 bits."""
+    return values.astype(np.float64) if values.dtype.kind in "iuf" else values
 
 
 def require_inside(

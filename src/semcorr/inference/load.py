@@ -191,4 +191,6 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=resolved_device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"`device`: {device} is not available ({str(error).splitlines()[0]}). Give cpu") from None
+    if resolved_device.type == "meta":
+        raise UserError(f"`device`: {device} holds no values, so nothing is computed on it. Give cpu")
     return resolved_device

@@ -33,6 +33,7 @@ from semcorr.inference.encoded import (
     PicturePlacement,
     RoundTrip,
     iterate_pictures,
+    parse_point,
     parse_points,
     place_picture,
     require_encoder,
@@ -96,6 +97,8 @@ class Matcher:
             raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         require("cycle", cycle, Positive)
         require("batch", batch, Count | None)
+        require("trim", trim, bool)
+        require("subcell", subcell, bool)
         self.device = resolve_device(device)
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
@@ -276,7 +279,7 @@ class Matcher:
 
     @torch.no_grad()
     def similarity(
-        self, a: Image, b: Image, point: Iterable[object], size: tuple[int, int] | None = None
+        self, a: Image, b: Image, point: object, size: tuple[int, int] | None = None
     ) -> Float[Tensor, "h w"]:
         """Compute a map of the similarity of a point of `a` with every position of `b`.
 
@@ -288,7 +291,7 @@ class Matcher:
                 1024 pixels a side.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
-        query_point = source.placement.to_view(parse_points([list(point)], source, "point").to(self.device))
+        query_point = source.placement.to_view(parse_point(point, source).to(self.device))
         share = min(1.0, 1024 / max(target.size))
         reduced = [max(1, round(side * share)) for side in target.size]
         x, y = pixel_grid(reduced if size is None else size, target.size)
