@@ -279,6 +279,8 @@ def split_repeated_points(arguments: Sequence[str]) -> list[str]:
 def _parse_points(points: Sequence[str] | None) -> list[tuple[float, float]] | None:
     """Convert the values of --points, as `120,80`, to coordinates; None if there are none."""
     try:
+        if any("_" in point for point in points or []):  # Python allows it within numbers
+            raise ValueError
         return [(float(x), float(y)) for x, y in (point.split(",") for point in points)] if points else None
     except ValueError:
         text = " ".join(points or [])

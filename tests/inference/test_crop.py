@@ -30,5 +30,20 @@ def test_a_part_of_a_huge_picture_is_in_its_original_pixels():
     assert_close(part.from_crop(torch.tensor([[19.5, 9.5]])), torch.tensor([[239.5, 159.5]]))
 
 
+def test_the_default_type_of_numbers_moves_no_point():
+    part = crop_picture(Picture(Image.new("RGB", (60, 40)), (479, 321), "huge"), (80.0, 80.0, 160.0, 80.0))
+    points, box = torch.tensor([[301.3, 99.7]]), (10.1, 10.3, 5.0, 5.0)
+    expected = part.to_crop(points), part.from_crop(points), enlarge_box(box, points)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        given = part.to_crop(points), part.from_crop(points), enlarge_box(box, points)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    assert torch.equal(given[0], expected[0])
+    assert torch.equal(given[1], expected[1])
+    assert given[2] == expected[2]
+
+
 def test_a_box_is_enlarged_to_hold_its_keypoints():
     assert enlarge_box((10.0, 10.0, 5.0, 5.0), torch.tensor([[3.5, 12.0]])) == (4.0, 10.0, 11.0, 5.0)

@@ -113,6 +113,7 @@ def test_mutual_neighbours_are_as_many_as_asked_for(typed, tmp_path):
     [
         ("a.jpg b.jpg --points 9999,3", "outside a.jpg"),
         ("a.jpg b.jpg --points here", "120,80"),
+        ("a.jpg b.jpg --points 1_0,3", "must be like 120,80"),
         ("a.jpg b.jpg --points", "`--points` has no value"),
         ("a.jpg b.jpg --points --dense", "`--points` has no value"),
         ("a.jpg b.jpg --points 3,3 --mutual", "no effect beside --mutual"),

@@ -1,7 +1,9 @@
 """What Matcher is asked wrongly is a sentence, and loading it leaves no trace."""
 
+import copy
 import io
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from saved_runs import save_run
 from semcorr import Matcher
 from semcorr.core.errors import UserError
 from semcorr.inference.dense import parse_size
+from semcorr.inference.encoded import iterate_pictures
 
 pytestmark = pytest.mark.integration
 
@@ -43,6 +46,63 @@ def test_what_are_no_points_is_a_sentence(random, cats, points):
         random.match(cats[0], cats[1], points)
 
 
+DENSE = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda values: values.to_sparse(), "must be a dense tensor, got a sparse_coo one"),
+        (lambda values: values.to("meta"), "on the device meta has no values"),
+        (lambda values: torch.quantize_per_tensor(values, 0.5, 0, torch.quint8), "got a quantised one"),
+        (lambda values: np.ma.masked_greater(values.numpy(), 4), "a masked array holds values that are masked"),
+    ],
+)
+def test_values_that_cannot_all_be_read_are_refused(random, cats, made, told):
+    with pytest.raises(UserError, match=f"`points`.*{told}"):
+        random.match(cats[0], cats[1], made(DENSE))
+    with pytest.raises(UserError, match=f"`point`.*{told}"):
+        random.similarity(cats[0], cats[1], made(DENSE)[1])
+    with pytest.raises(UserError, match=f"`a`.*{told}"):
+        random.match(made(DENSE), cats[1], [[0, 0]])
+
+
+@pytest.mark.parametrize("kind", [">f4", ">i8", "u2", "f2", np.longdouble])
+def test_points_may_be_of_any_real_type(random, cats, kind):
+    rows = np.array([[20, 30], [40, 50]])
+
+    assert torch.equal(
+        random.match(cats[0], cats[1], rows.astype(kind)).points, random.match(cats[0], cats[1], rows).points
+    )
+
+
+@pytest.mark.parametrize("point", [None, 5, "30", np.float32(3)])
+def test_a_point_is_x_and_y(random, cats, point):
+    with pytest.raises(UserError, match=r"`point` must be x and y, as \(120, 80\), got "):
+        random.similarity(cats[0], cats[1], point)
+
+
+def test_an_empty_path_is_no_folder(random, cats):
+    with pytest.raises(UserError, match="`a` is an empty path"):
+        random.match("", cats[1], [])
+
+
+def test_nothing_is_computed_on_meta():
+    with pytest.raises(UserError, match="`device`: meta holds no values"):
+        Matcher.load("tiny", device="meta")
+
+
+@pytest.mark.parametrize("option", ["trim", "subcell"])
+def test_a_switch_is_true_or_false(option):
+    program = f"from semcorr import Matcher; Matcher.load('tiny', device='cpu', {option}='no')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )  # unchecked types
+
+    assert f"UserError: `{option}` must be true or false, got 'no'" in done.stderr
+
+
 @pytest.mark.parametrize("size", [8, 0, (), (8,), (0, 4), (8, 6, 3), (8.5, 6), "ab", (2**13, 2**13)])
 def test_a_raster_is_of_two_whole_numbers(size):
     with pytest.raises(UserError, match="`size` must be a width and a height"):
@@ -67,6 +127,59 @@ def test_points_may_be_any_view_of_an_array(random, cats):
         random.match(cats[0], cats[1], rows[:, ::-1]).points,
         random.match(cats[0], cats[1], [[30, 20], [50, 40]]).points,
     )
+
+
+@pytest.mark.parametrize("kind", [str, Path, "pil", "array", "tensor", "grey", "encoded", "none"])
+def test_one_picture_is_no_list_of_pictures(random, cats, kind):
+    pixels = np.array(Image.open(cats[1]).convert("RGB"))
+    made = {
+        "pil": lambda: Image.fromarray(pixels),
+        "array": lambda: pixels,
+        "tensor": lambda: torch.from_numpy(pixels).permute(2, 0, 1),
+        "grey": lambda: pixels[..., 0],
+        "encoded": lambda: random.encode(cats[1]),
+        "none": lambda: None,
+    }
+    picture = made[kind]() if isinstance(kind, str) else kind(cats[1])
+
+    with pytest.raises(UserError, match="`b`: give a list of pictures, got "):
+        iterate_pictures(picture, "b")
+    if kind in (str, "array", "tensor", "grey"):  # the tests check annotations, which allow these
+        with pytest.raises(UserError, match="`image`: give a list of pictures, got "):
+            list(random.encode_all(picture))
+        with pytest.raises(UserError, match="`b`: give a list of pictures, got "):
+            list(random.matches(cats[0], picture, [[3, 3]]))
+
+
+def test_a_batch_of_arrays_is_a_list_of_pictures(random, cats):
+    pixels = np.array(Image.open(cats[1]).convert("RGB"))
+
+    assert len(list(random.encode_all(np.stack([pixels, pixels])))) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("backbone=tiny seed=5", "weights"),
+        ("backbone=tiny backbone.size=128", r"size \(\d+, here 128\)"),
+        ("backbone=tiny backbone.layers=[1]", "options"),
+        ("backbone=tiny data.resize=corner", r"resize \(squash, here corner\)"),
+        ("backbone=tiny head=bottleneck", "head"),
+        ("backbone=efficientnet_lite0", "backbone"),
+    ],
+)
+def test_what_another_matcher_encoded_is_refused(random, cats, line, told):
+    other = Matcher.load(line, device="cpu")
+    for ask in (lambda a, b: other.match(a, b, [[3, 3]]), other.dense, other.mutual, lambda a, b: other.features(b, a)):
+        with pytest.raises(UserError, match=f"was encoded by another matcher, which differs in .*{told}"):
+            ask(random.encode(cats[0]), cats[1])
+
+
+def test_an_encoded_picture_serves_copies_of_its_matcher(random, cats):
+    encoded = pickle.loads(pickle.dumps(random.encode(cats[0])))
+    expected = random.match(cats[0], cats[1], [[3, 3]]).points
+    for matcher in (copy.deepcopy(random), pickle.loads(pickle.dumps(random)), Matcher.load("tiny", device="cpu")):
+        assert torch.equal(matcher.match(encoded, cats[1], [[3, 3]]).points, expected)
 
 
 def test_the_most_matches_are_a_number_of_matches(random, cats):

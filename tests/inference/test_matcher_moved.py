@@ -40,6 +40,42 @@ def test_a_picture_matched_with_itself_returns_the_points(matcher, cats):
         assert match.consistent.all()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "option"),
+    [(torch.bfloat16, "localise=argmax"), (torch.float16, "localise=soft"), (torch.float64, "localise=window_15_zero")],
+)
+def test_the_default_type_of_numbers_changes_nothing(cats, dtype, option):
+    a, b = (Image.fromarray(upright(path)).resize((900, 600)) for path in cats[:2])
+
+    def ask(matcher):
+        match, flow = matcher.match(a, b, [[800, 500], [301, 99]]), matcher.dense(a, b, (30, 20))
+        mutual = matcher.mutual(a, b, 9)
+        return [*match[:5], *flow, *mutual[:5], matcher.similarity(a, b, [800, 500], (30, 20))]
+
+    matcher = Matcher.load("tiny", option, device="cpu")
+    expected = ask(matcher)
+    torch.set_default_dtype(dtype)
+    try:
+        given, loaded = ask(matcher), ask(Matcher.load("tiny", option, device="cpu"))
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+    for values, plain in zip([*given, *loaded], [*expected, *expected], strict=True):
+        assert values.dtype == plain.dtype
+        assert torch.equal(values, plain)
+
+
+@pytest.mark.parametrize("turn", [False, True])
+@pytest.mark.parametrize("width", [1, 30])
+def test_stripes_are_matched_whichever_way_they_run(random, cats, turn, width):
+    levels = np.repeat(np.arange(0, 240, 6, dtype=np.uint8)[:, None], width, axis=1)
+    stripes = Image.fromarray(levels.T if turn else levels)
+
+    for a, b in ((stripes, cats[0]), (cats[0], stripes)):
+        assert random.match(a, b, [[0, 0]]).points.isfinite().all()
+
+
 @pytest.mark.parametrize("which", ["a", "b"])
 @pytest.mark.parametrize("factor", [1.5, 3.0])
 def test_a_resized_picture_moves_the_answer_with_it(matcher, cats, factor, which):

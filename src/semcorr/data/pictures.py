@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.plain_values import require_unmasked, to_plain_tensor
 from semcorr.core.terminal import escape_controls
 from semcorr.data.colours import image_from_array, is_converted, to_array, to_rgb
 from semcorr.data.open_image import DAMAGE_ERRORS, list_decoders, open_image
@@ -93,17 +94,20 @@ def load_picture(source: Source, name: str = "image") -> Picture:
     Raises:
         UserError: The source is no image, or damaged, or too large to be decoded.
     """
+    if isinstance(source, str) and not source:
+        raise UserError(f"`{name}` is an empty path. Give the path of an image")
     if isinstance(source, str | Path):
         return read_picture(Path(source))
     if isinstance(source, Image.Image):
         return _decode_given(source, str(getattr(source, "filename", "") or name))
     if isinstance(source, Tensor):
-        source = to_array(source.detach().cpu(), name)
+        source = to_array(to_plain_tensor(source, name), name)
     if not isinstance(source, np.ndarray):
         raise UserError(
             f"`{name}` must be a path, a PIL image, an array or a tensor, got {type(source).__name__}. "
             "Give the file's path, for instance"
         )
+    require_unmasked(source, name)
     image = to_rgb(image_from_array(source, name), name)
     return Picture(image, image.size, name)
 

@@ -114,7 +114,7 @@ def to_unit_range(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) 
     """
     if image.is_floating_point():
         return image
-    return image.float().div_(torch.full((), 255.0, device=image.device))
+    return image.float().div_(torch.full((), 255.0, dtype=torch.float32, device=image.device))
 
 
 def render_square(image: Image.Image, side: int, fit: SquareFit) -> UInt8[Tensor, "3 side side"]:
@@ -200,10 +200,10 @@ def make_view(record: ImageRecord, side: int, resize: str, pixels: bool = True) 
         pixels: Whether the view comes with its pixels; without, its image has no height.
     """
     fit = fit_to_square(record.size, side, resize)
-    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
-    box = to_view(torch.tensor(record.box).reshape(2, 2), scale, offset).flatten()
+    scale, offset = (torch.tensor(pair, dtype=torch.float32) for pair in (fit.scale, fit.offset))
+    box = to_view(torch.tensor(record.box, dtype=torch.float32).reshape(2, 2), scale, offset).flatten()
     keypoints = to_view(record.keypoints, scale, offset)
-    image = render_view(record, side, resize) if pixels else torch.empty(3, 0, side)
+    image = render_view(record, side, resize) if pixels else torch.empty(3, 0, side, dtype=torch.float32)
     return View(image, keypoints, record.visible, box, scale, offset, ImageVariant(record).name)
 
 

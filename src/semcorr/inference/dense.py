@@ -32,7 +32,10 @@ def pixel_grid(size: object, original: tuple[int, int]) -> tuple[Float[Tensor, "
     >>> pixel_grid((2, 1), original=(4, 3))  # two pixels wide in place of four, one high in place of three
     (tensor([0.5000, 2.5000]), tensor([1.]))
     """
-    x, y = ((torch.arange(n) + 0.5) * (pixels / n) - 0.5 for n, pixels in zip(parse_size(size), original, strict=True))
+    x, y = (
+        (torch.arange(n, dtype=torch.float32) + 0.5) * (pixels / n) - 0.5
+        for n, pixels in zip(parse_size(size), original, strict=True)
+    )
     return x, y
 
 

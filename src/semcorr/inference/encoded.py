@@ -1,8 +1,9 @@
 """Pictures encoded for matching, and the flows and round trips between them."""
 
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from semcorr.core.coords import from_view, to_grid, to_view
 from semcorr.core.errors import UserError
+from semcorr.core.plain_values import require_unmasked, to_plain_tensor
 from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.pictures import Picture
 from semcorr.data.views import fit_to_square, render_square
 from semcorr.inference.displayed import DisplayedPicture
+from semcorr.inference.encoder import Encoder
 
 log = logging.getLogger(__name__)
 FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
@@ -90,6 +93,7 @@ class EncodedPicture(NamedTuple):
     name: str
     displayed: DisplayedPicture | None = None  # what matches are drawn on
     image_maps: ImageMaps | None = None  # what a joint backbone joins with those of another picture
+    encoder: Encoder | None = None  # what encoded it; None where that is not known
 
     @property
     def nbytes(self) -> int:
@@ -122,26 +126,26 @@ def place_picture(
     box = trim_borders(image) if trim else (0, 0, *image.size)
     fit = fit_to_square((box[2] - box[0], box[3] - box[1]), side, resize)
     visible = image if box == (0, 0, *image.size) else image.crop(box)
-    scale, offset = torch.tensor(fit.scale), torch.tensor(fit.offset, dtype=torch.float32)
-    corner = torch.tensor(box[:2])
-    reduced = torch.tensor([image.width / width, image.height / height])  # below 1 for a huge JPEG only
-    inside = torch.cat((offset, offset + torch.tensor(fit.size))) - 0.5
+    scale, offset, size = (torch.tensor(pair, dtype=torch.float32) for pair in (fit.scale, fit.offset, fit.size))
+    corner = torch.tensor(box[:2], dtype=torch.float32)
+    share = [image.width / width, image.height / height]  # below 1 for a huge JPEG only
+    inside = torch.cat((offset, offset + size)) - 0.5
     return render_square(visible, side, fit), PicturePlacement(
-        (width, height), scale * reduced, offset - corner * scale, inside
+        (width, height), scale * torch.tensor(share, dtype=torch.float32), offset - corner * scale, inside
     )
 
 
 def trim_borders(image: Image.Image) -> tuple[int, int, int, int]:
     """Return the left, upper, right and lower edge of a picture without rows and columns of one colour at its borders.
 
-    Such borders are padding. A picture that is plain all over is not trimmed.
+    Such borders are padding. A picture whose rows or columns are all plain, as stripes, is not trimmed.
     """
     pixels = np.asarray(image)
     left, right = _find_ends(pixels.swapaxes(0, 1))
     if left == right:
         return (0, 0, *image.size)
     upper, lower = _find_ends(pixels[:, left:right])
-    return left, upper, right, lower
+    return (left, upper, right, lower) if upper < lower else (0, 0, *image.size)
 
 
 def _find_ends(rows: np.ndarray) -> tuple[int, int]:
@@ -167,10 +171,11 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
     Raises:
         UserError: They are no points, or lie outside the picture.
     """
+    require_unmasked(points, name)
+    if isinstance(points, Tensor):
+        points = to_plain_tensor(points, name)
     try:
-        values = (
-            points.detach().cpu() if isinstance(points, Tensor) else torch.from_numpy(np.array(points, order="C"))
-        )  # strides of any sign
+        values = points if isinstance(points, Tensor) else torch.from_numpy(_to_native(np.array(points, order="C")))
     except (TypeError, ValueError, RuntimeError):
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
     if values.is_complex() or values.dtype == torch.bool:
@@ -182,6 +187,28 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
         raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(values.shape)}")
     require_inside(values.tolist(), picture.size, picture.name, name)
     return values
+
+
+def parse_point(point: object, picture: EncodedPicture) -> Float[Tensor, "1 2"]:
+    """Convert one point of a picture as `parse_points` does many.
+
+    Args:
+        point: x and y in original pixels, as a tuple, an array or a tensor.
+        picture: The picture.
+
+    Raises:
+        UserError: It is no point, or lies outside the picture.
+    """
+    if isinstance(point, Tensor):
+        return parse_points(to_plain_tensor(point, "point")[None], picture, "point")
+    if isinstance(point, str | bytes) or not isinstance(point, Iterable):
+        raise UserError(f"`point` must be x and y, as (120, 80), got {point!r}")
+    return parse_points(point[None] if isinstance(point, np.ndarray) else [list(point)], picture, "point")
+
+
+def _to_native(values: np.ndarray) -> np.ndarray:
+    """Convert real numbers to a type that PyTorch knows: it has none of the other byte order, or of 80 bits."""
+    return values.astype(np.float64) if values.dtype.kind in "iuf" else values
 
 
 def require_inside(
@@ -202,6 +229,45 @@ def require_inside(
                 f"`{name}`: ({x:g}, {y:g}) lies outside {picture}, which is {width} x {height} pixels. "
                 f"Give x from 0 to {width - 1} and y from 0 to {height - 1}"
             )
+
+
+def iterate_pictures(images: object, name: str) -> Iterator[Any]:
+    """Return an iterator over many pictures; one picture is no list of them, though Python iterates over most kinds.
+
+    Args:
+        images: Pictures in any iterable; an array or a tensor of several has four dimensions.
+        name: Argument that holds them, for messages.
+
+    Raises:
+        UserError: It is a single picture, or nothing that holds several.
+    """
+    given = type(images).__name__
+    is_single = isinstance(images, str | bytes | Path | Image.Image | Picture | EncodedPicture)
+    if isinstance(images, np.ndarray | Tensor):
+        given, is_single = f"{given} of the shape {tuple(images.shape)}", images.ndim < 4
+    if is_single or not isinstance(images, Iterable):
+        raise UserError(
+            f"`{name}`: give a list of pictures, got {given}. For one picture give a list of one, as [picture]"
+        )
+    return iter(images)
+
+
+def require_encoder(picture: EncodedPicture, encoder: Encoder, name: str) -> None:
+    """Refuse a picture that another matcher encoded, whose features mean nothing to this one.
+
+    Args:
+        picture: The encoded picture.
+        encoder: What encodes pictures here.
+        name: Argument that holds the picture, for messages.
+
+    Raises:
+        UserError: Something else encoded it.
+    """
+    if picture.encoder is not None and picture.encoder != encoder:
+        raise UserError(
+            f"`{name}`: {picture.name} was encoded by another matcher, which differs in "
+            f"{picture.encoder.describe_difference(encoder)}. Encode it with the matcher that matches it"
+        )
 
 
 class Flow(NamedTuple):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import DictConfig
 
 from semcorr.cli.compose import compose_config
 from semcorr.cli.errors import user_message
@@ -22,6 +23,7 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.packages import list_choices
 from semcorr.engine.run_config import check_config
 from semcorr.engine.saved_config import is_run, read_run_config
+from semcorr.inference.unused_options import refuse_unused_options, warn_of_unused_sections, warn_untrained_tuning
 
 DEFAULT = "efficientnet_lite0"  # its weights are installed with semcorr
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets and its loaders read
@@ -44,11 +46,11 @@ def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()
         overrides: Further overrides of the config line.
 
     Raises:
-        UserError: The model, the run or a key does not exist.
+        UserError: The model, the run or a key does not exist, or what was typed has no effect on matches.
     """
     line = format_overrides(model, overrides)
     try:
-        with _preserve_random_state():
+        with _preserve_random_state(), _default_float32():
             return RestoredModel(*_build_model([_fetch_checkpoint(word) for word in line]), " ".join(line))
     except UserError:
         raise
@@ -70,6 +72,17 @@ def _preserve_random_state() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def _default_float32() -> Iterator[None]:
+    """Build in single precision whatever the caller's default is; pictures are in single precision, too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) -> list[str]:
@@ -146,16 +159,20 @@ def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
     """Build the model of a config line with its trained weights, and return its way of resizing."""
     cfg = compose_config("evaluate", line)
     check_config(cfg)
-    origin = _find_weights_run(Path(cfg.checkpoint), line) if cfg.checkpoint else None
+    refuse_unused_options(cfg, line)
+    saved = read_run_config(Path(cfg.checkpoint), line) if cfg.checkpoint else None
+    warn_of_unused_sections(cfg, saved)
+    origin = _find_weights_run(Path(cfg.checkpoint), saved) if saved is not None else None
+    if origin is None:
+        warn_untrained_tuning(cfg, line)
     module = build_module(cfg)
     if origin is not None and module.trainable_state_dict():
         load_trained(module, origin)
     return module.eval().requires_grad_(False), str(cfg.data.resize)
 
 
-def _find_weights_run(run: Path, line: Sequence[str]) -> Path | None:
+def _find_weights_run(run: Path, saved: DictConfig) -> Path | None:
     """Return the run with the weights: itself, or for an evaluation the run it scored; None if it scored none."""
-    saved = read_run_config(run, line)
     if "loss" in saved:
         return run
     return Path(saved.checkpoint) if saved.get("checkpoint") else None
@@ -174,4 +191,6 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=resolved_device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"`device`: {device} is not available ({str(error).splitlines()[0]}). Give cpu") from None
+    if resolved_device.type == "meta":
+        raise UserError(f"`device`: {device} holds no values, so nothing is computed on it. Give cpu")
     return resolved_device

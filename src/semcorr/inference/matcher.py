@@ -6,6 +6,7 @@ integers, so that a picture of width w spans [-0.5, w - 0.5].
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
@@ -26,7 +27,18 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import transformed_feature_origin
 from semcorr.inference.dense import pixel_grid, transfer_with_cycle_check
 from semcorr.inference.displayed import remember_picture
-from semcorr.inference.encoded import EncodedPicture, Flow, PicturePlacement, RoundTrip, parse_points, place_picture
+from semcorr.inference.encoded import (
+    EncodedPicture,
+    Flow,
+    PicturePlacement,
+    RoundTrip,
+    iterate_pictures,
+    parse_point,
+    parse_points,
+    place_picture,
+    require_encoder,
+)
+from semcorr.inference.encoder import Encoder, identify_encoder
 from semcorr.inference.load import resolve_device, restore_model
 from semcorr.inference.matches import Match
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities, transform_features
@@ -85,6 +97,8 @@ class Matcher:
             raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         require("cycle", cycle, Positive)
         require("batch", batch, Count | None)
+        require("trim", trim, bool)
+        require("subcell", subcell, bool)
         self.device = resolve_device(device)
         self.module, self.resize = module.to(self.device).eval(), resize
         self.precision, self.cycle, self.trim, self.subcell = PRECISIONS[str(precision)], cycle, trim, subcell
@@ -111,6 +125,11 @@ class Matcher:
 
     # -- pictures --
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The identity of what encodes pictures: another matcher of the same run has an equal one."""
+        return identify_encoder(self.module, self.resize)
+
     def encode(self, image: Image, name: str = "image") -> EncodedPicture:
         """Encode a picture once; the result can be passed to all methods instead of the picture.
 
@@ -122,11 +141,19 @@ class Matcher:
         return next(self.encode_all([image], name))
 
     def encode_all(self, images: Iterable[Image], name: str = "image") -> Iterator[EncodedPicture]:
-        """Encode many pictures, `batch` at once; those already encoded are passed through."""
-        iterator = iter(images)
+        """Encode many pictures, `batch` at once; those already encoded are passed through.
+
+        Raises:
+            UserError: A picture cannot be read, another matcher encoded it, or `images` is a single picture.
+        """
+        iterator = iterate_pictures(images, name)
         while chunk := list(islice(iterator, self.batch)):
+            for image in chunk:
+                if isinstance(image, EncodedPicture):
+                    require_encoder(image, self.encoder, name)
             new_images = [image for image in chunk if not isinstance(image, EncodedPicture)]
-            new_pictures = iter(self._encode(new_images, name) if new_images else ())
+            encoded = self._encode(new_images, name) if new_images else []
+            new_pictures = (picture._replace(encoder=self.encoder) for picture in encoded)
             yield from (image if isinstance(image, EncodedPicture) else next(new_pictures) for image in chunk)
 
     @torch.no_grad()
@@ -187,7 +214,7 @@ class Matcher:
             points: Rows of (x, y) in original pixels of `a`.
 
         Raises:
-            UserError: A picture cannot be read, or points lie outside the source.
+            UserError: A picture cannot be read, points lie outside the source, or `b` is a single picture.
         """
         source = self.encode(a, "a")
         query_points = parse_points(points, source)
@@ -252,7 +279,7 @@ class Matcher:
 
     @torch.no_grad()
     def similarity(
-        self, a: Image, b: Image, point: Iterable[object], size: tuple[int, int] | None = None
+        self, a: Image, b: Image, point: object, size: tuple[int, int] | None = None
     ) -> Float[Tensor, "h w"]:
         """Compute a map of the similarity of a point of `a` with every position of `b`.
 
@@ -264,7 +291,7 @@ class Matcher:
                 1024 pixels a side.
         """
         source, target = self.encode(a, "a"), self.encode(b, "b")
-        query_point = source.placement.to_view(parse_points([list(point)], source, "point").to(self.device))
+        query_point = source.placement.to_view(parse_point(point, source).to(self.device))
         share = min(1.0, 1024 / max(target.size))
         reduced = [max(1, round(side * share)) for side in target.size]
         x, y = pixel_grid(reduced if size is None else size, target.size)

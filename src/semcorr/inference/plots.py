@@ -62,7 +62,8 @@ def plot_matches(a: Picture, b: Picture, match: "Match", colours: Sequence[Colou
     draw = ImageDraw.Draw(canvas)
     left = [0, images[0].width + GAP * ZOOM]
     ends = [
-        (points + 0.5) * torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
+        (points + 0.5)
+        * torch.tensor([image.width / picture.size[0], image.height / picture.size[1]], dtype=torch.float32)
         + torch.tensor([x, 0])
         for points, picture, image, x in zip((match.source, match.points), (a, b), images, left, strict=True)
     ]
@@ -160,7 +161,9 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
     x, y = pixel_grid(size, b.size)
     smooth = smooth_flow(flow, max(a.size) / max(flow.confidence.shape), size)
     coordinates = smooth.flow + torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    square = to_view(coordinates.flatten(0, 1), SIDE / torch.tensor(a.size), torch.zeros(2))
+    square = to_view(
+        coordinates.flatten(0, 1), SIDE / torch.tensor(a.size, dtype=torch.float32), torch.zeros(2, dtype=torch.float32)
+    )
     unit = to_unit(square, SIDE).view_as(coordinates)
     left = a.image.resize(displayed_size(a.size))
     source = left if a.image.width > left.width else a.image  # reduced, or a large picture's warp is grainy
@@ -187,7 +190,7 @@ def plot_features(
     cells = [normalize(features.values.float(), dim=1) for features in maps]
     components = [component[0].cpu() for component in joint_pca(cells[0], cells[1], 3)]
     values = torch.cat([component.flatten(1) for component in components], dim=1)
-    low, high = values.quantile(torch.tensor([0.01, 0.99]), dim=1)
+    low, high = values.quantile(torch.tensor([0.01, 0.99], dtype=torch.float32), dim=1)
     tiles: list[Image.Image] = []
     for picture, component, image, features in zip((a, b), components, encoded_pictures, maps, strict=True):
         size = displayed_size(picture.size)

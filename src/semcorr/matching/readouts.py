@@ -167,7 +167,9 @@ def _blend_with_zeros(
     )
     window_sums = [(inside * cells).flatten(2).sum(-1) for cells in (columns[..., None, :], rows[..., None])]
     map_sums = (h * w * (w - 1) / 2, h * w * (h - 1) / 2)
-    outside_sum = torch.stack([whole - part for whole, part in zip(map_sums, window_sums, strict=True)], dim=-1)
+    outside_sum = torch.stack(
+        [whole - part.to(expected) for whole, part in zip(map_sums, window_sums, strict=True)], dim=-1
+    )
     count = (h * w - window_count).to(expected)
     outside_mean = outside_sum / count.clamp_min(1)[..., None]  # the mean cell outside
     share = torch.sigmoid(count.log() - total)[..., None].to(expected)  # of the weight that lies outside

@@ -335,6 +335,8 @@ def _pixel_neighbours(
     length: int, pixels: int, device: torch.device
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"], Tensor]:
     """Return the cells on both sides of every pixel of an axis, and its distance from the first in cells."""
-    coordinate = ((torch.arange(pixels, device=device) + 0.5) * (length / pixels) - 0.5).clamp(0, length - 1)
+    coordinate = ((torch.arange(pixels, dtype=torch.float32, device=device) + 0.5) * (length / pixels) - 0.5).clamp(
+        0, length - 1
+    )
     low = coordinate.floor().clamp(max=max(length - 2, 0)).long()
     return low, (low + 1).clamp(max=length - 1), coordinate - low

@@ -137,7 +137,9 @@ def _whole_image_objects(
     category_id = category_ids[0] if category_ids else next(iter(sources))
     number = len(categories[category_id].get("keypoints") or [])
     return [
-        AnnotatedObject(None, image, category_id, None, torch.zeros(number, 2), torch.zeros(number).bool())
+        AnnotatedObject(
+            None, image, category_id, None, torch.zeros(number, 2, dtype=torch.float32), torch.zeros(number).bool()
+        )
         for image in images
     ]
 

@@ -25,12 +25,13 @@ class Crop(NamedTuple):
 
     def to_crop(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Convert points from original pixels to pixels of the part."""
-        inside = (points + 0.5) * torch.tensor(self.scale) - 0.5 - torch.tensor(self.corner)
+        inside = (points + 0.5) * torch.tensor(self.scale, dtype=torch.float32) - 0.5 - torch.tensor(self.corner)
         return self._mirror_points(inside)
 
     def from_crop(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Convert points from pixels of the part to original pixels."""
-        return (self._mirror_points(points) + torch.tensor(self.corner) + 0.5) / torch.tensor(self.scale) - 0.5
+        scale = torch.tensor(self.scale, dtype=torch.float32)
+        return (self._mirror_points(points) + torch.tensor(self.corner) + 0.5) / scale - 0.5
 
     def _mirror_points(self, points: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Mirror points within the part if it is mirrored."""
@@ -82,6 +83,6 @@ def enlarge_box(box: Box, points: Float[Tensor, "k 2"]) -> Box:
     (10.0, 10.0, 20.0, 20.0)
     """
     x, y, w, h = box
-    corners = torch.cat((points + 0.5, torch.tensor([[x, y], [x + w, y + h]])))
+    corners = torch.cat((points + 0.5, torch.tensor([[x, y], [x + w, y + h]], dtype=torch.float32)))
     (left, upper), (right, lower) = corners.amin(0).tolist(), corners.amax(0).tolist()
     return left, upper, right - left, lower - upper

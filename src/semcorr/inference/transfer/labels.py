@@ -72,7 +72,7 @@ def draw_label_picture(
     width, height = displayed_size(picture.size)
     image = picture.image.resize((width * ZOOM, height * ZOOM))
     draw = ImageDraw.Draw(image)
-    scale = torch.tensor([image.width / picture.size[0], image.height / picture.size[1]])
+    scale = torch.tensor([image.width / picture.size[0], image.height / picture.size[1]], dtype=torch.float32)
     positions = ((points + 0.5) * scale).tolist()
     valid_flags, colours = label.valid.tolist(), [bright_colour(i / len(positions)) for i in range(len(positions))]
     for i, j in skeleton:

@@ -106,7 +106,7 @@ def build_object(
         photo,
         category,
         box,
-        torch.tensor([point or (0.0, 0.0) for point in places]).reshape(-1, 2),
+        torch.tensor([point or (0.0, 0.0) for point in places], dtype=torch.float32).reshape(-1, 2),
         torch.tensor([point is not None for point in places], dtype=torch.bool),
         individual,
     )

@@ -128,7 +128,7 @@ def limit_points(item: AnnotatedObject, size: tuple[int, int]) -> Float[Tensor, 
         size: Width and height of its image.
     """
     width, height = size
-    limit = torch.tensor([width, height]) - 0.5
+    limit = torch.tensor([width, height], dtype=torch.float32) - 0.5
     annotated_points = item.points[item.keypoint_mask]
     # A pixel of tolerance: conventions of the origin differ.
     if bool(((annotated_points < -1.5) | (annotated_points > limit + 1)).any()):

@@ -87,7 +87,9 @@ def _neighbour_shares(
     around = unfold(colours, 2 * radius + 1, padding=radius).view(b, k, -1, h, 1, w, 1)
     cells = guide.view(b, k, 1, h, factor, w, factor)
     difference = (cells - around).square().sum(dim=1)
-    within = (torch.arange(factor, device=guide.device) + 0.5) / factor - 0.5  # of fine cells, from the cell's middle
+    within = (
+        torch.arange(factor, dtype=torch.float32, device=guide.device) + 0.5
+    ) / factor - 0.5  # of fine cells, from the cell's middle
     steps = torch.arange(-radius, radius + 1, device=guide.device)
     along = (within - steps[:, None]).square()  # step, fine cell
     distance = along[:, None, :, None] + along[None, :, None, :]  # row step, column step, fine row, fine column

@@ -46,7 +46,7 @@ def sine_position_encoding(
     tensor([[0.0000, 1.0000, 0.0000, 1.0000],
             [0.8415, 0.5403, 0.0000, 1.0000]])
     """
-    rates = 10_000 ** -torch.linspace(0, 1, channels // 4, device=device)
+    rates = 10_000 ** -torch.linspace(0, 1, channels // 4, dtype=torch.float32, device=device)
     y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
     angles = [coordinate.flatten()[:, None] * rates for coordinate in (x, y)]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=-1)

@@ -139,7 +139,10 @@ class ContinuousQuery(nn.Module):
         """Compute the update of fine cells for the query that each window belongs to."""
         assert self.phase is not None, "with no blocks there is nothing to update"
         assert self.out is not None, "with no blocks there is nothing to update"
-        y, x = ((torch.arange(length, device=cells.device) + 0.5) / self.fineness - 0.5 for length in cells.shape[-2:])
+        y, x = (
+            (torch.arange(length, dtype=torch.float32, device=cells.device) + 0.5) / self.fineness - 0.5
+            for length in cells.shape[-2:]
+        )
         places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
         cells = cells + self.phase(encode_phase(places).permute(2, 0, 1)[None].to(cells.dtype))
         for block in self.blocks:

@@ -237,6 +237,6 @@ def rotary_angles(h: int, w: int, speeds: int, device: torch.device | None = Non
     tensor([[-0.5000,  0.5000],
             [ 0.0000,  0.0000]])
     """
-    y, x = ((2 * torch.arange(length, device=device) + 1) / length - 1 for length in (h, w))
+    y, x = ((2 * torch.arange(length, dtype=torch.float32, device=device) + 1) / length - 1 for length in (h, w))
     coordinates = torch.stack((x.expand(h, w), y[:, None].expand(h, w))).flatten(1)
-    return coordinates * (math.pi * torch.linspace(1, 5, speeds, device=device))[:, None, None]
+    return coordinates * (math.pi * torch.linspace(1, 5, speeds, dtype=torch.float32, device=device))[:, None, None]

@@ -113,8 +113,13 @@ def _is_finite(value: Tensor) -> bool:
 
 def weights_sha256(module: nn.Module) -> str:
     """Hash all weights by name: equal for equal weights, whatever file they came in."""
+    return hash_weights(module.state_dict())
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """Hash weights by name, such as some of a network's."""
     digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
