@@ -25,6 +25,7 @@ from semcorr.engine.options import STEPS
 from semcorr.engine.run_config import check_config, require_compile_backend
 from semcorr.engine.saved_config import to_plain_types
 from semcorr.evaluation.protocols import SEMCORR, Protocol
+from semcorr.matching.readouts import ProtocolReadout, Readout, ReadoutList, list_readouts
 from semcorr.models.backbones.steps import add_steps
 from semcorr.models.losses import ExtraInput, Loss, list_reads, point_lookup
 from semcorr.models.weights.loading import require_finite_weights
@@ -157,6 +158,12 @@ def build_protocols(cfg: DictConfig) -> list[Protocol]:
         return [SEMCORR]
     protocols = instantiate(cfg.protocol)
     return protocols if isinstance(protocols, list) else [protocols.with_resize(cfg.data.resize)]
+
+
+def build_readouts(cfg: DictConfig) -> list[Readout]:
+    """Build the readouts that a configuration names; none where each protocol has its own."""
+    localise: Readout | ReadoutList | ProtocolReadout = instantiate(cfg.localise)
+    return [] if isinstance(localise, ProtocolReadout) else list_readouts(localise)
 
 
 def build_pose_variant(cfg: DictConfig) -> PoseVariant:

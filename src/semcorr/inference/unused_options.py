@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Sequence
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from semcorr.cli.compose import override_keys
 from semcorr.core.errors import UserError
-from semcorr.matching.readouts import ProtocolReadout, Readout, list_readouts, readout_shorthand
+from semcorr.engine.build import build_readouts
+from semcorr.matching.readouts import readout_shorthand
 
 log = logging.getLogger(__name__)
 # Sections without effect on the points, and what to do instead.
@@ -40,7 +40,7 @@ def refuse_unused_options(cfg: DictConfig, line: Sequence[str]) -> None:
                 f"`{word}` changes what semcorr.evaluate does, and no match: {UNUSED[section]}. Leave it out"
             )
     typed = {key.partition(".")[0] for key in override_keys(line)}
-    readouts = _build_readouts(cfg)
+    readouts = build_readouts(cfg)
     if len(readouts) > 1 and "localise" in typed:
         names = ", ".join(map(readout_shorthand, readouts))
         raise UserError(
@@ -62,7 +62,7 @@ def warn_of_unused_sections(cfg: DictConfig, saved: DictConfig | None) -> None:
         saved: Configuration of the run that the line names; None where it names none.
     """
     unused = []
-    readouts = _build_readouts(cfg)
+    readouts = build_readouts(cfg)
     if len(readouts) > 1:
         unused.append(f"of {len(readouts)} readouts all but the first, {readout_shorthand(readouts[0])}")
     for section in (cfg, *([saved] if saved is not None else [])):
@@ -84,9 +84,3 @@ def warn_untrained_tuning(cfg: DictConfig, line: Sequence[str]) -> None:
     typed = [word for word, key in zip(line, override_keys(line), strict=True) if key.partition(".")[0] == "finetune"]
     if typed and typed[-1] != "finetune=frozen" and not cfg.finetune.get("block_weights"):
         log.warning("%s: its weights are untrained, as no run is given. Give one, as checkpoint=RUN_DIR", typed[-1])
-
-
-def _build_readouts(cfg: DictConfig) -> list[Readout]:
-    """Return the readouts of a configuration; none where each protocol has its own."""
-    localise = instantiate(cfg.localise)
-    return [] if isinstance(localise, ProtocolReadout) else list_readouts(localise)
