@@ -187,3 +187,11 @@ def test_a_configuration_is_composed_inside_a_hydra_application_of_the_users():
         assert cfg.backbone.size
         assert GlobalHydra.instance().hydra is own
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_similarities_that_are_no_numbers_are_told_before_points_are_matched_back():
+    matcher = Matcher.load("backbone=tiny")
+    matcher.module.head = Siamese(similarity=lambda values: values * torch.nan)
+
+    with pytest.raises(UserError, match="the similarities of these pictures are not finite"):
+        matcher.match(*(torch.rand(3, 40, 60) for _ in range(2)), [(20, 20)])

@@ -122,9 +122,14 @@ def transfer_with_cycle_check(
         readout: The readout.
         cycle: Distance up to which a returned point counts as near, in cells of the source.
         subcell: Whether the four cells around each point are matched, too.
+
+    Raises:
+        UserError: A similarity is not finite.
     """
     source, target = maps
     matches, scores = transfer_points(head, source, target, points, readout, subcell)
+    if not bool(matches.isfinite().all() & scores.isfinite().all()):  # a match that is none has no way back
+        raise UserError("`head`: the similarities of these pictures are not finite. Give other weights")
     matches = placement.to_view(placement.from_view(matches))
     cycle_points, _ = transfer_points(head, target, source, matches, readout, subcell)
     return RoundTrip(
