@@ -282,7 +282,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         """Set what validation and test score by.
 
         Args:
-            specs: Protocols, each with a read-out; the first is the one validated, plotted and reported as the score.
+            specs: Protocols, each with a readout; the first is the one validated, plotted and reported as the score.
             keeps_rows: Store a row per keypoint and specification, and not the scores alone.
         """
         self.specs, self.keeps_rows = specs, keeps_rows
