@@ -114,8 +114,10 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
     require_writable_file(run / "audit.json", "RUN_DIR")
     module, data = rebuild_scored_module(run, cfg)
     start = ScoringSpec(SEMCORR.with_resize(data.resize), list_readouts(module.localise)[0])
-    here, benchmark = split_resize(data.resize)[0], data.name
-    reachable = [protocol for protocol in PRESETS if not protocol.exact and protocol.resize_for(benchmark) == here]
+    run_resize, benchmark = split_resize(data.resize)[0], data.name
+    reachable = [
+        protocol for protocol in PRESETS if not protocol.exact and protocol.resize_for(benchmark) == run_resize
+    ]
     reachable = [protocol for protocol in reachable if protocol.decode != "native" or isinstance(module.head, Cosine)]
     walks = {protocol.name: walk_axes(start, protocol) for protocol in reachable}
     module.set_specs([start, *(step.spec for steps in walks.values() for step in steps)], keeps_rows=False)
@@ -134,7 +136,7 @@ def _audit_locked(run: Path, cfg: "DictConfig") -> JsonObject:
         "elsewhere": {
             protocol.name: f"python -m semcorr.audit {run} --resize {protocol.resize_for(benchmark)}"
             for protocol in PRESETS
-            if protocol.resize_for(benchmark) != here
+            if protocol.resize_for(benchmark) != run_resize
         },
     }
     write_json(run / "audit.json", {**previous, data.resize: content}, "RUN_DIR")

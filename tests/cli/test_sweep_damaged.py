@@ -7,9 +7,9 @@ import pytest
 from omegaconf import OmegaConf
 from random_damage import damage
 
-from semcorr.cli.sweep.plan import NOTE, JobOutcome, SweepJob, plan_jobs, read_job_metrics
+from semcorr.cli.sweep.plan import JobOutcome, SweepJob, plan_jobs, read_job_metrics
 from semcorr.cli.sweep.run import LOST, run_jobs
-from semcorr.engine.run_dir import config_hash
+from semcorr.engine.run_dir import JOB_FILE, config_hash
 
 SCORES = {"split": "s", "pck": {"all": {"image": {"0.1": 0.5}}}}
 
@@ -91,7 +91,7 @@ def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, se
         folder = tmp_path / str(seed)
         for number in (0, 1):
             write_job(folder / str(number), number, SCORES | {"of": number})
-        note = folder / "1" / NOTE
+        note = folder / "1" / JOB_FILE
         note.write_bytes(damage(note.read_bytes(), seed))
         content = note.read_bytes()
         ran: list[int] = []

@@ -118,7 +118,7 @@ def run_convolution(volume: ConvolvedVolume, way: str) -> JsonObject:
     """
     _build_work(volume._replace(side=4), way)()  # so that loading code is not measured
     run_once = _build_work(volume, way)
-    baseline = _peak_bytes(volume.device, again=True)
+    baseline = _peak_bytes(volume.device, reset=True)
     run_once()
     peak = _peak_bytes(volume.device) - baseline
     return {"seconds": best_time(run_once, volume.device), "bytes": peak}
@@ -150,10 +150,10 @@ def _build_work(volume: ConvolvedVolume, way: str) -> Callable[[], list[Tensor]]
     return work
 
 
-def _peak_bytes(device: str, again: bool = False) -> int:
+def _peak_bytes(device: str, reset: bool = False) -> int:
     if device == "cpu":
         return peak_resident_bytes()
-    if again:
+    if reset:
         torch.cuda.reset_peak_memory_stats()
     return torch.cuda.max_memory_allocated()
 
@@ -162,8 +162,10 @@ def _build_result(
     volumes: list[ConvolvedVolume], measurements: list[dict[str, Measurement[JsonObject]]], limits: Machine
 ) -> BenchmarkResult:
     rows, results = [], {}
-    for volume, ways in zip(volumes, measurements, strict=True):
-        seconds, tensor_bytes = ({way: entry.value[key] for way, entry in ways.items()} for key in ("seconds", "bytes"))
+    for volume, entries in zip(volumes, measurements, strict=True):
+        seconds, tensor_bytes = (
+            {way: entry.value[key] for way, entry in entries.items()} for key in ("seconds", "bytes")
+        )
         floor = limits.floor(volume.operations, volume.moved)
         ratio, memory = seconds["loop"] / seconds["ours"], tensor_bytes["loop"] / max(tensor_bytes["ours"], 1)
         (naive_ms, naive_mb), (ms, mb) = (
@@ -181,7 +183,7 @@ def _build_result(
             "seconds": seconds,
             "bytes": tensor_bytes,
             "floor": {"seconds": floor, "operations": volume.operations, "reached": floor / seconds["ours"]},
-            "peak": {way: entry.peak for way, entry in ways.items()},
+            "peak": {way: entry.peak for way, entry in entries.items()},
         }
     caption = (
         f"{limits.description}. Memory is what a process takes at most beyond the input, one process each. Floor: one "

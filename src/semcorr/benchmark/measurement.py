@@ -63,11 +63,11 @@ class MemoryWatch(threading.Thread):
 
         Look at the processes' tables of pages, which takes longer, when it has grown and a few times in a second.
         """
-        seen, due = -1, 0.0
+        last_shared, due = -1, 0.0
         while not self._over.wait(0.005):
             self.shared = max(self.shared, used_shared_bytes() - self._first)
-            if self.shared > seen or time.monotonic() > due:
-                seen, self.memory = self.shared, max(self.memory, proportional_bytes())
+            if self.shared > last_shared or time.monotonic() > due:
+                last_shared, self.memory = self.shared, max(self.memory, proportional_bytes())
                 due = time.monotonic() + PAGES_EVERY
 
     def __enter__(self) -> "MemoryWatch":

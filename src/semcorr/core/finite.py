@@ -85,10 +85,10 @@ class FiniteWatch:
         Raises:
             UserError: It names the first image whose features are not finite.
         """
-        seen, self._flags = self._flags, []
-        finite = torch.cat([flags for _, flags in seen]).tolist() if seen else []
-        for name, good in zip((name for names, _ in seen for name in names), finite, strict=True):
-            if not good:
+        pending, self._flags = self._flags, []
+        finite = torch.cat([flags for _, flags in pending]).tolist() if pending else []
+        for name, is_finite in zip((name for names, _ in pending for name in names), finite, strict=True):
+            if not is_finite:
                 raise UserError(
                     f"{self.origin}: the features of image {name} are not finite: NaN, infinite or too large to be "
                     f"compared. {self.remedy}"

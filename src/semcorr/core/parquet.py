@@ -140,8 +140,8 @@ class DamagedTableError(ValueError):
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table of numbers, truth values and texts, with a checksum of each column in its footer."""
     sums = json.dumps({name: column_checksum(table[name], name) for name in table.schema.names})
-    noted = table.replace_schema_metadata({**(table.schema.metadata or {}), CHECKSUMS: sums})
-    pq.write_table(noted, path, write_page_checksum=True)
+    with_checksums = table.replace_schema_metadata({**(table.schema.metadata or {}), CHECKSUMS: sums})
+    pq.write_table(with_checksums, path, write_page_checksum=True)
 
 
 def read_parquet(
@@ -223,10 +223,10 @@ def _is_kin(kind: pa.DataType, expected: pa.DataType) -> bool:
     return any(is_kind(plain) and is_kind(expected) for is_kind in kinds)
 
 
-def _require_bounded(about: pq.FileMetaData, size: int) -> None:
+def _require_bounded(metadata: pq.FileMetaData, size: int) -> None:
     """Refuse more rows than the file has bytes: a row takes a byte at least."""
-    if not 0 <= about.num_rows <= max(ROWS, size):
-        raise DamagedTableError(f"it claims {about.num_rows} rows in {size} bytes")
+    if not 0 <= metadata.num_rows <= max(ROWS, size):
+        raise DamagedTableError(f"it claims {metadata.num_rows} rows in {size} bytes")
 
 
 def _decode(column: pa.ChunkedArray, size: int) -> pa.ChunkedArray:

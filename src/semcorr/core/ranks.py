@@ -101,8 +101,8 @@ class ProcessWatch(threading.Thread):
             time.sleep(0.1)
         if lost is not None or not is_on_several_machines():
             return lost
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return LostProcessError(f"{OTHER_MACHINE}: {said}")
+        first_line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return LostProcessError(f"{OTHER_MACHINE}: {first_line}")
 
     def interrupt(self, number: int) -> None:
         """Send a signal on to the processes that this one has started, which then end as it does."""

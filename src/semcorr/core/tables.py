@@ -170,9 +170,9 @@ def _require_columns(names: list[str], columns: Sequence[str], path: Path, remed
     missing = [column for column in columns if column not in names]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}; it needs {','.join(columns)}. {remedy}")
-    twice = next((name for name, times in Counter(names).items() if name and times > 1), None)
-    if twice:
-        raise UserError(f"{path} has the column {quote_value(twice).strip(chr(39))} twice. Drop or rename one.")
+    repeated = next((name for name, times in Counter(names).items() if name and times > 1), None)
+    if repeated:
+        raise UserError(f"{path} has the column {quote_value(repeated).strip(chr(39))} twice. Drop or rename one.")
     return names
 
 

@@ -170,8 +170,8 @@ def read_images(
     warn_stored_orientation(
         str(path), [content.images[key].name for key, picture_size in measured.items() if not picture_size.upright]
     )
-    alone = {name: _keep_single_objects(images, f"{path} {name}") for name, images in records.items()}
-    return alone, {
+    single_objects = {name: _keep_single_objects(images, f"{path} {name}") for name, images in records.items()}
+    return single_objects, {
         category.name: list(category.keypoints)
         for category in content.categories
         if category.name in records and category.keypoints
@@ -233,7 +233,7 @@ def choose_coco_pairs(
 def _keep_single_objects(images: list[ImageRecord], what: str) -> list[ImageRecord]:
     """Keep images with one object of the category: two cats in one picture make "the same point" ill-defined."""
     names = Counter(image.name for image in images)
-    alone = [image for image in images if names[image.name] == 1]
-    if len(alone) < len(images):
-        log.warning("%s: %d images hold several objects and are left out", what, len(names) - len(alone))
-    return alone
+    single_objects = [image for image in images if names[image.name] == 1]
+    if len(single_objects) < len(images):
+        log.warning("%s: %d images hold several objects and are left out", what, len(names) - len(single_objects))
+    return single_objects

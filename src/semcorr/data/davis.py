@@ -175,9 +175,9 @@ def _read_video(root: Path, name: str, resolution: str) -> SegmentedVideo:
         for folder, suffix in zip(folders, ("jpg", "png"), strict=True)
     )
     if [path.stem for path in frames] != [path.stem for path in masks]:
-        lone = sorted({path.stem for path in frames} ^ {path.stem for path in masks})[0]
+        unpaired = sorted({path.stem for path in frames} ^ {path.stem for path in masks})[0]
         raise UserError(
-            f"{folders[1]} must have a mask for each frame of {folders[0]}: {lone} is in one only. {REMEDY}"
+            f"{folders[1]} must have a mask for each frame of {folders[0]}: {unpaired} is in one only. {REMEDY}"
         )
     if len(frames) < MIN_FRAMES:
         raise UserError(

@@ -37,10 +37,10 @@ def list_heldout(choice: str | Sequence[int], pair: PairRecord) -> list[int]:
                 f"`data.heldout_keypoints`: {outside[0]} is no keypoint of {pair.category}, whose ids are 0 to "
                 f"{rows - 1}. Leave it out."
             )
-        if lone := [i for i in heldout if flip[i] not in heldout]:
+        if unpaired := [i for i in heldout if flip[i] not in heldout]:
             raise UserError(
-                f"`data.heldout_keypoints`: keypoint {lone[0]} of {pair.category} is {flip[lone[0]]} in a mirror "
-                "image. Hold out both or neither."
+                f"`data.heldout_keypoints`: keypoint {unpaired[0]} of {pair.category} is {flip[unpaired[0]]} in a "
+                "mirror image. Hold out both or neither."
             )
         return heldout
     halves: tuple[list[int], list[int]] = ([], [])

@@ -56,20 +56,23 @@ class MP100(PairDataModule):
         require_root(self.root, "MP-100", ROOT_REMEDY)
         objects = read_posed_objects(find_annotations(self.root / "annotations"))
         image = cache(self._build_image)
-        pairs, several, apart = [], 0, 0
+        pairs, ambiguous_count, disjoint_count = [], 0, 0
         for subset in self.subsets:
             for number, (ends, category) in enumerate(read_mp100_pairs(self.root / "pairs" / f"pairs_{subset}.json")):
-                found = [_find_objects(objects, (file, category), subset) for file in ends]
-                if any(len(each) > 1 for each in found):
-                    several += 1
+                candidates = [_find_objects(objects, (file, category), subset) for file in ends]
+                if any(len(each) > 1 for each in candidates):
+                    ambiguous_count += 1
                     continue
-                source, target = (image(file, each[0]) for file, each in zip(ends, found, strict=True))
+                source, target = (image(file, each[0]) for file, each in zip(ends, candidates, strict=True))
                 if len(source.visible) != len(target.visible) or not (source.visible & target.visible).any():
-                    apart += 1
+                    disjoint_count += 1
                     continue
                 label = f"{subset}/{objects.names.get(category, category)}"
                 pairs.append(PairRecord(f"{subset}-{number:06d}", label, source, target, longer_side(target.box)))
-        for count, reason in ((several, "an image with several objects"), (apart, "no visible point in common")):
+        for count, reason in (
+            (ambiguous_count, "an image with several objects"),
+            (disjoint_count, "no visible point in common"),
+        ):
             if count:
                 log.warning("%s: %d pairs have %s and are left out", self.root / "pairs", count, reason)
         return pad_keypoints(pairs)
@@ -98,8 +101,8 @@ def find_annotations(folder: Path) -> list[Path]:
 
 def _find_objects(objects: PosedObjects, key: tuple[str, str], subset: str) -> Sequence[PosedObject]:
     """Return the objects of the pair's category in one of its images."""
-    if found := objects.by_image.get(key):
-        return found
+    if objects_of_image := objects.by_image.get(key):
+        return objects_of_image
     raise UserError(
         f"pairs_{subset}.json pairs {quote_value(key[0])} as category {key[1]}, which no annotation has. {REMEDY}"
     )

@@ -222,6 +222,6 @@ def concept_groups(names: Sequence[str], pairs: Iterable[SOCOPair]) -> Groups:
     return tuple(tuple(sorted(group)) for group in concepts.values() if len(group) > 1)
 
 
-def _build_image(side: SOCOSide, kept: Sequence[str], names: Sequence[str], file: Path) -> ImageRecord:
-    points = [side.points.get(name) if name in kept else None for name in names]
+def _build_image(side: SOCOSide, kept_names: Sequence[str], names: Sequence[str], file: Path) -> ImageRecord:
+    points = [side.points.get(name) if name in kept_names else None for name in names]
     return build_image_record(side.name, side.path, side.size, points, side.box, file)

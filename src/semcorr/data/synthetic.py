@@ -115,9 +115,9 @@ def _write(root: Path, manifest: JsonMapping) -> None:
                 [creature[styles[0]] for creature in creatures], manifest["pairs_per_category"], rng
             )
             chosen_pairs += [
-                (creatures[source][here], creatures[target][there])
+                (creatures[source][source_style], creatures[target][target_style])
                 for source, target in indices
-                for here, there in product(styles, styles)
+                for source_style, target_style in product(styles, styles)
             ]
         _write_pairs(root, split, [annotate_pair(*pair, i) for i, pair in enumerate(chosen_pairs, 1)])
     (root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

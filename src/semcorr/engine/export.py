@@ -113,12 +113,12 @@ def export_head(head: nn.Module, path: Path, metadata: dict[str, str]) -> None:
 def holds_weights(path: Path, module: nn.Module) -> bool:
     """Tell whether a safetensors file holds the weights of a module, and no others."""
     try:
-        found = load_file(path)
+        stored = load_file(path)
     except (OSError, SafetensorError):
         return False
-    own = module.state_dict()
-    return found.keys() == own.keys() and all(
-        value.dtype == own[name].dtype and torch.equal(value, own[name]) for name, value in found.items()
+    expected = module.state_dict()
+    return stored.keys() == expected.keys() and all(
+        value.dtype == expected[name].dtype and torch.equal(value, expected[name]) for name, value in stored.items()
     )
 
 

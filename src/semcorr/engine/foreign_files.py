@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.plain_yaml import read_plain_config
-from semcorr.engine.run_dir import JOB, RESULTS, list_logs
+from semcorr.engine.run_dir import JOB_FILE, RESULTS, list_logs
 
 CONFIG = "config.yaml"
 UNFINISHED = ".unfinished"  # in the folder of a run that has logs, and no config.yaml yet
@@ -42,7 +42,7 @@ def refuse_foreign_files(run_dir: Path, cfg: DictConfig) -> None:
         saved = read_plain_config(config)
         foreign = None if all(section in saved for section in SECTIONS) else config.name
     else:
-        foreign = None if any((run_dir / mark).is_file() for mark in (UNFINISHED, JOB)) else _find_output(run_dir)
+        foreign = None if any((run_dir / mark).is_file() for mark in (UNFINISHED, JOB_FILE)) else _find_output(run_dir)
     if foreign is not None:
         raise UserError(
             f"`run_dir`: {run_dir} holds {foreign}, which is of no run and would be replaced or removed. "

@@ -21,7 +21,7 @@ from semcorr.metrics.sections import HEADLINES, PAIRS
 
 WEIGHTS = "model.safetensors"  # of a run that was exported for sharing
 METRICS = "metrics.json"  # written last: a run is finished when it exists
-JOB = "job.json"  # claims a folder for a job of a sweep, before it runs
+JOB_FILE = "job.json"  # claims a folder for a job of a sweep, before it runs
 RESULTS = (
     METRICS,
     "predictions.parquet",

@@ -214,8 +214,8 @@ def masks_of_labels(
     """
     square = interpolate(labels[None], (side, side), mode="bilinear", align_corners=False)[0]
     (x, y), (width, height) = fit.offset, fit.size
-    decided = sharpen_labels(square[:, y : y + height, x : x + width]).argmax(0).to(torch.uint8)
-    return interpolate(decided[None, None].float(), size[::-1], mode="nearest-exact")[0, 0].to(torch.uint8)
+    hard_labels = sharpen_labels(square[:, y : y + height, x : x + width]).argmax(0).to(torch.uint8)
+    return interpolate(hard_labels[None, None].float(), size[::-1], mode="nearest-exact")[0, 0].to(torch.uint8)
 
 
 def _displayed_frames(count: int) -> list[int]:

@@ -112,7 +112,7 @@ def pck_by_classes(rows: Predictions, pairs: Sequence[PairRecord], tolerance: To
     if "azimuth_difference" in metrics:
         metrics["azimuth_sensitivity"] = sensitivity(metrics["azimuth_difference"], LABELS["azimuth_difference"])
     domains = {pair.name: (pair.details.get("source_domain"), pair.details.get("target_domain")) for pair in pairs}
-    if any(here and there for here, there in domains.values()):
+    if any(source and target for source, target in domains.values()):
         metrics["domains"] = pck_by_domains(rows, domains, [SUMMARY_ALPHA], correct)
     return metrics
 
@@ -251,7 +251,7 @@ def format_corruption(metrics: JsonMapping) -> str:
 def print_domains(classes: JsonMapping, alpha: str = "0.1") -> None:
     """Print a row for each domain of sources, a column for each domain of targets."""
     scores = {(c["source"], c["target"]): c["image"][alpha] for name, c in classes.items() if name != "unknown"}
-    sources, targets = (sorted({ways[side] for ways in scores}) for side in (0, 1))
+    sources, targets = (sorted({domain_pair[side] for domain_pair in scores}) for side in (0, 1))
     table = Table(title="Across domains", caption=f"PCK@{alpha} per image in percent; rows sources, columns targets")
     for header in ("", *map(escape_controls, targets)):
         table.add_column(header, justify="right" if header else "left")

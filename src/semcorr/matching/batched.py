@@ -124,13 +124,13 @@ def match_to_targets(
     size = 0
     for target_queries in queries:
         shape = target_queries.target.values.shape
-        more = target_queries.query_count * shape[1]
-        if blocks and size + more <= DESCRIBED and blocks[-1][0].target.values.shape == shape:
+        added_size = target_queries.query_count * shape[1]
+        if blocks and size + added_size <= DESCRIBED and blocks[-1][0].target.values.shape == shape:
             blocks[-1].append(target_queries)
-            size += more
+            size += added_size
         else:
             blocks.append([target_queries])
-            size = more
+            size = added_size
     return [matches for block in blocks for matches in _match_block(head, block, readouts, values, options)]
 
 

@@ -80,13 +80,13 @@ def mutual_neighbours(
     (tensor([0]), tensor([0]))
     """
     rows: list[Tensor] = []
-    passed: list[Tensor] = []
+    passes_ratio: list[Tensor] = []
     column_best, column_row = None, None
     start = 0
     for chunk in similarity:
         best = chunk.topk(min(2, chunk.shape[1]), dim=1)
         rows.append(best.indices[:, 0])
-        passed.append(best.values[:, 0] >= ratio * best.values[:, -1])
+        passes_ratio.append(best.values[:, 0] >= ratio * best.values[:, -1])
         value, row = chunk.max(dim=0)
         row = row + start
         if column_best is None or column_row is None:
@@ -99,8 +99,8 @@ def mutual_neighbours(
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     forward = torch.cat(rows)
     mutual = column_row[forward] == torch.arange(len(forward), device=forward.device)
-    both = mutual & torch.cat(passed)
-    source = (both if int(both.sum()) >= 3 else mutual).nonzero()[:, 0]
+    is_match = mutual & torch.cat(passes_ratio)
+    source = (is_match if int(is_match.sum()) >= 3 else mutual).nonzero()[:, 0]
     return source, forward[source]
 
 

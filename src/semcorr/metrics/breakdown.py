@@ -45,14 +45,14 @@ def pck_from_predictions(
 def category_mean(category: dict[str, Scores]) -> JsonObject:
     """Average over categories, with equal weight, and count those with a value: `point` is probe3d's macro recall.
 
-    >>> one = {"all": {"image": {"0.1": 0.5}}}
-    >>> category_mean({"cat": one, "dog": {"all": {"image": {"0.1": 1.0}}}, "bus": {"all": {"image": {"0.1": None}}}})
+    >>> cat = {"all": {"image": {"0.1": 0.5}}}
+    >>> category_mean({"cat": cat, "dog": {"all": {"image": {"0.1": 1.0}}}, "bus": {"all": {"image": {"0.1": None}}}})
     {'all': {'image': {'0.1': 0.75}, 'categories': 2}}
     """
     mean: JsonObject = {}
-    for subset, ways in next(iter(category.values()), {}).items():
-        mean[subset] = {by: {} for by in ways}
-        for by, values in ways.items():
+    for subset, poolings in next(iter(category.values()), {}).items():
+        mean[subset] = {by: {} for by in poolings}
+        for by, values in poolings.items():
             for alpha in values:
                 defined = [v for scores in category.values() if (v := scores[subset][by][alpha]) is not None]
                 mean[subset][by][alpha] = math.fsum(defined) / len(defined) if defined else None
@@ -141,13 +141,13 @@ def pck_by_domains(
         alphas: Tolerances, fractions of the extent.
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
-    known = {pair: (here, there) for pair, (here, there) in domains.items() if here and there}
-    ways = sorted({known[pair] for pair in rows.pairs if pair in known})
-    labels = {pair: ways.index(known[pair]) for pair in rows.pairs if pair in known}
-    names = [f"{here} to {there}" for here, there in ways]
+    known = {pair: (source, target) for pair, (source, target) in domains.items() if source and target}
+    domain_pairs = sorted({known[pair] for pair in rows.pairs if pair in known})
+    labels = {pair: domain_pairs.index(known[pair]) for pair in rows.pairs if pair in known}
+    names = [f"{source} to {target}" for source, target in domain_pairs]
     classes = pck_by_class(rows, labels, names, alphas, correct)
-    for name, (here, there) in zip(names, ways, strict=True):
-        classes[name] |= {"source": here, "target": there}
+    for name, (source, target) in zip(names, domain_pairs, strict=True):
+        classes[name] |= {"source": source, "target": target}
     return classes
 
 
@@ -256,8 +256,8 @@ def sensitivity(
     result: dict[str, float | None] = {}
     for alpha in classes[names[0]][by]:
         values = [value for name in names if (value := classes[name][by][alpha]) is not None]
-        enough = len(values) >= (len(names) if least is None else least)
-        result[alpha] = (max(values) - min(values)) / max(values) if enough and max(values) else None
+        is_defined = len(values) >= (len(names) if least is None else least)
+        result[alpha] = (max(values) - min(values)) / max(values) if is_defined and max(values) else None
     return result
 
 

@@ -102,18 +102,18 @@ def pair_scores(run: FinishedRun) -> tuple[Float[np.ndarray, " p"], Int[np.ndarr
     return correct[0] / count, count
 
 
-def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], many: int = MANY) -> list[int]:
+def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], limit: int = MANY) -> list[int]:
     """Return the first pairs of an order that do not share a target image.
 
     Args:
         rows: Predictions of the pairs.
         order: Indices of pairs.
-        many: Largest number of pairs.
+        limit: Largest number of pairs.
     """
     chosen: dict[int, int] = {}
     for i in order.tolist():
         chosen.setdefault(int(rows.target_image[i]), i)
-        if len(chosen) == many:
+        if len(chosen) == limit:
             break
     return list(chosen.values())
 
@@ -131,18 +131,18 @@ def _render_panel(run: FinishedRun, table: pa.Table, pair: PairRecord, text: str
     return f"{embed_image(image, names)}\n<p>{escape(text)}<br>{escape(names)}</p>"
 
 
-def embed_image(image: Image.Image, about: str) -> str:
+def embed_image(image: Image.Image, text: str) -> str:
     """Encode an image as an HTML element that contains its data.
 
     Args:
         image: The image.
-        about: Text in place of the image, which is escaped.
+        text: Text in place of the image, which is escaped.
     """
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=84)
     data = base64.b64encode(buffer.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(about)}" {size}>'
+    return f'<img src="data:image/jpeg;base64,{data}" alt="{escape(text)}" {size}>'
 
 
 def _format_score(share: float, count: int) -> str:

@@ -161,16 +161,16 @@ def _put(
 
 
 def broadcast_chunks(
-    mine: Iterable[tuple[Sequence[str], Values]], count: int, group: ProcessGroup
+    own_chunks: Iterable[tuple[Sequence[str], Values]], count: int, group: ProcessGroup
 ) -> Iterator[tuple[Sequence[str], Values]]:
     """Yield all processes' chunks on every process, in order; process r of n computes every n-th chunk.
 
     Args:
-        mine: Names and values of this process's chunks; computed as they are needed.
+        own_chunks: Names and values of this process's chunks; computed as they are needed.
         count: Number of chunks of all processes.
         group: Processes that share the work.
     """
-    local_chunks = iter(mine)
+    local_chunks = iter(own_chunks)
     for start in range(0, count, group.size):
         local_chunk = next(local_chunks, None)  # before anything is sent: all compute at once
         for owner in range(min(group.size, count - start)):

@@ -17,9 +17,16 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.engine.plain_yaml import read_plain_config
-from semcorr.engine.run_dir import EXCLUDED_KEYS, FILLED_OPTIONS, JOB, METRICS, config_hash, flatten_config, read_scores
+from semcorr.engine.run_dir import (
+    EXCLUDED_KEYS,
+    FILLED_OPTIONS,
+    JOB_FILE,
+    METRICS,
+    config_hash,
+    flatten_config,
+    read_scores,
+)
 
-NOTE = JOB
 MULTIRUN = "multirun.yaml"  # Hydra writes it before the first job is composed
 MANY = 1000  # more than a sweep has jobs: numbers for those whose own number is taken
 log = logging.getLogger(__name__)
@@ -86,7 +93,7 @@ def read_job_folders(folder: Path) -> tuple[dict[str, list[Path]], dict[Path, st
     """Read every job.json; return the folders of each hash, and a sentence for each folder whose file is damaged."""
     claims: dict[str, list[Path]] = {}
     damaged = {}
-    for path in sorted(folder.glob(f"*/{NOTE}")):
+    for path in sorted(folder.glob(f"*/{JOB_FILE}")):
         remedy = f"Move {path.parent} away to have its job done again"
         try:
             identity = read_mapping(path, remedy).get("hash")
@@ -106,7 +113,9 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
         folders: Folders whose job.json has the job's hash.
     """
     if len(folders) > 1:
-        return f"{' and '.join(map(str, folders))} claim the same job by their {NOTE}. Move all but one of them away"
+        return (
+            f"{' and '.join(map(str, folders))} claim the same job by their {JOB_FILE}. Move all but one of them away"
+        )
     for path in (folder / "config.yaml" for folder in folders):
         if path.is_file():
             try:
@@ -115,8 +124,8 @@ def find_mixed_folder(cfg: DictConfig, folders: Sequence[Path]) -> str:
                 return f"{error}. Move {path.parent} away to have its job done again"
             if key := _find_difference(cfg, saved):
                 return (
-                    f"{path} says {key}={saved[key]}, which is not of the job that {path.parent / NOTE} names. Move "
-                    f"{path.parent} away to have its job done again"
+                    f"{path} says {key}={saved[key]}, which is not of the job that {path.parent / JOB_FILE} names. "
+                    f"Move {path.parent} away to have its job done again"
                 )
     return ""
 
@@ -128,10 +137,10 @@ def _find_difference(cfg: DictConfig, saved: JsonMapping) -> str | None:
     options = flatten_config(
         {key: value for key, value in resolved.items() if key not in (*EXCLUDED_KEYS, "checkpoint")}
     )
-    is_filled = {key for key, value in options.items() if value is None or key in FILLED_OPTIONS}
+    filled_keys = {key for key, value in options.items() if value is None or key in FILLED_OPTIONS}
     if options.get("trainer.precision") == "auto":  # config.yaml has what it stands for on the device
-        is_filled.add("trainer.precision")
-    comparable = (key for key in options if key not in is_filled and key in saved)
+        filled_keys.add("trainer.precision")
+    comparable = (key for key in options if key not in filled_keys and key in saved)
     return next((key for key in comparable if options[key] != saved[key]), None)
 
 

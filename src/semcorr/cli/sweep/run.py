@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from semcorr.cli.sweep.plan import MULTIRUN, NOTE, JobOutcome, SweepJob, is_done, read_job_metrics
+from semcorr.cli.sweep.plan import MULTIRUN, JobOutcome, SweepJob, is_done, read_job_metrics
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.ranks import is_first_process
 from semcorr.core.terminal import print_line
-from semcorr.engine.run_dir import METRICS, POST_FEATURE_KEYS, config_hash
+from semcorr.engine.run_dir import JOB_FILE, METRICS, POST_FEATURE_KEYS, config_hash
 from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
 
@@ -112,10 +112,10 @@ def _claim_folder(job: SweepJob) -> None:
     """Write the job.json of a job where it is missing, and warn of scores that cannot be read."""
     if not is_first_process() or job.problem:
         return
-    if not (job.folder / NOTE).is_file():
+    if not (job.folder / JOB_FILE).is_file():
         job.folder.mkdir(parents=True, exist_ok=True)
         note = json.dumps({"hash": job.identity, "overrides": list(job.overrides)}, indent=1) + "\n"
-        write_text(job.folder / NOTE, note, "run_dir")
+        write_text(job.folder / JOB_FILE, note, "run_dir")
     if (job.folder / METRICS).is_file():
         try:
             read_job_metrics(job)

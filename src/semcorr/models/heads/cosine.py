@@ -44,7 +44,10 @@ class Cosine(nn.Module):
         kinds = {(source.stride, source.values.shape, source.values.dtype) for source in unique}
         has_own_description = getattr(self.describe, "__func__", None) is not Cosine.describe
         if has_own_description or len(kinds) > 1 or torch.is_grad_enabled():
-            chunks = [self.describe(source, some[None])[0] for source, some in zip(sources, points, strict=True)]
+            chunks = [
+                self.describe(source, query_points[None])[0]
+                for source, query_points in zip(sources, points, strict=True)
+            ]
             return torch.cat(chunks)
         return sample_from_each([source.values for source in sources], points, sources[0].stride)
 

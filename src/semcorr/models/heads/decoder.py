@@ -146,11 +146,11 @@ class WindowDecoder(nn.Module):
         if not points.numel():
             return similarity
         peaks, parts = torch.stack((best.x, best.y), dim=-1), []
-        for some, peak in zip(points.split(DECODED, dim=1), peaks.split(DECODED, dim=1), strict=True):
-            descriptors = self._describe(source, some)
+        for chunk, peak in zip(points.split(DECODED, dim=1), peaks.split(DECODED, dim=1), strict=True):
+            descriptors = self._describe(source, chunk)
             windows, corner = self.decode_around(target.values, peak, self.window)
             cosines = cosine_similarity(descriptors.flatten(0, 1)[:, None], windows.flatten(0, 1))[:, 0]
-            parts.append((cosines.unflatten(0, some.shape[:2]), corner))
+            parts.append((cosines.unflatten(0, chunk.shape[:2]), corner))
         values, corners = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
         return paste_windows(similarity, values, corners[..., 1], corners[..., 0])
 

@@ -117,15 +117,15 @@ def find_neighbours(pair: PairMaps, ratio: float) -> PointPairs:
     """Find the cells on the objects of one pair that are each other's most similar; their centres, in pixels."""
     assert pair.masks is not None, "the step was not asked for them"
     lattice = pair.lattice(None)[0]
-    here = covered_cells(pair.masks[0], *pair.source.values.shape[-2:])[0].flatten()
-    chunks = lattice[here].split(ROWS)
+    source_cells = covered_cells(pair.masks[0], *pair.source.values.shape[-2:])[0].flatten()
+    chunks = lattice[source_cells].split(ROWS)
     h, w = pair.similarity(chunks[0][None, :1]).shape[-2:]
-    there = covered_cells(pair.masks[1], h, w)[0].flatten()
-    similarity = (pair.similarity(chunk[None])[0].flatten(1)[:, there] for chunk in chunks)
+    target_cells = covered_cells(pair.masks[1], h, w)[0].flatten()
+    similarity = (pair.similarity(chunk[None])[0].flatten(1)[:, target_cells] for chunk in chunks)
     source, target = mutual_neighbours(similarity, ratio)
-    target = there.nonzero()[:, 0][target]
+    target = target_cells.nonzero()[:, 0][target]
     centres = to_image(torch.stack((target % w, target // w), dim=-1).float(), pair.side / w)
-    return PointPairs(lattice[here][source].double().cpu().numpy(), centres.double().cpu().numpy())
+    return PointPairs(lattice[source_cells][source].double().cpu().numpy(), centres.double().cpu().numpy())
 
 
 def is_on_mask(mask: Bool[np.ndarray, "s s"], points: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:

@@ -62,9 +62,9 @@ def recognise_weights(state: Mapping[str, Tensor], backbone_state: Mapping[str, 
             return f"The file is of {family}, {width} channels wide: backbone={options[width]} takes it."
         sizes = ", ".join(f"{option} ({channels})" for channels, option in options.items())
         return f"The file is of {family}, {width} channels wide, which none here is: backbone={sizes}."
-    for pattern, family, taker in OTHERS:
+    for pattern, family, option in OTHERS:
         if any(re.match(pattern, key) for key in state):
-            return f"The file is of {family}: {taker} takes it."
+            return f"The file is of {family}: {option} takes it."
     return ""
 
 
