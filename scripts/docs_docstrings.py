@@ -13,7 +13,7 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Fence the examples of a docstring."""
         if obj.docstring is not None:
-            obj.docstring.value = fenced(obj.docstring.value)
+            obj.docstring.value = fence_examples(obj.docstring.value)
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: object) -> None:
         """Use the comment beside a field of a class as its docstring."""
@@ -22,7 +22,7 @@ class Docstrings(griffe.Extension):
             attr.docstring = griffe.Docstring(comment, lineno=attr.lineno, parent=attr)
 
 
-def fenced(text: str) -> str:
+def fence_examples(text: str) -> str:
     r"""Put a fence around each block of lines that starts with `>>>`.
 
     >>> fenced("Twice.\n\n>>> twice(1)\n2\n\nMore.")

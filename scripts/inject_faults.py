@@ -153,7 +153,7 @@ class Harness:
                 delay = (i + self.chance.random()) / typed.moments * undisturbed.seconds
                 self.try_kill(command, name, delay, undisturbed.code, reference, counts)
             if counts["finished first"] - previous == typed.moments > 1:
-                self.fault(command.name, f"no {name} came in time")
+                self.report_fault(command.name, f"no {name} came in time")
         if not typed.no_disks:
             for size in SIZES:
                 self.try_disk(command, size, undisturbed.code, reference, counts)
@@ -180,12 +180,12 @@ class Harness:
         if ended.code == code and ended.code != EXIT[name]:
             counts["finished first"] += 1
         elif ended.code != EXIT[name]:
-            self.fault(what, f"exit code {ended.code}, not {EXIT[name]}: {ended.stderr[-300:]}")
+            self.report_fault(what, f"exit code {ended.code}, not {EXIT[name]}: {ended.stderr[-300:]}")
         leftovers = set(snapshot(self.work / "disk", command.timed)) - before - set(reference)
         if name != "KILL" and (leftovers or any(self.temporary.iterdir())):
-            self.fault(what, f"left {sorted(leftovers)} {[path.name for path in self.temporary.iterdir()]}")
+            self.report_fault(what, f"left {sorted(leftovers)} {[path.name for path in self.temporary.iterdir()]}")
         if "Traceback" in ended.stderr:
-            self.fault(what, f"a traceback: {ended.stderr[-600:]}")
+            self.report_fault(what, f"a traceback: {ended.stderr[-600:]}")
         self.check_after(what, command, ended, code, reference, counts)
 
     def try_disk(
@@ -207,7 +207,7 @@ class Harness:
             path.stat().st_size + 4096 for name in command.copies for path in (self.template / name).rglob("*")
         )
         disk.mkdir()
-        with mounted(disk, int(size * 1e6) + inputs) as is_mounted:
+        with mount_disk(disk, int(size * 1e6) + inputs) as is_mounted:
             if not is_mounted:
                 counts["disks not run"] += 1
                 return
@@ -218,10 +218,10 @@ class Harness:
             counts["disks too small"] += ended.code == 2
             messages = ended.stderr.count("Error: ")  # a sweep prints one for each job
             if ended.code not in (2, code) or (ended.code == 2 and not 1 <= messages <= command.jobs):
-                self.fault(what, f"exit code {ended.code}: {ended.stderr[-600:]}")
+                self.report_fault(what, f"exit code {ended.code}: {ended.stderr[-600:]}")
             leftovers = {name for name in snapshot(disk, command.timed) if Path(name).name not in command.notes}
             if leftovers := leftovers - before - set(reference):
-                self.fault(what, f"left {sorted(leftovers)}")
+                self.report_fault(what, f"left {sorted(leftovers)}")
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
             self.check_after(what, command, ended, code, reference, counts)
 
@@ -232,13 +232,13 @@ class Harness:
         disk = self.work / "disk"
         for path in disk.rglob("*"):
             if path.is_file() and not path.name.startswith(".") and (damage := damage_of(path)):
-                self.fault(what, f"{path.relative_to(disk)} is not whole: {damage}")
+                self.report_fault(what, f"{path.relative_to(disk)} is not whole: {damage}")
         if ended.orphans:
-            self.fault(what, f"{ended.orphans} processes lived on")
+            self.report_fault(what, f"{ended.orphans} processes lived on")
         if is_same(snapshot(disk, command.timed), reference) and ended.code != 2:
             return
         resume = ["checkpoint=disk/out"] if command.name == "train" and [*disk.glob("out/checkpoints/*.ckpt")] else []
-        again = self.run([*command.line, *resume])
+        resumed = self.run([*command.line, *resume])
         result = snapshot(disk, command.timed)
         if command.jobs > 1:  # a job that has its scores is not run again for a picture that it reported missing
             undrawn = {
@@ -249,12 +249,14 @@ class Harness:
         if not is_same(result, reference):
             names = {*result} | {*reference}
             differing = sorted(name for name in names if result.get(name) != reference.get(name))
-            self.fault(what, f"after going on ({again.code}) these differ: {differing} {again.stderr[-300:]}")
-        elif again.code != code:
-            self.fault(what, f"going on ended with {again.code}: {again.stderr[-300:]}")
+            self.report_fault(
+                what, f"after going on ({resumed.code}) these differ: {differing} {resumed.stderr[-300:]}"
+            )
+        elif resumed.code != code:
+            self.report_fault(what, f"going on ended with {resumed.code}: {resumed.stderr[-300:]}")
         leftovers = [path.name for path in self.temporary.iterdir() if not path.name.endswith(WANDB)]
         if leftovers:
-            self.fault(what, f"left in TMPDIR after going on: {leftovers}")
+            self.report_fault(what, f"left in TMPDIR after going on: {leftovers}")
 
     def try_pairs(self) -> dict[str, int]:
         """Start two commands at once in one directory."""
@@ -276,13 +278,13 @@ class Harness:
             else:
                 codes = [end.code for end in ends]
                 same = [result == reference for _, reference in references]
-                self.fault(
+                self.report_fault(
                     f"{lines[0][:2]} beside {lines[1][:2]}",
                     f"exit codes {codes}, as alone: {same}, {[end.stderr[-300:] for end in ends]}",
                 )
         return dict(counts)
 
-    def fault(self, what: str, problem: str) -> None:
+    def report_fault(self, what: str, problem: str) -> None:
         """Record a fault and print it."""
         self.faults.append(f"{what}: {problem}")
         print(self.faults[-1], flush=True)
@@ -422,7 +424,7 @@ def run_command(line: Sequence[str], folder: Path, temporary: Path, stderr: Path
 
 
 @contextmanager
-def mounted(folder: Path, size: int) -> Iterator[bool]:
+def mount_disk(folder: Path, size: int) -> Iterator[bool]:
     """Mount a small disk at a folder, and yield whether that was permitted."""
     process = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
     try:
@@ -454,7 +456,7 @@ def digest(path: Path) -> str:
     content = path.read_bytes()
     with suppress(ValueError):
         if path.suffix == ".json":
-            content = json.dumps(without_clocks(json.loads(content))).encode()
+            content = json.dumps(remove_clocks(json.loads(content))).encode()
         elif path.name == "config.yaml":  # a commit during the trials changes this line
             content = b"\n".join(line for line in content.splitlines() if not line.startswith(b"  git:"))
         elif path.name == "metrics.csv":
@@ -463,11 +465,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def without_clocks(node: object) -> object:
+def remove_clocks(node: object) -> object:
     """Leave out the keys that differ from run to run."""
     if isinstance(node, dict):
-        return {key: without_clocks(value) for key, value in node.items() if key not in CLOCKS}
-    return [without_clocks(value) for value in node] if isinstance(node, list) else node
+        return {key: remove_clocks(value) for key, value in node.items() if key not in CLOCKS}
+    return [remove_clocks(value) for value in node] if isinstance(node, list) else node
 
 
 def damage_of(path: Path) -> str | None:

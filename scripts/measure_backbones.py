@@ -53,7 +53,7 @@ COLUMNS = (
 )
 
 
-def described(name: str) -> dict[str, object]:
+def describe_backbone(name: str) -> dict[str, object]:
     """Build a backbone in this process and return its row of the table."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("evaluate", [f"backbone={name}"]).backbone
@@ -62,8 +62,8 @@ def described(name: str) -> dict[str, object]:
     network = cfg.get("name", name).partition(".")[0]
     licence = read_network_facts()[name].licence
     row = {"backbone": f"`{name}`", "network": network, "layers read": list(cfg.get("layers", [])), "weights": licence}
-    if need(network) > free():
-        return row | on_meta(cfg)
+    if estimate_bytes(network) > free_bytes():
+        return row | build_on_meta(cfg)
     backbone: Backbone = instantiate(cfg, size=None, grid=CELLS).eval()
     row |= {
         "parameters": sum(p.numel() for p in backbone.parameters()),
@@ -72,44 +72,44 @@ def described(name: str) -> dict[str, object]:
         "size": cfg.size,
         "cells": cfg.size // backbone.stride,
     }
-    return row | timed(backbone)
+    return row | time_image(backbone)
 
 
-def timed(backbone: Backbone) -> dict[str, float]:
+def time_image(backbone: Backbone) -> dict[str, float]:
     """Return the milliseconds of one image, and those of its multiplications alone."""
     image, seconds = torch.zeros(1, 3, backbone.size, backbone.size), []
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
-            seconds.append(clocked(lambda: backbone(image)))
+            seconds.append(measure_seconds(lambda: backbone(image)))
         while len(seconds) < 4 and sum(seconds) < 10:
-            seconds.append(clocked(lambda: backbone(image)))
-    return {TIME: 1000 * min(seconds), "floor": 1000 * counter.get_total_flops() / rate()}
+            seconds.append(measure_seconds(lambda: backbone(image)))
+    return {TIME: 1000 * min(seconds), "floor": 1000 * counter.get_total_flops() / measure_rate()}
 
 
-def clocked(work: Callable[[], object]) -> float:
+def measure_seconds(work: Callable[[], object]) -> float:
     """Return the seconds that a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def rate() -> float:
+def measure_rate() -> float:
     """Measure the operations per second of a large matrix product."""
     a = torch.rand(2048, 2048)
-    return 2 * 2048**3 / min(clocked(lambda: a @ a) for _ in range(10))
+    return 2 * 2048**3 / min(measure_seconds(lambda: a @ a) for _ in range(10))
 
 
-def need(network: str) -> float:
+def estimate_bytes(network: str) -> float:
     """Return the bytes that a network needs; 0 for all networks that are small enough to be built anywhere."""
     return 30e9 if "7b" in network else 0
 
 
-def free() -> float:
+def free_bytes() -> float:
     """Return the bytes of available memory."""
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def on_meta(cfg: DictConfig) -> dict[str, object]:
+def build_on_meta(cfg: DictConfig) -> dict[str, object]:
     """Return the properties of a timm network on the meta device, which takes no memory."""
     import timm
 
@@ -125,13 +125,13 @@ def on_meta(cfg: DictConfig) -> dict[str, object]:
     }
 
 
-def markdown(rows: list[dict[str, object]]) -> str:
+def format_markdown(rows: list[dict[str, object]]) -> str:
     """Format the rows as a Markdown table."""
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *([shown(row, column) for column in COLUMNS] for row in rows)]
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([format_cell(row, column) for column in COLUMNS] for row in rows)]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def shown(row: dict[str, object], column: str) -> str:
+def format_cell(row: dict[str, object], column: str) -> str:
     """Format a cell of the table."""
     value = row.get(column)
     if isinstance(value, int | float) and column == "parameters":
@@ -143,7 +143,7 @@ def shown(row: dict[str, object], column: str) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(described(sys.argv[2])))
+        print(json.dumps(describe_backbone(sys.argv[2])))
         return
     names = sys.argv[1:] or sorted(path.stem for path in (conf_dir() / "backbone").glob("*.yaml"))
     rows = []
@@ -154,14 +154,14 @@ def main() -> None:
         rows.append(json.loads(process.stdout.strip().splitlines()[-1]))
     table = Table(*COLUMNS)
     for row in rows:
-        table.add_row(*(shown(row, column) for column in COLUMNS))
+        table.add_row(*(format_cell(row, column) for column in COLUMNS))
     Console().print(table)
     if not sys.argv[1:]:
         machine = f"{torch.get_num_threads()} threads of {platform.machine()}, PyTorch {torch.__version__}"
         before, _, rest = PAGE.read_text().partition(START)
         after = rest.partition(END)[2]
         note = f"Measured in float32 on {machine}."
-        PAGE.write_text(f"{before}{START}\n{markdown(rows)}\n\n{note}\n{END}{after}")
+        PAGE.write_text(f"{before}{START}\n{format_markdown(rows)}\n\n{note}\n{END}{after}")
 
 
 if __name__ == "__main__":

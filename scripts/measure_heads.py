@@ -114,9 +114,9 @@ def main() -> None:
             sys.exit(f"{name}: {process.stderr.strip().splitlines()[-1]}")
         row = json.loads(process.stdout.strip().splitlines()[-1])
         choice, *options = name.split()
-        shown = " ".join([choice, *(f"head.{option}" for option in options)])
+        command = " ".join([choice, *(f"head.{option}" for option in options)])
         train = "" if math.isnan(row["train"]) else f"{row['train']:.0f}"
-        print(f"| `{shown}` | {row['weights']:,} | {row['match']:.0f} | {train} | {row['seconds']:.2f} |", flush=True)
+        print(f"| `{command}` | {row['weights']:,} | {row['match']:.0f} | {train} | {row['seconds']:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,24 +31,26 @@ def main(root: Path, runs: list[Path]) -> None:
     summary = Table(title="Geometry-aware PCK@0.1 in percent, per image / per point; pairs whose source was mirrored")
     for header in ("poses", "pairs", *map(str, runs)):
         summary.add_column(header, justify="left" if header == "poses" else "right")
-    columns = [told(run, azimuth) for run in runs]
+    columns = [score_kinds(run, azimuth) for run in runs]
     for kind in KINDS:
         summary.add_row(kind, *(str(columns[0][kind][0]),), *(column[kind][1] for column in columns))
     Console().print(summary)
 
 
-def told(run: Path, azimuth: dict[str, int]) -> dict[str, tuple[int, str]]:
+def score_kinds(run: Path, azimuth: dict[str, int]) -> dict[str, tuple[int, str]]:
     """Count the pairs of a run with an ambiguous keypoint and format their score, by kind."""
     correct: dict[str, dict[str, list[bool]]] = {kind: defaultdict(list) for kind in KINDS}
     for row in table.read_predictions(run / "predictions.parquet").to_pylist():
         if row["ambiguous"]:
             dx, dy = (row[f"predicted_{axis}"] - row[f"target_{axis}"] for axis in "xy")
             is_correct = (dx * dx + dy * dy) ** 0.5 <= 0.1 * row["extent"]
-            correct[kind_of(azimuth[row["source"]], azimuth[row["target"]])][row["pair"]].append(is_correct)
+            correct[classify_azimuths(azimuth[row["source"]], azimuth[row["target"]])][row["pair"]].append(is_correct)
     chosen: Counter[tuple[str, str]] = Counter()
     if (run / "poses.parquet").is_file():
         rows = (row for row in read_parquet(run / "poses.parquet", adaptive.SCHEMA).to_pylist() if row["chosen"])
-        chosen.update((kind_of(azimuth[row["source"]], azimuth[row["target"]]), row["variant"]) for row in rows)
+        chosen.update(
+            (classify_azimuths(azimuth[row["source"]], azimuth[row["target"]]), row["variant"]) for row in rows
+        )
     results = {}
     for kind, pairs in correct.items():
         per_image = sum(sum(points) / len(points) for points in pairs.values()) / max(1, len(pairs))
@@ -58,7 +60,7 @@ def told(run: Path, azimuth: dict[str, int]) -> dict[str, tuple[int, str]]:
     return results
 
 
-def kind_of(source: int, target: int) -> str:
+def classify_azimuths(source: int, target: int) -> str:
     """Classify how two azimuths differ.
 
     >>> kind_of(2, 6), kind_of(7, 1), kind_of(4, 4), kind_of(0, 4)

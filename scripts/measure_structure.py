@@ -168,7 +168,7 @@ def measure_types(trees: dict[Path, ast.Module]) -> list[Measure]:
     used, objects = [], []
     comments: dict[str, list[str]] = {"type: ignore": [], "fmt: skip": []}
     for path, tree in trees.items():
-        for name, annotation in annotations(tree):
+        for name, annotation in iterate_annotations(tree):
             count = sum(isinstance(node, ast.Name) and node.id == "Any" for node in ast.walk(annotation))
             place = f"{path.relative_to(ROOT)}:{annotation.lineno} {name}: {ast.unparse(annotation)}"
             used += [place] * count
@@ -183,7 +183,7 @@ def measure_types(trees: dict[Path, ast.Module]) -> list[Measure]:
     ]
 
 
-def annotations(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+def iterate_annotations(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
     """Yield the annotations with what they are of: an argument, a variable, or `return`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:

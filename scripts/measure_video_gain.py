@@ -69,12 +69,12 @@ def frame_motion(t: int, box: dict[str, float]) -> tuple[np.ndarray, np.ndarray]
 
 def write_clip(file: Path, root: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Write frames and annotations; return places (t k 2), nan where a keypoint is not annotated, and visibility."""
-    told = json.loads(file.read_text())
+    annotation = json.loads(file.read_text())
     photo = load_image(root / "JPEGImages" / file.parent.name / f"{file.stem}.jpg")
-    box = dict(zip(("x1", "y1", "x2", "y2"), told["bndbox"], strict=True))
-    names = sorted(told["kps"], key=int)
-    points = np.array([told["kps"][name] or (math.nan, math.nan) for name in names], float)
-    places, seen = [], []
+    box = dict(zip(("x1", "y1", "x2", "y2"), annotation["bndbox"], strict=True))
+    names = sorted(annotation["kps"], key=int)
+    points = np.array([annotation["kps"][name] or (math.nan, math.nan) for name in names], float)
+    places, visible = [], []
     for t in range(FRAMES):
         matrix, shift = frame_motion(t, box)
         inverse = np.linalg.inv(matrix)
@@ -83,22 +83,26 @@ def write_clip(file: Path, root: Path, folder: Path) -> tuple[np.ndarray, np.nda
             SIZE, Image.Transform.AFFINE, (*inverse[0], back[0], *inverse[1], back[1]), Image.Resampling.BICUBIC
         )
         place = points @ matrix.T + shift
-        shown = ((place >= 0) & (place < np.array(SIZE) - 1)).all(1)
+        is_visible = ((place >= 0) & (place < np.array(SIZE) - 1)).all(1)
         if FRAMES // 3 <= t < 2 * FRAMES // 3:
             left = int((t - FRAMES // 3) / (FRAMES / 3) * (SIZE[0] + BAR)) - BAR
             frame.paste(GREEN, (left, 0, left + BAR, SIZE[1]))
-            shown &= ~((place[:, 0] >= left - 0.5) & (place[:, 0] < left + BAR - 0.5))
+            is_visible &= ~((place[:, 0] >= left - 0.5) & (place[:, 0] < left + BAR - 0.5))
         frame.save(folder / f"{t:04}.png")
         places.append(place)
-        seen.append(shown)
+        visible.append(is_visible)
     for name, frames in ANNOTATED.items():
-        (folder / f"{name}.json").write_text(json.dumps(coco(names, frames, places, seen)))
-    return np.array(places), np.array(seen)
+        (folder / f"{name}.json").write_text(json.dumps(build_coco(names, frames, places, visible)))
+    return np.array(places), np.array(visible)
 
 
-def coco(names: list[str], frames: tuple[int, ...], places: list[np.ndarray], seen: list[np.ndarray]) -> object:
+def build_coco(
+    names: list[str], frames: tuple[int, ...], places: list[np.ndarray], visible: list[np.ndarray]
+) -> object:
     """Return COCO keypoints of some frames."""
-    rows = {t: [(*p, 2) if s else (0, 0, 0) for p, s in zip(places[t].tolist(), seen[t], strict=True)] for t in frames}
+    rows = {
+        t: [(*p, 2) if s else (0, 0, 0) for p, s in zip(places[t].tolist(), visible[t], strict=True)] for t in frames
+    }
     return {
         "images": [{"id": t, "file_name": f"{t:04}.png", "width": SIZE[0], "height": SIZE[1]} for t in frames],
         "annotations": [
@@ -149,11 +153,11 @@ def print_table(results: dict[tuple[str, str], np.ndarray]) -> None:
     for header in headers:
         table.add_column(header, justify="right")
     for (name, use), values in results.items():
-        error, seen, called = values[:, 0], values[:, 1] > 0, values[:, 2] > 0
-        shares = [f"{100 * (error[seen] < limit).mean():.1f} %" for limit in (8, 16)]
-        counts = [str(int(seen.sum())), str(int((~seen).sum()))]
-        right = [f"{100 * (called == wished)[seen == wished].mean():.1f} %" for wished in (True, False)]
-        table.add_row(name, use, counts[0], f"{np.median(error[seen]):.2f}", *shares, right[0], counts[1], right[1])
+        error, visible, called = values[:, 0], values[:, 1] > 0, values[:, 2] > 0
+        shares = [f"{100 * (error[visible] < limit).mean():.1f} %" for limit in (8, 16)]
+        counts = [str(int(visible.sum())), str(int((~visible).sum()))]
+        right = [f"{100 * (called == value)[visible == value].mean():.1f} %" for value in (True, False)]
+        table.add_row(name, use, counts[0], f"{np.median(error[visible]):.2f}", *shares, right[0], counts[1], right[1])
     Console(width=120).print(table)
 
 

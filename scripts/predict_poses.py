@@ -45,19 +45,21 @@ def main(arguments: Sequence[str]) -> dict[str, tuple[float, int]]:
     module, data = build_datamodule_and_module(cfg)
     if not isinstance(data, PairDataModule):
         raise UserError(f"`data`: {data.name} has no pairs, whose annotations state poses. Choose another benchmark.")
-    distances, truth = compared(module.backbone.eval(), data, options["templates"], int(options["sets"]))
+    distances, truth = compute_distances(module.backbone.eval(), data, options["templates"], int(options["sets"]))
     scores = {what: pose_accuracy(distances, truth, poses) for what, poses in CHOICES.items()}
     two = [scores["left or right"], scores["front or back"]]
     scores["either, told which"] = (sum(s * n for s, n in two) / sum(n for _, n in two), sum(n for _, n in two))
-    show(scores, f"{data.name} {data.split}, {module.backbone.name}, {options['sets']} template sets")
+    print_scores(scores, f"{data.name} {data.split}, {module.backbone.name}, {options['sets']} template sets")
     return scores
 
 
-def compared(backbone: Backbone, data: PairDataModule, split: str, sets: int) -> tuple[torch.Tensor, torch.Tensor]:
+def compute_distances(
+    backbone: Backbone, data: PairDataModule, split: str, sets: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return distances (images, sets, poses) of the scored images to templates of `split`, and their true poses."""
     encode = Described(backbone, data)
-    gallery, scored = (posed(data.pairs(name)) for name in (split, data.split))
-    templates = {category: first(group, sets, category) for category, group in gallery.items()}
+    gallery, scored = (group_by_pose(data.pairs(name)) for name in (split, data.split))
+    templates = {category: choose_first(group, sets, category) for category, group in gallery.items()}
     used = {image.name for group in templates.values() for row in group for image in row} if split == data.split else ()
     distances, truth = [], []
     queries = [(c, image, pose) for c, group in scored.items() for image, pose in group if image.name not in used]
@@ -68,7 +70,7 @@ def compared(backbone: Backbone, data: PairDataModule, split: str, sets: int) ->
     return torch.stack(distances), torch.tensor(truth)
 
 
-def posed(pairs: Iterable[PairRecord]) -> Mapping[str, list[tuple[ImageRecord, str]]]:
+def group_by_pose(pairs: Iterable[PairRecord]) -> Mapping[str, list[tuple[ImageRecord, str]]]:
     """Group the images that show one of the four poses by category, each with its pose."""
     pairs = list(pairs)
     annotations = {p.source.name: (p.category, p.details.get("src_pose")) for p in pairs}
@@ -81,7 +83,7 @@ def posed(pairs: Iterable[PairRecord]) -> Mapping[str, list[tuple[ImageRecord, s
     return images
 
 
-def first(images: Sequence[tuple[ImageRecord, str]], sets: int, category: str) -> list[list[ImageRecord]]:
+def choose_first(images: Sequence[tuple[ImageRecord, str]], sets: int, category: str) -> list[list[ImageRecord]]:
     """Select the first `sets` images of each pose, as rows of sets and columns of poses."""
     columns = [[image for image, pose in images if pose == name] for name in POSES]
     if (least := min(map(len, columns))) < sets:
@@ -111,7 +113,7 @@ class Described:
         return self.known[image.name]
 
 
-def show(scores: Mapping[str, tuple[float, int]], title: str) -> None:
+def print_scores(scores: Mapping[str, tuple[float, int]], title: str) -> None:
     """Print a table of accuracy beside chance."""
     table = Table(title=title)
     for header in ("among", "images", "accuracy", "chance"):

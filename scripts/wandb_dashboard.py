@@ -18,7 +18,7 @@ SUBSETS = ("all", "geo", "std")
 NAMES = {"all": "all keypoints", "geo": "keypoints with a visible twin (geo)", "std": "the others (std)"}
 
 
-def report(api: ModuleType, project: str, entity: str) -> Any:
+def build_report(api: ModuleType, project: str, entity: str) -> Any:
     """Build the report without saving it."""
     runs: dict[str, list[str]] = {}  # all runs of the report's project
     # an empty entity would make W&B ask its server for the user's
@@ -28,65 +28,65 @@ def report(api: ModuleType, project: str, entity: str) -> Any:
         api.TableOfContents(),
         api.H1("Leaderboard"),
         api.P("PCK@0.1 per image on the test split, one bar a run, and what it cost to train."),
-        grid(api, runs, leaderboard(api)),
+        build_grid(api, runs, build_leaderboard(api)),
         api.H1("Curves"),
         api.P("On the validation split while training; every tolerance, fractions in [0, 1]."),
-        grid(api, runs, [curve(api, subset) for subset in SUBSETS]),
+        build_grid(api, runs, [build_curve(api, subset) for subset in SUBSETS]),
         api.H1("Categories and matches"),
         api.P("Of the last validation and of the test. Blue discs lie within 0.1 of the truth, red crosses do not."),
-        grid(api, runs, pictures(api)),
+        build_grid(api, runs, build_pictures(api)),
         api.H1("Training"),
-        grid(api, runs, training(api)),
+        build_grid(api, runs, build_training(api)),
         api.H1("Sweeps"),
         api.P(
             "Jobs of a sweep are one group; mean over its runs. A run has the best of its validations in its summary."
         ),
-        grid(api, runs | {"groupby": ["Group"]}, [curve(api, "all")]),
-        grid(api, runs, [api.RunComparer(diff_only="split", layout=place(api, 0, 24))]),
+        build_grid(api, runs | {"groupby": ["Group"]}, [build_curve(api, "all")]),
+        build_grid(api, runs, [api.RunComparer(diff_only="split", layout=build_layout(api, 0, 24))]),
     ]
     return page
 
 
-def grid(api: ModuleType, runs: dict[str, list[str]], panels: Sequence[object]) -> object:
+def build_grid(api: ModuleType, runs: dict[str, list[str]], panels: Sequence[object]) -> object:
     """Build a grid of panels over the runs of the project."""
     return api.PanelGrid(runsets=[api.Runset(**runs)], panels=panels)
 
 
-def leaderboard(api: ModuleType) -> list[object]:
+def build_leaderboard(api: ModuleType) -> list[object]:
     """Build a bar chart per subset of keypoints, and accuracy against parameters."""
     bars = [
-        api.BarPlot(title=NAMES[subset], metrics=[f"test/{subset}/pck@0.1"], layout=place(api, 8 * i, 8))
+        api.BarPlot(title=NAMES[subset], metrics=[f"test/{subset}/pck@0.1"], layout=build_layout(api, 8 * i, 8))
         for i, subset in enumerate(SUBSETS)
     ]
     cost = api.ScatterPlot(
         title="accuracy against trained parameters",
         x=api.SummaryMetric("scores/trained_parameters"),
         y=api.SummaryMetric("test/all/pck@0.1"),
-        layout=place(api, 0, 24),
+        layout=build_layout(api, 0, 24),
     )
     return [*bars, cost]
 
 
-def curve(api: ModuleType, subset: str) -> object:
+def build_curve(api: ModuleType, subset: str) -> object:
     """Build the curve of PCK over training at every tolerance."""
     return api.LinePlot(
         title=NAMES[subset],
         x="trainer/global_step",
         y=[f"val/{subset}/pck@{alpha}" for alpha in ALPHAS],
-        layout=place(api, 8 * SUBSETS.index(subset), 8),
+        layout=build_layout(api, 8 * SUBSETS.index(subset), 8),
     )
 
 
-def pictures(api: ModuleType) -> list[object]:
+def build_pictures(api: ModuleType) -> list[object]:
     """Build the tables of categories and the pages of matches."""
     tables = [
-        api.WeavePanelSummaryTable(table_name=f"{stage}/categories", layout=place(api, 12 * i, 12))
+        api.WeavePanelSummaryTable(table_name=f"{stage}/categories", layout=build_layout(api, 12 * i, 12))
         for i, stage in enumerate(("val", "test"))
     ]
-    return [*tables, api.MediaBrowser(media_keys=["val/matches", "test/matches"], layout=place(api, 0, 24, 14))]
+    return [*tables, api.MediaBrowser(media_keys=["val/matches", "test/matches"], layout=build_layout(api, 0, 24, 14))]
 
 
-def training(api: ModuleType) -> list[object]:
+def build_training(api: ModuleType) -> list[object]:
     """Build the curves of loss, learning rates, speed and memory."""
     curves: dict[str, dict[str, object]] = {
         "loss": {"y": ["train/loss"]},
@@ -95,12 +95,12 @@ def training(api: ModuleType) -> list[object]:
         "memory in GB": {"y": ["cost/memory_gb", "cost/gpu_gb"]},
     }
     return [
-        api.LinePlot(title=title, x="trainer/global_step", layout=place(api, 6 * i, 6), **options)
+        api.LinePlot(title=title, x="trainer/global_step", layout=build_layout(api, 6 * i, 6), **options)
         for i, (title, options) in enumerate(curves.items())
     ]
 
 
-def place(api: ModuleType, x: int, width: int, height: int = 8) -> object:
+def build_layout(api: ModuleType, x: int, width: int, height: int = 8) -> object:
     """Lay out a panel on a grid of 24 columns."""
     return api.Layout(x=x, y=0, w=width, h=height)
 
@@ -119,12 +119,12 @@ def main() -> int:
         return 2
     is_keyless = not os.environ.get("WANDB_API_KEY")
     if options.dry_run or is_keyless:
-        page = report(api, options.project, options.entity or "ENTITY")
+        page = build_report(api, options.project, options.entity or "ENTITY")
         print(json.dumps(json.loads(page._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)), indent=1))
         if not options.dry_run:
             print("No WANDB_API_KEY: this is what would be built. Set it, and the report is saved.", file=sys.stderr)
         return 0
-    page = report(api, options.project, options.entity)
+    page = build_report(api, options.project, options.entity)
     page.save(draft=False)
     print(page.url)
     return 0

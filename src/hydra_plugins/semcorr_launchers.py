@@ -121,7 +121,7 @@ class Joblib(Here):
         """Yield outcomes as they come; workers use as many threads as this process would, for the same digits."""
         joblib = import_package("joblib", "launcher")
         _require_one_device(jobs)
-        tasks = (joblib.delayed(in_worker)(function, job, os.getcwd(), _thread_count()) for job in jobs)
+        tasks = (joblib.delayed(run_in_worker)(function, job, os.getcwd(), _thread_count()) for job in jobs)
         with joblib.parallel_config("loky", n_jobs=self.n_jobs, inner_max_num_threads=_thread_count()):
             outcomes = joblib.Parallel(return_as="generator_unordered", batch_size=1)(tasks)
             with suppress(joblib.externals.loky.process_executor.BrokenProcessPool):  # a worker was killed:
@@ -152,7 +152,7 @@ class Ray(Here):
         ray.init(address=self.address, include_dashboard=False, log_to_driver=True, configure_logging=False)
         try:
             signal.signal(signal.SIGTERM, previous_handler)  # Ray's handler would end the sweep with exit code 15
-            remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(in_worker)
+            remote = ray.remote(num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_retries=0)(run_in_worker)
             pending = {remote.remote(function, job, os.getcwd(), _thread_count()): job for job in jobs}
             while pending:
                 (ready,), _ = ray.wait([*pending], num_returns=1)
@@ -185,7 +185,7 @@ class Slurm(Here):
         executor = submitit.AutoExecutor(folder=folder, cluster=self.cluster)
         executor.update_parameters(**{key: value for key, value in self.options.items() if value is not None})
         with executor.batch():
-            submissions = [(executor.submit(in_worker, function, job, os.getcwd(), None), job) for job in jobs]
+            submissions = [(executor.submit(run_in_worker, function, job, os.getcwd(), None), job) for job in jobs]
         return (_get_outcome(partial(_worst_outcome, handle), job) for handle, job in submissions)
 
 
@@ -194,7 +194,7 @@ def distinct_jobs(jobs: "Sequence[SweepJob]") -> "list[SweepJob]":
     return list({job.identity: job for job in jobs}.values())
 
 
-def in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | None) -> "JobOutcome":
+def run_in_worker(function: "RunJob", job: "SweepJob", folder: str, threads: int | None) -> "JobOutcome":
     """Run a job in a new process.
 
     Args:

@@ -207,7 +207,7 @@ def _format_change(value: float | None) -> str:
 
 
 @app.command()
-def run_command(
+def print_audit(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
         list[str] | None,

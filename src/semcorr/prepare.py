@@ -77,11 +77,11 @@ def prepare_benchmark(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = PrepareOptions(archive or [], root, verify, report, yes)
     with report_user_errors("evaluate"):
-        code = _prepare_all(options) if name == "all" else _one(name, options)
+        code = _prepare_all(options) if name == "all" else _prepare_benchmark(name, options)
     raise typer.Exit(code)
 
 
-def _one(name: str, options: PrepareOptions) -> int:
+def _prepare_benchmark(name: str, options: PrepareOptions) -> int:
     cfg = compose_benchmark(name)
     if options.root is None:
         require("data_root", cfg.data_root, NotEmpty)
@@ -113,7 +113,7 @@ def _prepare_each(options: PrepareOptions, files: Mapping[str, Collection[str]],
     """Prepare each benchmark, and store its exit code at once."""
     for name in files:
         try:
-            codes[name] = _one(
+            codes[name] = _prepare_benchmark(
                 name, options._replace(given=[path for path in options.given if path.name in files[name]])
             )
         except Exception as error:

@@ -217,11 +217,11 @@ def _describe_rounds(rounds: "Sequence[Sequence[LayerSet]]") -> str:
     """Say how far an interrupted search has come."""
     if not rounds:
         return "No set of layers was scored. Run the same line again"
-    best = _best(rounds)
+    best = _choose_best(rounds)
     return f"The best set until here: {_format_override(best.layers)} ({best.score:.4f}). Run the same line again"
 
 
-def _best(rounds: "Sequence[Sequence[LayerSet]]") -> "LayerSet":
+def _choose_best(rounds: "Sequence[Sequence[LayerSet]]") -> "LayerSet":
     """Return the best set; of equals, the smallest."""
     return max((sets[0] for sets in rounds), key=lambda layer_set: layer_set.score)
 
@@ -237,7 +237,7 @@ def print_sets(rounds: "Sequence[Sequence[LayerSet]]", objective: str) -> None:
         rounds: Scored sets of one layer, of two, and so on, each with the best first.
         objective: Name of the score in metrics.json.
     """
-    best = _best(rounds)
+    best = _choose_best(rounds)
     table = Table(
         title=f"Sets of layers, by {objective}", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
     )

@@ -86,7 +86,7 @@ def test_another_target_keeps_the_points_and_another_source_does_not(begun):
 def test_a_click_on_what_is_drawn_is_the_point_that_was_drawn(begun):
     width, height = begun.a.size
     for point in ((-0.5, -0.5), (12.0, 40.0), (width / 2, height - 1.0)):
-        index = pictures._shown(point, begun.a.size, pictures.page_image_size(begun.a.size))
+        index = pictures._to_displayed_point(point, begun.a.size, pictures.page_image_size(begun.a.size))
         assert pictures.click_to_pixel(index, begun.a.size) == pytest.approx(point, abs=1e-9)
 
 

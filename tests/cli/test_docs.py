@@ -109,10 +109,10 @@ def shown_object(name: str) -> object:
 
 def test_examples_of_docstrings_become_blocks_of_code():
     pytest.importorskip("griffe")
-    fenced = runpy.run_path(str(ROOT / "scripts/docs_docstrings.py"))["fenced"]
+    fence_examples = runpy.run_path(str(ROOT / "scripts/docs_docstrings.py"))["fence_examples"]
 
-    assert fenced("One.\n\n>>> f(1)\n2\n\nTwo.") == "One.\n\n```pycon\n>>> f(1)\n2\n```\n\nTwo."
-    assert fenced("Example:\n    >>> f(1)\n    2\n") == "Example:\n    ```pycon\n    >>> f(1)\n    2\n    ```\n"
+    assert fence_examples("One.\n\n>>> f(1)\n2\n\nTwo.") == "One.\n\n```pycon\n>>> f(1)\n2\n```\n\nTwo."
+    assert fence_examples("Example:\n    >>> f(1)\n    2\n") == "Example:\n    ```pycon\n    >>> f(1)\n    2\n    ```\n"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from repository import ROOT
 from started_programs import Program
 
 from semcorr.cli.errors import report_user_errors
-from semcorr.cli.store import _removed
+from semcorr.cli.store import _describe_removal
 from semcorr.core.files import atomic_output_dir, write_text
 from semcorr.store import __main__ as verb
 from semcorr.store.index import StoreEntry
@@ -114,7 +114,7 @@ def test_an_interrupted_prune_counts_what_went(tmp_path, gone):
         entry.path.touch()
 
     told = f"{gone} of 3 images' features that were to go are removed" if gone else "Nothing was removed"
-    assert _removed(entries) == f"{told}. Run the same line again"
+    assert _describe_removal(entries) == f"{told}. Run the same line again"
 
 
 @pytest.mark.parametrize("line", ["verify", "prune --all"])
@@ -122,7 +122,7 @@ def test_the_store_says_so_of_both(tmp_path, monkeypatch, capfd, line):
     def opened(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semcorr.cli.store._opened", opened)
+    monkeypatch.setattr("semcorr.cli.store._open_store", opened)
     code = verb.main([*line.split(), "--root", str(tmp_path)])
 
     assert code == 130
@@ -137,9 +137,9 @@ HELD = {  # a verb, its line, and where it is held up
     "audit": ("RUN", "semcorr.audit.audit_run"),
     "compare": ("A B", "semcorr.engine.finished_run.read_evaluated_run"),
     "report": ("A", "semcorr.report.command.find_runs"),
-    "store": ("ls", "semcorr.cli.store._opened"),
+    "store": ("ls", "semcorr.cli.store._open_store"),
     "benchmark": ("match", "semcorr.benchmark.report.read_benchmark_file"),
-    "prepare": ("spair", "semcorr.prepare._one"),
+    "prepare": ("spair", "semcorr.prepare._prepare_benchmark"),
     "app": ("", "semcorr.app.command.bind_socket"),
 }
 

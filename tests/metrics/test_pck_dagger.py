@@ -10,9 +10,9 @@ from random_tables import CATEGORIES, batches, hand_made, table
 from semcorr.data.record import ImageRecord, PairRecord
 from semcorr.metrics.breakdown import pck_from_predictions
 from semcorr.metrics.confusion import (
+    is_own_nearest,
     keypoint_confusion,
     left_right_confusion,
-    own_is_nearest,
     shared_landmarks,
     target_landmarks,
 )
@@ -45,7 +45,7 @@ def test_pck_dagger_agrees_with_a_loop_over_pairs_and_keypoints(alpha):
         per_pair.setdefault(row["pair"], []).append(hit)
 
     found = load_predictions(table(batches(7, 3, 12)))
-    scores = pck_from_predictions(found, [alpha], is_correct(found, [alpha]) & own_is_nearest(found))["pck"]["all"]
+    scores = pck_from_predictions(found, [alpha], is_correct(found, [alpha]) & is_own_nearest(found))["pck"]["all"]
 
     means = [sum(hits) / len(hits) for hits in per_pair.values()]
     assert scores["image"][f"{alpha:g}"] == pytest.approx(sum(means) / len(means), abs=1e-12)
@@ -59,7 +59,7 @@ def test_pck_dagger_agrees_with_a_loop_over_pairs_and_keypoints(alpha):
 def test_only_the_points_of_its_own_pair_compete():
     rows = [{"keypoint": 0, "predicted_x": 4.0}, {"pair": "q", "keypoint": 1, "target_x": 5.0}]
 
-    assert own_is_nearest(load_predictions(hand_made(rows))).tolist() == [True, True]
+    assert is_own_nearest(load_predictions(hand_made(rows))).tolist() == [True, True]
 
 
 def test_a_point_that_the_source_does_not_show_does_not_compete():
@@ -73,7 +73,7 @@ def test_a_point_that_the_source_does_not_show_does_not_compete():
 def test_two_points_at_one_place_are_no_confusion():
     rows = [{"keypoint": 0, "predicted_x": 4.0}, {"keypoint": 1, "predicted_x": 4.0}]  # both truly at (0, 0)
 
-    assert own_is_nearest(load_predictions(hand_made(rows))).tolist() == [True, True]
+    assert is_own_nearest(load_predictions(hand_made(rows))).tolist() == [True, True]
 
 
 def test_left_and_right_are_confused_where_the_twin_is_nearer():

@@ -95,7 +95,7 @@ class Access:
             token = read_query_token(scope)
             scope_without_token = {**scope, "query_string": b""} if token else scope  # the application cannot log it
             cookie = f"{self.rules.cookie}={self.rules.token}; Path=/; HttpOnly; SameSite=Strict" if token else None
-            await self.app(scope_without_token, receive, _with_headers(send, cookie))
+            await self.app(scope_without_token, receive, _add_headers(send, cookie))
 
 
 def find_access_refusal(scope: Scope, rules: AccessRules) -> Refusal | None:
@@ -186,11 +186,11 @@ async def refuse(scope: Scope, send: Send, refusal: Refusal) -> None:
         return
     body = refusal.sentence.encode() + b"\n"
     length = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-    await _with_headers(send, None)({"type": "http.response.start", "status": refusal.status, "headers": length})
+    await _add_headers(send, None)({"type": "http.response.start", "status": refusal.status, "headers": length})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
-def _with_headers(send: Send, cookie: str | None) -> Send:
+def _add_headers(send: Send, cookie: str | None) -> Send:
     """Wrap `send` to set the security headers, and a cookie if one is given."""
 
     async def send_with_headers(message: Message) -> None:

@@ -82,13 +82,18 @@ def draw_target(session: Session, answer: Answer, opacity: float) -> Image.Image
         return image
     draw, size = ImageDraw.Draw(image), session.b.size
     if answer.window is not None:
-        box = [*_shown(answer.window[:2], size, image.size), *_shown(answer.window[2:], size, image.size)]
+        box = [
+            *_to_displayed_point(answer.window[:2], size, image.size),
+            *_to_displayed_point(answer.window[2:], size, image.size),
+        ]
         draw.rectangle(box, outline="black", width=5)
         draw.rectangle([box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1], outline="white", width=3)
     matches = [(float(x), float(y)) for x, y in answer.match.points.tolist()]
     for colour, point, truth in zip(point_colours(len(matches)), matches, session.marks.truths, strict=True):
         if truth is not None:
-            _draw_cross(draw, _shown(truth, size, image.size), _shown(point, size, image.size), colour)
+            _draw_cross(
+                draw, _to_displayed_point(truth, size, image.size), _to_displayed_point(point, size, image.size), colour
+            )
     _draw_points(image, size, matches, answer.match.consistent.tolist(), session.marks.chosen)
     return image
 
@@ -175,7 +180,7 @@ def format_hint(session: Session, answer: Answer) -> str:
     return f'<p class="hint">{text}</p>'
 
 
-def _shown(point: Sequence[float], size: tuple[int, int], length: tuple[int, int]) -> tuple[float, float]:
+def _to_displayed_point(point: Sequence[float], size: tuple[int, int], length: tuple[int, int]) -> tuple[float, float]:
     """Convert a point in original pixels to the displayed picture."""
     x, y = ((coordinate + 0.5) * pixels / side for coordinate, pixels, side in zip(point, length, size, strict=True))
     return x, y
@@ -188,7 +193,7 @@ def _draw_points(
     draw = ImageDraw.Draw(image)
     order = sorted(range(len(points)), key=lambda i: i == chosen)  # the chosen point on top
     for i in order:
-        centre = _shown(points[i], size, image.size)
+        centre = _to_displayed_point(points[i], size, image.size)
         if i == chosen:
             x, y = centre
             draw.ellipse((x - 34, y - 34, x + 34, y + 34), outline="black", width=5)

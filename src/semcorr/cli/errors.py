@@ -24,15 +24,9 @@ from semcorr.core.terminal import escape_controls
 from semcorr.engine.known_targets import conf_dir
 
 PLACED = ("data@test",)  # groups that are chosen for another place
-
-
 LINE_END = "\n"
-
-
 CLOSED = 141  # exit code of a command that writes to a pipe that nobody reads any more
-
-
-TURN = 2.0  # seconds the first process has to say an error that all processes of a run have
+REPORT_SECONDS = 2.0  # that the first process has to report an error that all processes of a run have
 
 
 def run_and_report(run: Callable[[], int], words: Sequence[str], name: str = "evaluate") -> int:
@@ -116,7 +110,7 @@ def end_program(error: BaseException, name: str, guard: Guard | None = None) -> 
     if message and lost_process and guard is not None:
         message = guard.complete(message)
     if not lost_process and not is_first_process():
-        time.sleep(TURN)
+        time.sleep(REPORT_SECONDS)
     if ranks is not None:
         ranks.kill()
         interrupt.leave_within_seconds(1 if message is None else code)
@@ -134,7 +128,7 @@ def _is_closed(error: BaseException) -> bool:
     Rich and click turn the error into an exit of their own.
     """
     if isinstance(error, SystemExit):
-        is_closed = any(isinstance(cause, BrokenPipeError) for cause in _causes(error))
+        is_closed = any(isinstance(cause, BrokenPipeError) for cause in _iterate_causes(error))
     else:
         is_closed = isinstance(error, BrokenPipeError) and any(map(_is_unread, (1, 2)))
     if is_closed:
@@ -160,7 +154,7 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
         name: Name of the command's configuration, to find keys near an unknown one.
         words: Words of the line, whose choices say which keys there are.
     """
-    for cause in _causes(error):
+    for cause in _iterate_causes(error):
         if isinstance(cause, UserError):  # a loader's process prepends its traceback
             return str(cause).rsplit("UserError: ", 1)[-1].strip()
     if isinstance(error, LostProcessError):
@@ -179,7 +173,7 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
         return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        return _unknown_choice(str(error.missing_cfg_file), list(error.options or ()))
+        return _describe_unknown_choice(str(error.missing_cfg_file), list(error.options or ()))
     if "does not support sweep type : INTERVAL" in text:
         return (
             "an interval is searched, by hydra/sweeper=optuna. Add that, or give the values of a sweep: KEY=1e-4,1e-3"
@@ -192,7 +186,7 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
         cfg = compose_chosen_groups(name, words)
         keys, unlisted = (
             [*_list_keys(cfg), "experiment", *PLACED, *STEPS],
-            _unlisted_options(cfg, key.rpartition(".")[0]),
+            _list_unlisted_options(cfg, key.rpartition(".")[0]),
         )
         if key in unlisted:
             return f"`{key}` is an option that the configuration does not list. Put + before it: +{key}=VALUE"
@@ -208,7 +202,7 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
     return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
 
 
-def _unknown_choice(path: str, options: list[str]) -> str:
+def _describe_unknown_choice(path: str, options: list[str]) -> str:
     """Say that a group has no such file, and name those that are near, or all of them."""
     group, _, choice = path.rpartition("/")
     top, folder = group.partition("/")[0], conf_dir() / group.partition("/")[0]
@@ -222,7 +216,7 @@ def _unknown_choice(path: str, options: list[str]) -> str:
     return f"`{top or choice}` has no choice {full_choice!r}. {hint}"
 
 
-def _unlisted_options(cfg: DictConfig, section: str) -> list[str]:
+def _list_unlisted_options(cfg: DictConfig, section: str) -> list[str]:
     """Return the keys of options that the target of a section accepts and the configuration does not list."""
     from semcorr.engine.options import accepted_options
 
@@ -247,7 +241,7 @@ def _list_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _list_keys(value, f"{prefix}{key!s}.")
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def _iterate_causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and its causes, the outermost first, up to one that was raised `from None`."""
     while error is not None:
         yield error

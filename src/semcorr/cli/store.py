@@ -55,7 +55,7 @@ def configure_store_logging() -> None:
 def list_store(root: Root = None) -> None:
     """List what is stored: a line for everything that features can depend on but the image."""
     with _report_errors():
-        root, folders = _opened(root)
+        root, folders = _open_store(root)
         Terminal().print_table(_build_table(root, folders))
 
 
@@ -66,8 +66,8 @@ def verify_store(
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
     damaged: list[StoreEntry] = []
-    with _report_errors(), advise_on_interrupt(lambda: _removed(damaged)):
-        root, folders = _opened(root)
+    with _report_errors(), advise_on_interrupt(lambda: _describe_removal(damaged)):
+        root, folders = _open_store(root)
         entries = sort_by_use(folders)
         for entry in track(entries, "Reading", console=Console(stderr=True), transient=True):
             if damage := _find_damage(entry.path):
@@ -120,8 +120,8 @@ def prune_store(
     option only what killed processes left goes. A run that is using the features goes on with them.
     """
     unneeded: list[StoreEntry] = []
-    with _report_errors(), advise_on_interrupt(lambda: _removed(unneeded)):
-        root, folders = _opened(root)
+    with _report_errors(), advise_on_interrupt(lambda: _describe_removal(unneeded)):
+        root, folders = _open_store(root)
         candidates = sort_by_use(folders if key is None else [_find_folder(key, root, folders)])
         removes_all = everything or (key is not None and older_than is None and max_gb is None)
         unneeded += candidates if removes_all else _select_excess(candidates, older_than, max_gb)
@@ -131,7 +131,7 @@ def prune_store(
     print(f"{len(entries)} images' features, {_format_size(entries)}, are removed from {root}{suffix}")
 
 
-def _removed(entries: Sequence[StoreEntry]) -> str:
+def _describe_removal(entries: Sequence[StoreEntry]) -> str:
     """Say how many of the entries to remove were removed before an interruption."""
     count = sum(not entry.path.exists() for entry in entries)
     message = f"{count} of {len(entries)} images' features that were to go are removed"
@@ -159,7 +159,7 @@ def _find_folder(key: str, root: Path, folders: list[StoreFolder]) -> StoreFolde
     return matches[0]
 
 
-def _opened(root: Path | None) -> tuple[Path, list[StoreFolder]]:
+def _open_store(root: Path | None) -> tuple[Path, list[StoreFolder]]:
     """Return the root of the store, by default the user's, and its folders."""
     root = (root or default_root()).expanduser()
     if not root.is_dir():

@@ -160,7 +160,7 @@ def require_writable(folder: Path, option: str, size: int = 0) -> None:
         UserError: It or the folder above it is a file, is read-only, or its disk is full.
     """
     try:
-        home = _nearest(folder)
+        home = _find_nearest_folder(folder)
         disk = os.statvfs(home)
         if disk.f_bavail * disk.f_frsize < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -197,7 +197,7 @@ def require_writable_file(path: Path, option: str, size: int = 0) -> None:
     remove_parts(path.parent)
 
 
-def _nearest(folder: Path) -> Path:
+def _find_nearest_folder(folder: Path) -> Path:
     """Return the folder itself, or the nearest above it that there is, if what is missing can be made in it."""
     if "\0" in str(folder):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -224,7 +224,7 @@ def _require_file(path: Path) -> None:
 def part_path(path: Path) -> Path:
     """Name an unfinished file or folder beside `path`: hidden, of this process, unlike any other."""
     name = os.fsdecode(os.fsencode(path.name)[:MAX_NAME_BYTES])
-    return path.with_name(f".{name}.{os.getpid()}-{_host()}-{secrets.token_hex(4)}.part")
+    return path.with_name(f".{name}.{os.getpid()}-{_host_name()}-{secrets.token_hex(4)}.part")
 
 
 def remove_parts(folder: Path) -> list[Path]:
@@ -251,7 +251,7 @@ def _is_abandoned(path: Path) -> bool:
     match = _PART.fullmatch(path.name)
     if match is None:
         return False
-    if match["host"] == _host():
+    if match["host"] == _host_name():
         return not is_alive(int(match["pid"]))
     return time.time() - path.lstat().st_mtime > UNTOUCHED
 
@@ -267,7 +267,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _host() -> str:
+def _host_name() -> str:
     return re.sub(r"[^\w.]", "_", socket.gethostname())[:64]
 
 

@@ -99,7 +99,7 @@ def _find_alike(root: Path, name: str) -> str | None:
         folder = root.joinpath(*parts)
         if not os.path.lexists(folder / part):
             try:
-                matches = _names_alike(folder, os.stat(folder).st_mtime_ns).get(_fold(part), [])
+                matches = _group_names(folder, os.stat(folder).st_mtime_ns).get(_fold(part), [])
             except OSError:  # no folder, or not to be listed
                 return None
             if len(matches) != 1:
@@ -110,7 +110,7 @@ def _find_alike(root: Path, name: str) -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _names_alike(folder: Path, changed: int) -> dict[str, list[str]]:
+def _group_names(folder: Path, changed: int) -> dict[str, list[str]]:
     """Group the names in a folder by what they have in common; `changed` is for the cache."""
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):
@@ -168,7 +168,7 @@ def name_fault(name: object, folders: bool) -> str | None:
         "holds a backslash": "\\" in name,
         "begins with ~, a home folder": name.startswith("~"),
         "names a folder": len(parts) > 1 and not folders,
-        f"is longer than the {NAME_BYTES} bytes of a file's name": control is None and _too_long(name, parts),
+        f"is longer than the {NAME_BYTES} bytes of a file's name": control is None and _is_too_long(name, parts),
     }
     return next((reason for reason, applies in faults.items() if applies), None)
 
@@ -190,7 +190,9 @@ def require_plain(path: Path, location: str | None = None) -> None:
     if not stat.S_ISREG(mode):
         start = f"{location} names " if location else ""
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise UserError(f"{start}{path}, which is {kind}. Give a regular file." if location else _not_plain(path, kind))
+        raise UserError(
+            f"{start}{path}, which is {kind}. Give a regular file." if location else _describe_irregular(path, kind)
+        )
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -205,7 +207,7 @@ def open_plain(path: Path) -> BinaryIO:
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise UserError(_not_plain(path, "no regular file"))
+        raise UserError(_describe_irregular(path, "no regular file"))
     return file
 
 
@@ -215,9 +217,9 @@ def quote_value(value: object) -> str:
     return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
-def _not_plain(path: Path, kind: str) -> str:
+def _describe_irregular(path: Path, kind: str) -> str:
     return f"{path} is {kind}. Give a regular file."
 
 
-def _too_long(name: str, parts: list[str]) -> bool:
+def _is_too_long(name: str, parts: list[str]) -> bool:
     return max((len(part.encode()) for part in parts), default=0) > NAME_BYTES or len(name.encode()) > PATH_BYTES // 2

@@ -59,24 +59,24 @@ class Range:
     off: bool = False
     odd: bool = False
 
-    def holds(self, value: float) -> bool:
-        """Tell whether a number lies in the range; it must not be absurd either, see `LARGEST`."""
+    def contains(self, value: float) -> bool:
+        """Tell whether a number lies in the range; it must not be implausible either, see `LARGEST`."""
         return (
             (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
             and not (self.odd and value % 2 == 0)
-            and not self.is_absurd(value)
+            and not self.is_implausible(value)
         )
 
-    def is_absurd(self, value: float) -> bool:
+    def is_implausible(self, value: float) -> bool:
         """Tell whether a number is beyond anything that is meant, where no end is stated."""
         most = WHOLE if isinstance(value, numbers.Integral) else LARGEST
         upper = self.most is None and self.below is None and value > most
         return upper or (self.least is None and self.above is None and value < -most)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """Say where a number must lie, as after "must be"."""
         off = ", which is off," if self.off else ""
         end = f" and at most {_format_number(self.most)}" if self.most is not None else ""
@@ -295,17 +295,17 @@ def _describe_member_refusal(value: object, hint: object) -> str | None:
 
 
 def _describe_number_refusal(value: object, kind: type, range_: Range) -> str | None:
-    is_integer, words = kind is int, range_.words()
+    is_integer, words = kind is int, range_.describe()
     if not _is_number(value) or (is_integer and not isinstance(value, numbers.Integral)):
         if words == "finite":
             return "a whole number" if is_integer else "a finite number"
         return f"{'a whole number' if is_integer else 'a number'}, {words}"
     if isinstance(value, float) and not math.isfinite(value):
         return words
-    if range_.is_absurd(value):
+    if range_.is_implausible(value):
         most = WHOLE if isinstance(value, numbers.Integral) else LARGEST
         return f"at most {_format_number(most)}" if value > 0 else f"at least {_format_number(-most)}"
-    return None if range_.holds(value) else words
+    return None if range_.contains(value) else words
 
 
 def _describe_list_refusal(value: object, of: object) -> str | None:

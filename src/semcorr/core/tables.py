@@ -53,7 +53,7 @@ def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list
         UserError: As `read_rows`; a column is missing or there twice; a row is shorter or longer than the header.
     """
     header, *rows = read_rows(path, remedy) or [TableRow(1, [])]
-    return _named(_require_columns(header.cells, columns, path, remedy), rows, path)
+    return _name_cells(_require_columns(header.cells, columns, path, remedy), rows, path)
 
 
 def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str], remedy: str) -> Spreadsheet:
@@ -73,7 +73,7 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
         UserError: It is none of these; a column is missing or there twice; a row is shorter or longer than the header.
     """
     content = read_content(path, remedy)
-    text, encoding = _decoded(content, path)
+    text, encoding = _decode(content, path)
     names_by_key = {name.casefold(): name for name in (*columns, *optional)}
     try:
         start, lines, separator = _separator(require_text(text, path, SAVE), columns, names_by_key, path, remedy)
@@ -81,26 +81,28 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
         if encoding == "utf-8":
             raise
         raise UserError(
-            f"{path}, {_line_of(content)}, is no text in UTF-8, and read as Windows-1252 it has no header with "
-            f"{','.join(columns)}. {SAVE}"
+            f"{path}, {_find_invalid_line(content)}, is no text in UTF-8, and read as Windows-1252 it has no header "
+            f"with {','.join(columns)}. {SAVE}"
         ) from None
     if encoding != "utf-8":
-        log.warning("%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _line_of(content), SAVE)
-    rows = list(_filled(_split(text[start:], path, remedy, separator, lines)))
+        log.warning(
+            "%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _find_invalid_line(content), SAVE
+        )
+    rows = list(_drop_empty_rows(_split(text[start:], path, remedy, separator, lines)))
     header = _header(rows[0].cells, names_by_key)
     names = _require_columns(header, columns, path, remedy)
-    rows = [row._replace(cells=_trimmed(row.cells, len(names))) for row in rows[1:]]
+    rows = [row._replace(cells=_trim_cells(row.cells, len(names))) for row in rows[1:]]
     return Spreadsheet(
-        _named(names, rows, path), [name for name in names if name and name not in names_by_key.values()], encoding
+        _name_cells(names, rows, path), [name for name in names if name and name not in names_by_key.values()], encoding
     )
 
 
-def _filled(rows: Iterator[TableRow]) -> Iterator[TableRow]:
+def _drop_empty_rows(rows: Iterator[TableRow]) -> Iterator[TableRow]:
     """Yield rows with a cell that is not empty: spreadsheets write empty rows, too."""
     return (row for row in rows if any(cell.strip() for cell in row.cells))
 
 
-def _decoded(content: bytes, path: Path) -> tuple[str, str]:
+def _decode(content: bytes, path: Path) -> tuple[str, str]:
     try:
         return decode_text(content), "utf-8"
     except UnicodeDecodeError:
@@ -108,10 +110,12 @@ def _decoded(content: bytes, path: Path) -> tuple[str, str]:
     try:
         return content.decode("cp1252"), "Windows-1252"
     except UnicodeDecodeError:
-        raise UserError(f"{path}, {_line_of(content)}, is no text in UTF-8, nor in Windows-1252. {SAVE}") from None
+        raise UserError(
+            f"{path}, {_find_invalid_line(content)}, is no text in UTF-8, nor in Windows-1252. {SAVE}"
+        ) from None
 
 
-def _line_of(content: bytes) -> str:
+def _find_invalid_line(content: bytes) -> str:
     """Return the line of the first byte that makes a text invalid UTF-8."""
     try:
         decode_text(content)
@@ -133,20 +137,22 @@ def _separator(
         )
     headers: dict[str, list[str]] = {}
     for separator in (separator_line[1],) if separator_line else SEPARATORS:
-        first = next(_filled(_split(text[start:], path, remedy, separator, lines, strict=False)), TableRow(1, []))
+        first = next(
+            _drop_empty_rows(_split(text[start:], path, remedy, separator, lines, strict=False)), TableRow(1, [])
+        )
         headers[separator] = _header(first.cells, known)
     fitting = [separator for separator, names in headers.items() if set(columns) <= set(names)]
     if len(fitting) > 1:
         kinds = " or ".join(SEPARATORS[separator] for separator in fitting)
         raise UserError(f"{path}: its header has the columns with {kinds} between them. Use one. {remedy}")
-    if not fitting and (line := _line_of_header(text, columns, known, separator_line[1] if separator_line else None)):
+    if not fitting and (line := _find_header_line(text, columns, known, separator_line[1] if separator_line else None)):
         raise UserError(f"{path}: its header is in line {line}. Delete the lines before it.")
     best = max(headers.values(), key=lambda names: len(set(columns) & set(names)))
     _require_columns(best if fitting else [name for name in best if name in columns], columns, path, remedy)
     return start, lines, fitting[0]
 
 
-def _line_of_header(text: str, columns: Sequence[str], known: dict[str, str], separator: str | None) -> int | None:
+def _find_header_line(text: str, columns: Sequence[str], known: dict[str, str], separator: str | None) -> int | None:
     """Find which of the first lines is the header, where it is not the first that is filled."""
     for number, line in enumerate(text.splitlines()[:LOOKED_AT], 1):
         for candidate in (separator,) if separator else SEPARATORS:
@@ -158,10 +164,10 @@ def _line_of_header(text: str, columns: Sequence[str], known: dict[str, str], se
 def _header(cells: Sequence[str], known: dict[str, str]) -> list[str]:
     """Return the names of columns, without empty ones at the end."""
     names = [known.get(cell.strip().casefold(), cell.strip()) for cell in cells]
-    return _trimmed(names, max((i for i, name in enumerate(names, 1) if name), default=0))
+    return _trim_cells(names, max((i for i, name in enumerate(names, 1) if name), default=0))
 
 
-def _trimmed(cells: list[str], most: int) -> list[str]:
+def _trim_cells(cells: list[str], most: int) -> list[str]:
     """Remove empty cells beyond the last column."""
     return cells[:most] if not any(cell.strip() for cell in cells[most:]) else cells
 
@@ -176,7 +182,7 @@ def _require_columns(names: list[str], columns: Sequence[str], path: Path, remed
     return names
 
 
-def _named(names: list[str], rows: Sequence[TableRow], path: Path) -> list[tuple[int, dict[str, str]]]:
+def _name_cells(names: list[str], rows: Sequence[TableRow], path: Path) -> list[tuple[int, dict[str, str]]]:
     for line, cells in rows:
         if len(cells) != len(names):
             raise UserError(

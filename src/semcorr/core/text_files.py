@@ -138,9 +138,9 @@ def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique
     if not text.strip():
         raise UserError(f"{path} is empty. {remedy}")
     suspicious = any(suspect.search(text) for suspect in SUSPECTS)
-    hooks: JsonObject = {"parse_int": _whole, "parse_float": _real} if suspicious else {}
+    hooks: JsonObject = {"parse_int": _parse_integer, "parse_float": _parse_float} if suspicious else {}
     if unique:
-        hooks["object_pairs_hook"] = _unique
+        hooks["object_pairs_hook"] = _require_unique_keys
     try:
         return json.loads(text, **hooks)
     except _KeyTwiceError as error:
@@ -171,7 +171,7 @@ class _KeyTwiceError(Exception):
     """An object with the same key twice."""
 
 
-def _unique(pairs: list[tuple[str, object]]) -> JsonObject:
+def _require_unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
     content = dict(pairs)
     if len(content) < len(pairs):
         seen: set[str] = set()
@@ -186,13 +186,13 @@ class _NumberError(Exception):
     """A number that cannot be computed with."""
 
 
-def _whole(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if len(text.lstrip("-")) > DIGITS:
         raise _NumberError(quote_value(text).strip("'"))
     return int(text)
 
 
-def _real(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise _NumberError(quote_value(text).strip("'"))

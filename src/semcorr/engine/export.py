@@ -234,7 +234,7 @@ def export_onnx(backbone: Backbone, path: Path, sides: tuple[int, int], metadata
     require_extra("--format onnx", "onnx", "onnx", "onnxscript")
     try:
         compute_features(backbone, noise_image(sides))  # what is computed once for images of a size is constant in it
-        with torch.no_grad(), _quiet(), _PlainAttention():
+        with torch.no_grad(), _silence_exporter(), _PlainAttention():
             program = torch.onnx.export(
                 _Values(backbone),
                 (torch.rand(1, 3, *sides),),
@@ -326,7 +326,7 @@ def _run(path: Path, image: Tensor) -> np.ndarray:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Suppress what the exporter prints, logs and warns of, which is for its developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -32,7 +32,7 @@ from semcorr.metrics.breakdown import (
     subset_proportions,
 )
 from semcorr.metrics.confidence import pck_intervals
-from semcorr.metrics.confusion import left_right_confusion, own_is_nearest, target_landmarks
+from semcorr.metrics.confusion import is_own_nearest, left_right_confusion, target_landmarks
 from semcorr.metrics.kap import KAP_ALPHAS, keypoint_average_precision
 from semcorr.metrics.pck import ALPHAS, INCLUSIVE, SUBSETS, Tolerance, normalised_error
 from semcorr.metrics.predictions import Predictions, is_correct, load_predictions, write_predictions
@@ -66,7 +66,7 @@ def summarise_predictions(
         **halves,
         "intervals": pck_intervals(rows, correct[[ALPHAS.index(SUMMARY_ALPHA)]], [SUMMARY_ALPHA]),
         "category_mean": category_mean(pck_from_predictions(rows, ALPHAS, correct)["category"]),
-        "dagger": pck_from_predictions(rows, ALPHAS, correct & own_is_nearest(rows))["pck"],
+        "dagger": pck_from_predictions(rows, ALPHAS, correct & is_own_nearest(rows))["pck"],
         "geometry_aware": subset_proportions(rows),
         "left_right": left_right_confusion(rows, target_landmarks(rows, pairs), flips),
         "ceiling": None if grid is None else quantisation_ceiling(rows, pairs, data.size, data.resize, grid),

@@ -26,7 +26,7 @@ def landmark_distances(rows: Predictions, landmarks: Landmarks) -> Float[np.ndar
     return np.where(np.isnan(distance), np.inf, distance)
 
 
-def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
+def is_own_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
     """Tell whether no other keypoint visible in both images is nearer to the prediction than its own.
 
     It is the criterion of "Demystifying" (Aygun and Mac Aodha 2022), as of Jamais Vu's PCKD. Distances are in original
@@ -38,7 +38,7 @@ def own_is_nearest(rows: Predictions) -> Bool[np.ndarray, " m"]:
     >>> rows = [dict(pair="p", source="a", target="b", category="cat", keypoint=k, target_x=10.0 * k, target_y=0.0,
     ...              predicted_x=x, predicted_y=0.0, extent=100.0, ambiguous=False) for k, x in ((0, 4.0), (1, 4.0))]
     >>> predictions = load_predictions(pa.Table.from_pylist(rows))  # keypoints at 0 and 10, predicted at 4
-    >>> is_correct(predictions, [0.1]), own_is_nearest(predictions)
+    >>> is_correct(predictions, [0.1]), is_own_nearest(predictions)
     (array([[ True,  True]]), array([ True, False]))
     """
     distance = landmark_distances(rows, shared_landmarks(rows))

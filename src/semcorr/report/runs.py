@@ -113,7 +113,7 @@ def require_comparable(runs: Sequence[FinishedRun]) -> None:
 
 
 def _read_run(folder: Path) -> FinishedRun:
-    cfg = _with_teacher(read_scored_config(folder), folder)
+    cfg = _add_teacher(read_scored_config(folder), folder)
     evaluated = read_evaluated_run(folder)
     missing = [key for key in KEYS if key not in evaluated.metrics]
     missing += [f"pck.{subset}" for subset in SUBSETS if subset not in evaluated.metrics.get("pck", {})]
@@ -236,7 +236,7 @@ def _start_settings(run: str | None, settings: dict[str, Setting]) -> dict[str, 
         return {}
     if not is_run(Path(run)):
         return {"start_from": Path(run).name}
-    cfg = _with_teacher(read_run_config(Path(run)), Path(run))
+    cfg = _add_teacher(read_run_config(Path(run)), Path(run))
     first = {f"start_from.{key}": value for key, value in _own_settings(cfg).items() if settings.get(key, ...) != value}
     earlier = {"start_from.start_from": Path(cfg.start_from).name} if cfg.get("start_from") else {}
     return {"start_from": "a run", **first, **earlier}
@@ -246,11 +246,11 @@ def _checkpoint_settings(run: Path) -> dict[str, Setting]:
     """Collect the settings that an evaluated checkpoint was trained with; only its name, where its run is gone."""
     if not is_run(run):
         return {"checkpoint": run.name}
-    cfg = _with_teacher(read_run_config(run), run)
+    cfg = _add_teacher(read_run_config(run), run)
     return training_settings(cfg) if "loss" in cfg else {"checkpoint": run.name}
 
 
-def _with_teacher(cfg: DictConfig, run: Path) -> DictConfig:
+def _add_teacher(cfg: DictConfig, run: Path) -> DictConfig:
     """Return the configuration of a run with the options of its teacher, which its weights depend on, as saved.
 
     A configuration that is read to build from has no callbacks.

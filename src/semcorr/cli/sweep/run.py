@@ -17,10 +17,7 @@ from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
 
 log = logging.getLogger(__name__)
-
-
 LOST = "its worker was lost: out of memory, out of time or cancelled"
-
 
 RunJob = Callable[[SweepJob, SweepFeatureCache], JobOutcome]
 Launch = Callable[[RunJob, Sequence[SweepJob]], Iterator[JobOutcome]]
@@ -54,7 +51,7 @@ def run_jobs(
             f"{len(waiting) - half_done} to do. Once interrupted, the same line with run_dir={folder} goes on."
         )
         try:
-            with advise_on_interrupt(lambda: _advice(jobs, folder, remote_note)):
+            with advise_on_interrupt(lambda: _describe_progress(jobs, folder, remote_note)):
                 return run_missing(jobs, launch)
         finally:
             _restore_file(folder / MULTIRUN, config)
@@ -76,7 +73,7 @@ def run_missing(jobs: Sequence[SweepJob], launch: Launch) -> list[JobOutcome]:
         _claim_folder(job)
     waiting = [job for job in jobs if not is_done(job) and not job.problem]
     outcomes = {outcome.job.identity: outcome for outcome in launch(run_job, group_by_features(waiting))}
-    return [outcomes.get(job.identity) or _outcome(job) for job in jobs]
+    return [outcomes.get(job.identity) or _missing_outcome(job) for job in jobs]
 
 
 def _restore_file(path: Path, text: str) -> None:
@@ -87,17 +84,17 @@ def _restore_file(path: Path, text: str) -> None:
                 write_text(path, text, "run_dir")
 
 
-def _outcome(job: SweepJob) -> JobOutcome:
+def _missing_outcome(job: SweepJob) -> JobOutcome:
     """Return the outcome of a job that was not run, or whose worker was lost."""
     if job.problem:
         return JobOutcome(job, 2, job.problem)
     return JobOutcome(job) if is_done(job) else JobOutcome(job, 1, LOST)
 
 
-def _advice(jobs: Sequence[SweepJob], folder: Path, elsewhere: str) -> str:
+def _describe_progress(jobs: Sequence[SweepJob], folder: Path, remote_note: str) -> str:
     """Say how many jobs of an interrupted sweep are done, and how to continue."""
     done = sum(map(is_done, jobs))
-    return f"{done} of {len(jobs)} jobs are done. {elsewhere}The same line with run_dir={folder} goes on"
+    return f"{done} of {len(jobs)} jobs are done. {remote_note}The same line with run_dir={folder} goes on"
 
 
 def group_by_features(jobs: Sequence[SweepJob]) -> list[SweepJob]:

@@ -50,10 +50,10 @@ class Search:
         else:
             print_line(f"{number}, job {name}: {self.objective} is null; the search goes on without it")
 
-    def advise(self, elsewhere: str = "") -> str:
+    def advise(self, remote_note: str = "") -> str:
         """Say how far an interrupted search is, and how to continue."""
         return (
-            f"{len(self.trials)} of {self.n_trials} trials are done. {elsewhere}"
+            f"{len(self.trials)} of {self.n_trials} trials are done. {remote_note}"
             f"The same line with run_dir={self.folder} goes on"
         )
 

@@ -54,7 +54,7 @@ def build_sweep_table(outcomes: Sequence[JobOutcome]) -> Table:
     rows = group_seeds(
         (outcome.job.folder.name, outcome.job.overrides, read_job_metrics(outcome.job)) for outcome in outcomes
     )
-    keys = [key for key in {key: 0 for row in rows for key in row.typed} if _differs(rows, key)]
+    keys = [key for key in {key: 0 for row in rows for key in row.typed} if _is_varied(rows, key)]
     score_names = list(_select_scores(rows[0].metrics[0]))
     seed_counts = {len(row.metrics) for row in rows}
     has_seed_column = len(seed_counts) > 1
@@ -113,7 +113,7 @@ def format_mean_and_spread(values: Sequence[float | None]) -> str:
     return f"{mean}±{statistics.stdev(known):.1f}" if len(known) > 1 else mean
 
 
-def _differs(rows: Sequence[SweepRow], key: str) -> bool:
+def _is_varied(rows: Sequence[SweepRow], key: str) -> bool:
     """Tell whether rows differ in an override."""
     return len({row.typed.get(key) for row in rows}) > 1
 

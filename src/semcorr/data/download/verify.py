@@ -117,7 +117,7 @@ def verify_benchmark(data: PairDataModule | EvaluationBenchmark) -> Verification
             checks.append(VerificationCheck("annotations", split, "unreadable", None, DIFFERS, (str(error),)))
         else:
             checks.append(
-                _note("pairs with one keypoint", split, [pair.name for pair in pairs if _count_shared(pair) == 1])
+                _build_note("pairs with one keypoint", split, [pair.name for pair in pairs if _count_shared(pair) == 1])
             )
             images |= {image.name: image for image in unique_images(pairs)}
     if images:
@@ -208,9 +208,9 @@ def check_images(images: Iterable[ImageRecord]) -> list[VerificationCheck]:
     sizes = _compare_count("file sizes as annotated", "all", len(images) - len(wrong), len(images))
     return [
         sizes._replace(examples=tuple(wrong)),
-        _note("images that EXIF would turn (it is not applied)", "all", turned),
-        _note("images with keypoints outside", "all", outside),
-        _note("images with keypoints outside the box", "all", unboxed),
+        _build_note("images that EXIF would turn (it is not applied)", "all", turned),
+        _build_note("images with keypoints outside", "all", outside),
+        _build_note("images with keypoints outside the box", "all", unboxed),
     ]
 
 
@@ -241,8 +241,8 @@ def check_videos(videos: Iterable[TapVidVideo], official: Mapping[str, int]) -> 
         _compare_count("videos", "test", len(videos), official.get("videos")),
         _compare_count("frames", "test", sum(len(video.frames) for video in videos), None),
         _compare_count("tracks", "test", sum(len(video.points) for video in videos), None),
-        _note("videos with tracks that are never visible", "test", never_visible),
-        _note("videos with visible points outside the frame", "test", outside),
+        _build_note("videos with tracks that are never visible", "test", never_visible),
+        _build_note("videos with visible points outside the frame", "test", outside),
     ]
 
 
@@ -253,7 +253,7 @@ def _compare_count(what: str, where: str, count: int, official: int | None, tole
     return VerificationCheck(what, where, count, official, OK if is_right else DIFFERS)
 
 
-def _note(what: str, where: str, examples: Sequence[str]) -> VerificationCheck:
+def _build_note(what: str, where: str, examples: Sequence[str]) -> VerificationCheck:
     return VerificationCheck(what, where, len(examples), None, NOTE if examples else OK, tuple(examples))
 
 

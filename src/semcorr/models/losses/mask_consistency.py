@@ -32,9 +32,9 @@ class MaskConsistency(nn.Module):
     def forward(self, step: LossInputs) -> Float[Tensor, ""]:
         """Compute the loss of a step: a mean over points, directions and pairs."""
         assert step.pairs is not None, "the step was not asked for them"
-        return (self._differ(step.pairs) + self._differ(step.pairs.swapped)) / 2
+        return (self._measure_difference(step.pairs) + self._measure_difference(step.pairs.swapped)) / 2
 
-    def _differ(self, pairs: PairMaps) -> Float[Tensor, ""]:
+    def _measure_difference(self, pairs: PairMaps) -> Float[Tensor, ""]:
         """Average the squared difference from source to target."""
         points = pairs.lattice(self.points)
         similarity = pairs.similarity(points)

@@ -62,7 +62,7 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
     ]
     _refuse_repeated(images)
     _add_keypoints(images, keypoints)
-    boxed_images = [BoxedImage(image, *_with_boxes(image)) for image in images]
+    boxed_images = [BoxedImage(image, *_pair_with_boxes(image)) for image in images]
     box_labels = _pair_labels([pair for image in boxed_images for pair in image.skeletons], path)
     objects, point_objects = _list_objects(boxed_images, box_labels, bool(point_labels), notes)
     labelled = label_objects(point_objects, path, GROUP, notes)
@@ -137,7 +137,7 @@ def _list_objects(
     return objects, point_objects
 
 
-def _with_boxes(image: ImageShapes) -> tuple[list[tuple[str, MarkedObject]], list[MarkedBox]]:
+def _pair_with_boxes(image: ImageShapes) -> tuple[list[tuple[str, MarkedObject]], list[MarkedBox]]:
     """Return the skeletons of an image with their labels and boxes, and the boxes that are around none."""
     of_skeletons = [(points, group) for _, points, group in image.skeletons]
     marked = assign_boxes(of_skeletons, image.boxes if of_skeletons else [], image.location, GROUP)
