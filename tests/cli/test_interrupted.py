@@ -33,7 +33,7 @@ STUCK = (
     DOOR
     + """
 from semcorr.core import interrupt
-interrupt.UNWINDING = float(sys.argv[2])
+interrupt.UNWIND_SECONDS = float(sys.argv[2])
 folder = tempfile.TemporaryDirectory(dir=sys.argv[1])
 with report_user_errors("evaluate"):
     print("ready", flush=True)

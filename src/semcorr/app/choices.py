@@ -13,7 +13,7 @@ from semcorr.engine.packages import list_choices
 NO_NAMES = ("tiny", "timm", "transformers")  # a random network; and two that need more options than their name
 RUN = "run: "
 DEPTH = 4  # levels below the folder of runs, enough for a sweep of sweeps
-MOST = 500  # runs that are listed at most
+MAX_RUNS = 500  # that are listed
 
 
 class ModelChoices:
@@ -74,7 +74,7 @@ def list_run_names(folder: Path) -> list[str]:
         config = run / "config.yaml"
         if config.is_file() and config.resolve().is_relative_to(root):
             names.append(str(run.relative_to(root)))
-            if len(names) == MOST:
+            if len(names) == MAX_RUNS:
                 break
     return sorted(name for name in names if name != "." and name.isprintable())
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradio.events import Dependency
 
 Trigger = Callable[..., "Dependency"]  # `click`, `change`, ... of a component
-ONE: JsonObject = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
+SERIAL_EVENT: JsonObject = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
 SAVE = """([name, url]) => {
   if (url) { const a = document.createElement('a'); a.href = url; a.download = name; a.click(); }
 }"""
@@ -140,7 +140,7 @@ def connect_events(page: PageEvents, on: PageComponents, blocks: "gr.Blocks") ->
     for name, button in on.pairs.items():
         connect(button.click, lambda state, name=name: page.open_example(state, name))
     for button, make in zip(on.save, (page.json, page.png), strict=True):
-        download = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **ONE)
+        download = button.click(page.export(make), [on.state, on.of], on.file, api_visibility="private", **SERIAL_EVENT)
         download.then(None, on.file, None, js=SAVE)
 
 
@@ -199,5 +199,5 @@ class _Wires:
             show_progress=progress,
             show_progress_on=self.outputs[4],
             api_visibility="private",
-            **ONE,
+            **SERIAL_EVENT,
         )

@@ -17,8 +17,8 @@ from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.matching.readouts import ReadoutList
 
-ONE = "window_15"
-MANY = (
+SINGLE_READOUT = "window_15"
+SEVERAL_READOUTS = (
     "window_15",
     "argmax",
     "soft",
@@ -54,7 +54,7 @@ def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = Tr
     measurement = measure(run_both, run, tries, isolated=isolated)
     single, several = measurement.value
     if single["first"] != several["first"]:
-        raise RuntimeError(f"{ONE} scores {single['first']} alone and {several['first']} among others")
+        raise RuntimeError(f"{SINGLE_READOUT} scores {single['first']} alone and {several['first']} among others")
     return _build_result(run, measurement, several["seconds"]["all"] / single["seconds"]["all"], limits)
 
 
@@ -64,10 +64,12 @@ def run_both(run: RunSpec, tries: int) -> list[JsonObject]:
     from semcorr.evaluation.protocols import build_scoring_specs
 
     runs: list[list[JsonObject]] = [[], []]
-    with compose_run("evaluate", run.with_overrides("localise=several", f"localise.rules=[{','.join(MANY)}]")) as cfg:
+    with compose_run(
+        "evaluate", run.with_overrides("localise=several", f"localise.rules=[{','.join(SEVERAL_READOUTS)}]")
+    ) as cfg:
         module = build_module(cfg)
         for _ in range(tries):
-            for results, names in zip(runs, ((ONE,), MANY), strict=True):
+            for results, names in zip(runs, ((SINGLE_READOUT,), SEVERAL_READOUTS), strict=True):
                 module.set_specs(build_scoring_specs(build_protocols(cfg), ReadoutList(names))[0])
                 results.append(_run_evaluation(run, cfg, module))
     return [min(results_of_list, key=lambda result: result["seconds"]["all"]) for results_of_list in runs]
@@ -96,7 +98,7 @@ def _build_result(
     single, several = measurement.value
     single_seconds, several_seconds = single["seconds"], several["seconds"]
     rows = [
-        BenchmarkRow("", "one readout", f"{len(MANY)} readouts"),
+        BenchmarkRow("", "one readout", f"{len(SEVERAL_READOUTS)} readouts"),
         BenchmarkRow(
             "seconds in all",
             format_rate(single_seconds["all"]),
@@ -121,9 +123,9 @@ def _build_result(
         "floor": None,
         "one": single,
         "many": several,
-        "rules": list(MANY),
+        "rules": list(SEVERAL_READOUTS),
         "peak": {"both": measurement.peak},
         "machine": limits.as_json(),
     }
-    title = f"{len(MANY)} readouts of {single['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
+    title = f"{len(SEVERAL_READOUTS)} readouts of {single['pairs']:,} pairs beside one: {' '.join(run.overrides)}"
     return BenchmarkResult(title, rows, f"{limits.description}. Imports and weights are not counted.", content)

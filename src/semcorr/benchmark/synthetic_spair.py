@@ -22,7 +22,7 @@ from semcorr.data.creatures.annotation import Annotation, annotate_pair
 from semcorr.data.keypoints import benchmark_metadata, keypoint_names
 
 SPLITS = {"trn": "train", "val": "val", "test": "test"}  # the layout's names of the splits, and ours
-PER_CATEGORY, VALIDATED = 100, 18  # images
+IMAGES_PER_CATEGORY, VALIDATION_IMAGES = 100, 18  # images
 
 
 class SplitCounts(NamedTuple):
@@ -96,7 +96,7 @@ def _fewest_images(pairs: int) -> int:
 
 
 def _images_per_split(test: int) -> dict[str, int]:
-    return {"trn": PER_CATEGORY - VALIDATED - test, "val": VALIDATED, "test": test}
+    return {"trn": IMAGES_PER_CATEGORY - VALIDATION_IMAGES - test, "val": VALIDATION_IMAGES, "test": test}
 
 
 def _distribute(total: int, capacity: Mapping[str, int]) -> dict[str, int]:
@@ -109,7 +109,7 @@ def _distribute(total: int, capacity: Mapping[str, int]) -> dict[str, int]:
 
 MANIFEST, FORMAT = "spair_scale.json", 1
 SHARED = 8  # approximate number of keypoints that a pair shares
-ALWAYS = 3  # keypoints that every image shows, so that no pair is without any
+COMMON_KEYPOINTS = 3  # keypoints that every image shows, so that no pair is without any
 SIZES = ((500, 375), (375, 500), (500, 333))
 
 
@@ -174,8 +174,12 @@ def make_annotation(image: SyntheticImage) -> Annotation:
     width, height = SIZES[image.number % len(SIZES)]
     keypoint_ids = sorted(keypoint_names("spair71k", image.category))
     # A keypoint of a pair must be seen in both images, which happens with the square of this probability.
-    probability = math.sqrt((SHARED - ALWAYS) / max(len(keypoint_ids) - ALWAYS, SHARED - ALWAYS))
-    visible = keypoint_ids[:ALWAYS] + [i for i in keypoint_ids[ALWAYS:] if rng.random() < probability]
+    probability = math.sqrt(
+        (SHARED - COMMON_KEYPOINTS) / max(len(keypoint_ids) - COMMON_KEYPOINTS, SHARED - COMMON_KEYPOINTS)
+    )
+    visible = keypoint_ids[:COMMON_KEYPOINTS] + [
+        i for i in keypoint_ids[COMMON_KEYPOINTS:] if rng.random() < probability
+    ]
     box = [width // 8, height // 8, width - width // 8, height - height // 8]
     points = {i: [int(rng.integers(box[0], box[2] + 1)), int(rng.integers(box[1], box[3] + 1))] for i in visible}
     return {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 
-BEHIND = 32  # batches that are checked together on a device for which each check would have to wait
+MAX_PENDING_BATCHES = 32  # batches that are checked together on a device for which each check would have to wait
 HALF = (torch.float16, torch.bfloat16)
 REMEDY = "Check the weights; in half precision, try trainer.precision=32-true and store.dtype=float32"
 
@@ -76,7 +76,7 @@ class FiniteWatch:
         flags = [are_finite(value.detach()) for value in values.values()]
         if flags:
             self._flags.append((names, torch.stack(flags).all(0)))
-            if flags[0].device.type == "cpu" or len(self._flags) >= BEHIND:
+            if flags[0].device.type == "cpu" or len(self._flags) >= MAX_PENDING_BATCHES:
                 self.check()
 
     def check(self) -> None:

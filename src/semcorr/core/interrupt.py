@@ -23,9 +23,9 @@ from semcorr.core.ranks import LostProcessError, ProcessWatch, is_first_process
 from semcorr.core.terminal import escape_controls
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-UNWINDING = 4.0  # seconds the main thread has to return from what it computes
-LEAVING = 10.0  # seconds more to remove what belongs to the process: workers, temporary folders
-TWICE = 0.5  # seconds within which a second Ctrl-C is the first one, repeated by another program
+UNWIND_SECONDS = 4.0  # that the main thread has to return from what it computes
+CLEANUP_SECONDS = 10.0  # that it has after these to remove what belongs to the process: workers, temporary folders
+REPEAT_SECONDS = 0.5  # within which a second Ctrl-C is the first one, repeated by another program
 PLACES = ("in ", "while ")  # beginnings of advice that says where the command was
 
 
@@ -220,12 +220,12 @@ class Guard:
         start = time.monotonic()
         if self.ranks is not None:
             self.ranks.interrupt(number)
-        for seconds in (UNWINDING, LEAVING):
+        for seconds in (UNWIND_SECONDS, CLEANUP_SECONDS):
             deadline = time.monotonic() + seconds
             while (repeated := self._next_signal(deadline)) is not None:
                 if self._repeats:
                     self._repeats -= 1
-                elif repeated == signal.SIGINT and time.monotonic() > start + TWICE:
+                elif repeated == signal.SIGINT and time.monotonic() > start + REPEAT_SECONDS:
                     self._unwound.set()
                     self.force(self.say())
             if not self._unwound.is_set():
@@ -310,7 +310,7 @@ def advise_on_interrupt(advice: Callable[[], str]) -> Iterator[None]:
 
 def leave_within_seconds(code: int) -> None:
     """End the process after a few seconds if the interpreter cannot: connections to lost processes may hang it."""
-    timer = threading.Timer(UNWINDING, os._exit, [code])
+    timer = threading.Timer(UNWIND_SECONDS, os._exit, [code])
     timer.daemon = True
     timer.start()
 

@@ -16,8 +16,8 @@ from contextlib import suppress
 
 from semcorr.core.errors import UserError
 
-EVERY = 0.5  # seconds between two checks
-PATIENCE = 3.0  # seconds the main thread has, after another process is lost, to end by itself
+CHECK_SECONDS = 0.5  # between two checks
+UNWIND_SECONDS = 3.0  # that the main thread has, after another process is lost, to end by itself
 OTHER_MACHINE = (
     "the connection to a process of this run on another machine may have been lost: then it has ended, and its output "
     "there says why, or the network has failed; the others were ended. PyTorch said"
@@ -28,7 +28,7 @@ LAUNCH_VARIABLES = (
     *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS"),
 )
 NUMBER = re.compile(r"[0-9]{1,9}")
-FAREWELL = 30.0  # seconds the others have to end once all work is done
+EXIT_SECONDS = 30.0  # that the others have to end once all work is done
 
 
 class LostProcessError(RuntimeError):
@@ -65,9 +65,9 @@ class ProcessWatch(threading.Thread):
 
     def run(self) -> None:
         """Check until the work is over or a process is lost; then end this process, unless it ends in time itself."""
-        while not self._over.wait(EVERY):
+        while not self._over.wait(CHECK_SECONDS):
             if (lost := self.find_lost()) is not None:
-                if not self._over.wait(PATIENCE):
+                if not self._over.wait(UNWIND_SECONDS):
                     self._end(str(lost), lost.code)
                 return
 
@@ -120,9 +120,9 @@ class ProcessWatch(threading.Thread):
             process.wait()
 
     def close(self) -> None:
-        """Stop watching, and wait for the processes that this one has started; kill those that outlast `FAREWELL`."""
+        """Stop watching, and wait for the processes that this one has started; kill those that take too long."""
         self._over.set()
-        deadline = time.monotonic() + FAREWELL
+        deadline = time.monotonic() + EXIT_SECONDS
         for process in self.children:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))

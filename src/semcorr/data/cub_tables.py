@@ -15,7 +15,7 @@ from semcorr.core.text_files import read_lines
 from semcorr.data.record import Point
 
 REMEDY = "Unpack CUB_200_2011.tgz again."
-VALIDATES = 10  # of so many training images of a species one is for validation
+VALIDATION_STRIDE = 10  # of so many training images of a species one is for validation
 
 
 class Bird(NamedTuple):
@@ -48,7 +48,7 @@ def read_birds(root: Path) -> tuple[list[Bird], list[str]]:
         require_file_name(file, f"{root / 'images.txt'}, image {image},", folders=True)
         name = _find(species, _find(classes, image, "image_class_labels.txt", where)[0], "classes.txt", where)[0]
         trains = _to_flag(_find(uses, image, "train_test_split.txt", where)[0], where)
-        split = "test" if not trains else "train" if training[name] % VALIDATES else "val"
+        split = "test" if not trains else "train" if training[name] % VALIDATION_STRIDE else "val"
         training[name] += trains
         x, y, width, height = _to_numbers(_find(boxes, image, "bounding_boxes.txt", where), where)
         rows = [_find(points, f"{image} {part}", "part_locs.txt", where) for part in parts]

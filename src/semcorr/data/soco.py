@@ -43,8 +43,8 @@ FOLDERS = MappingProxyType(
         "cross": "cross",
     }
 )
-TRAINED = ("trainsplits/train", "trainsplits/test")  # folders whose keypoints are numbered together
-VALIDATES = 10  # one training pair of a group in so many validates
+TRAINING_FOLDERS = ("trainsplits/train", "trainsplits/test")  # folders whose keypoints are numbered together
+VALIDATION_STRIDE = 10  # one training pair of a group in so many validates
 HUB = "https://huggingface.co/datasets/GenIntelLab/SOCO/resolve/main"
 REMEDY = "Unpack PairAnnotations.zip again."
 
@@ -107,7 +107,9 @@ class SOCO(PairDataModule):
             raise UserError(f"{folder} holds no <group>/*.json: {self.root} is not SOCO's whole tree. {REMEDY}")
         if split in ("train", "val"):
             groups = (list(group) for _, group in groupby(files, key=lambda file: file.parent.name))
-            files = [f for group in groups for i, f in enumerate(group) if (i % VALIDATES == 0) == (split == "val")]
+            files = [
+                f for group in groups for i, f in enumerate(group) if (i % VALIDATION_STRIDE == 0) == (split == "val")
+            ]
         pairs = [read_soco_pair(file, self.root) for file in files]
         scored = [pair for pair in pairs if pair.overlap]
         if len(scored) < len(pairs):
@@ -130,7 +132,7 @@ class SOCO(PairDataModule):
     @cached_property
     def trained_names(self) -> Mapping[str, Sequence[str]]:
         """The names of the keypoints of all pairs that are trained on or tested, by group: one row is one point."""
-        files = (file for name in TRAINED for file in list_pair_files(self.root / "PairAnnotations" / name))
+        files = (file for name in TRAINING_FOLDERS for file in list_pair_files(self.root / "PairAnnotations" / name))
         return list_names(read_soco_pair(file, self.root) for file in files)
 
 

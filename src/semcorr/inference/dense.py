@@ -19,7 +19,7 @@ from semcorr.matching.batched import match_to_target
 from semcorr.matching.dense import APART
 from semcorr.matching.readouts import Readout, needs_four_queries
 
-MOST = 2**24  # pixels of a raster, at most
+MAX_PIXELS = 2**24  # of a raster
 
 
 def pixel_grid(size: object, original: tuple[int, int]) -> tuple[Float[Tensor, " w"], Float[Tensor, " h"]]:
@@ -51,10 +51,10 @@ def parse_size(size: object) -> tuple[int, int]:
     rows = size.tolist() if isinstance(size, Tensor | np.ndarray) else size
     sides = tuple(rows) if isinstance(rows, Iterable) else (rows,)
     numbers = [int(side) for side in sides if isinstance(side, Integral)]
-    if len(sides) != 2 or len(numbers) != 2 or min(numbers) < 1 or math.prod(numbers) > MOST:
+    if len(sides) != 2 or len(numbers) != 2 or min(numbers) < 1 or math.prod(numbers) > MAX_PIXELS:
         raise UserError(
-            f"`size` must be a width and a height of at least 1 with at most {MOST / 1e6:.0f} million pixels, got "
-            f"{' x '.join(map(str, sides))}. Give another, as size=(1024, 768): it is laid over the whole picture"
+            f"`size` must be a width and a height of at least 1 with at most {MAX_PIXELS / 1e6:.0f} million pixels, "
+            f"got {' x '.join(map(str, sides))}. Give another, as size=(1024, 768): it is laid over the whole picture"
         )
     return numbers[0], numbers[1]
 

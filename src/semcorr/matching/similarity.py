@@ -16,8 +16,8 @@ from semcorr.core.coords import to_grid
 from semcorr.core.device import full_float32
 
 PARTS_PER_THREAD = 2  # of a product that threads share: one alone may be held up
-LEAST_COLUMNS = 64  # of a part
-LEAST = 12  # rows or columns: MKL adds up fewer in another order, and digits would depend on how many there are
+MIN_PART_COLUMNS = 64
+MIN_LENGTH = 12  # rows or columns: MKL adds up fewer in another order, and digits would depend on how many there are
 
 
 def sample_descriptors(
@@ -186,12 +186,12 @@ def multiply_batches(
         products = _divide_by_lengths(products, b) if is_cosine else products
         return products if out is None else out.copy_(products)
     out = a.new_empty(1, a.shape[1], b.shape[2]) if out is None else out
-    if 0 < a.shape[1] < LEAST:
-        padded = torch.cat((a, a.new_zeros(1, LEAST - a.shape[1], a.shape[2])), dim=1)
+    if 0 < a.shape[1] < MIN_LENGTH:
+        padded = torch.cat((a, a.new_zeros(1, MIN_LENGTH - a.shape[1], a.shape[2])), dim=1)
         return out.copy_(multiply_batches(padded, b, is_cosine)[:, : a.shape[1]])
     parts = PARTS_PER_THREAD * torch.get_num_threads()
-    width = (b.shape[2] if b.shape[2] % parts == 0 else b.shape[2] - LEAST) // parts
-    whole = parts * width if width >= LEAST_COLUMNS else 0
+    width = (b.shape[2] if b.shape[2] % parts == 0 else b.shape[2] - MIN_LENGTH) // parts
+    whole = parts * width if width >= MIN_PART_COLUMNS else 0
     rest = a[0] @ b[0, :, whole:] if whole < b.shape[2] else None
     if whole:
         columns, by_part = (matrix[0, :, :whole].unflatten(1, (parts, width)) for matrix in (b, out))

@@ -16,7 +16,7 @@ from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTab
 from semcorr.report.svg import LETTER, draw_panel, draw_text
 
 ALPHA = 0.1
-MOST = 4  # categories drawn
+DRAWN_CATEGORIES = 4  # the hardest; the table lists all
 NOWHERE = "none"  # label of the column of what is near no keypoint
 SLANT = 50  # degrees by which a column's label rises
 TABLES = {"spair": "spair71k", "synthetic": "spair71k", "ap10k": "ap10k"}  # benchmarks whose keypoints have names
@@ -64,15 +64,17 @@ def _plot_matrices(entry: Configuration, pairs: Mapping[str, PairRecord]) -> Rep
     run = entry.runs[0]
     rows = run.evaluated.rows
     matrices = keypoint_confusion(rows, target_landmarks(rows, [pairs[name] for name in rows.pairs]), ALPHA)
-    note = f" Drawn are the {MOST} hardest of {len(matrices)} categories; the numbers are of all."
+    note = f" Drawn are the {DRAWN_CATEGORIES} hardest of {len(matrices)} categories; the numbers are of all."
     hardest = sorted(matrices, key=lambda name: (_correct_share(matrices[name]), name))
     benchmark = run.metrics["split"].partition(" ")[0]
-    panels = [_draw_matrix(name, matrices[name], keypoint_names_of(benchmark, name)) for name in hardest[:MOST]]
+    panels = [
+        _draw_matrix(name, matrices[name], keypoint_names_of(benchmark, name)) for name in hardest[:DRAWN_CATEGORIES]
+    ]
     caption = (
         f"{entry.label}{f', seed {run.cfg.seed}' if len(entry.runs) > 1 else ''}. A row per true keypoint, a column "
         f"per keypoint of the target nearest to the prediction, in percent of the row; the "
         f"diagonal is right, the last column (none) is further than {ALPHA} times the extent "
-        f"from every visible keypoint.{note if len(matrices) > MOST else ''}"
+        f"from every visible keypoint.{note if len(matrices) > DRAWN_CATEGORIES else ''}"
     )
     lines = [
         line

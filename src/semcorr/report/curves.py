@@ -8,7 +8,7 @@ from semcorr.report.configurations import ALPHA, FOLLOWS, Configuration, differi
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_interval, format_spread
 from semcorr.report.svg import (
     LETTER,
-    MANY,
+    LINE_SERIES,
     RAMP,
     WIDE,
     PlotFrame,
@@ -82,7 +82,7 @@ def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
     cells = _read_cells(curves) if key == "backbone.size" else None
     best = sorted(curves, key=lambda curve: -max(_joint_values(curve).values(), default=0.0))
     places = {id(entry): cells[id(entry)] if cells else x for curve in curves for x, entry in curve.points.items()}
-    names = _name_ends(best[: len(MANY)])
+    names = _name_ends(best[: len(LINE_SERIES)])
     unit = "cells along a side of the feature map" if cells else UNITS.get(key, short_key(key))
     panel = _draw_joint(list(zip(names, best, strict=False)), places, unit)
     title = f"PCK over {'the size of the feature map' if cells else short_key(key)}, together"
@@ -91,7 +91,11 @@ def _build_joint_figure(key: str, curves: Sequence[Curve]) -> ReportFigure:
         f"PCK per image at α = {ALPHA} of all keypoints over `{key}`{', by the cells it makes' if cells else ''}: a "
         "line for each group of configurations that differ in it alone. The next figure has each by itself, at every "
         "tolerance and with intervals."
-        + (f" Drawn are the best {len(MANY)} of {len(curves)} lines; the table has all." if curves[len(MANY) :] else "")
+        + (
+            f" Drawn are the best {len(LINE_SERIES)} of {len(curves)} lines; the table has all."
+            if curves[len(LINE_SERIES) :]
+            else ""
+        )
         + (f" Lines: {legend}." if legend else "")
     )
     rows = [
@@ -130,7 +134,7 @@ def _draw_joint(named: Sequence[tuple[str, Curve]], places: Mapping[int, float],
         width=WIDE,
     )
     body, line_ends = draw_axes(frame, {x: f"{x:g}" for x in xs}, unit), []
-    for (name, curve), css in zip(named, MANY, strict=False):
+    for (name, curve), css in zip(named, LINE_SERIES, strict=False):
         points = sorted((places[id(curve.points[x])], value) for x, value in _joint_values(curve).items())
         if points:
             body += draw_polyline(frame, points, css)

@@ -27,7 +27,7 @@ from semcorr.visualization import predictions as draw
 from semcorr.visualization.similarity import SIMILARITY_LEGEND, choose_queries, plot_similarity_row
 
 ALPHA = 0.1
-MANY = 6  # pairs in a figure
+PAIRS_PER_FIGURE = 6
 LEGEND = (
     "Source left, target right; a line leads from each keypoint to where it was found: blue discs are right, red "
     f"crosses wrong. Rings of {ALPHA} of the extent, the tolerance, are drawn around the true points; a dashed line "
@@ -82,7 +82,7 @@ def _plot_changed(last: Configuration, first: Configuration, pairs: Mapping[str,
     order = np.lexsort((-count, -np.abs(after - before)))
     tables = [load_run_predictions(run) for run in runs]
     panels = []
-    for i in distinct_target_pairs(rows, order)[: MANY // 2]:
+    for i in distinct_target_pairs(rows, order)[: PAIRS_PER_FIGURE // 2]:
         for run, table, share, name in zip(runs, tables, (before, after), (last.label, first.label), strict=True):
             text = f"{name}: {_format_score(float(share[i]), int(count[i]))}"
             panels.append(_render_panel(run, table, pairs[rows.pairs[i]], text))
@@ -102,7 +102,7 @@ def pair_scores(run: FinishedRun) -> tuple[Float[np.ndarray, " p"], Int[np.ndarr
     return correct[0] / count, count
 
 
-def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], limit: int = MANY) -> list[int]:
+def distinct_target_pairs(rows: Predictions, order: Int[np.ndarray, " p"], limit: int = PAIRS_PER_FIGURE) -> list[int]:
     """Return the first pairs of an order that do not share a target image.
 
     Args:

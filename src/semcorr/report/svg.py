@@ -11,7 +11,7 @@ LETTER = 6.4  # approximate width of a letter at the size of labels
 LINE = 15  # pixels from a line of text to the next
 RAMP = ("a1", "a2", "a3", "a4", "a5")  # from a fine tolerance to a coarse one
 SERIES = ("s1", "s2", "s3", "s4")
-MANY = (*SERIES, "s5", "s6", "s7", "s8")
+LINE_SERIES = (*SERIES, "s5", "s6", "s7", "s8")
 
 
 class PlotFrame(NamedTuple):

@@ -28,7 +28,7 @@ from semcorr.engine.run_dir import (
 )
 
 MULTIRUN = "multirun.yaml"  # Hydra writes it before the first job is composed
-MANY = 1000  # more than a sweep has jobs: numbers for those whose own number is taken
+SPARE_NUMBERS = 1000  # for jobs whose own number is taken; more than a sweep has jobs
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +78,7 @@ def plan_jobs(
         if identity not in folder_by_job and (problem := damaged.pop(folder / str(number), None)):
             jobs[identity] = SweepJob(verb, list(overrides), cfg, identity, folder / str(number), problem)
             continue
-        numbers = (number, *range(first + len(composed), first + MANY + len(taken)))
+        numbers = (number, *range(first + len(composed), first + SPARE_NUMBERS + len(taken)))
         folder_by_job.setdefault(identity, next(path for n in numbers if (path := folder / str(n)) not in taken))
         taken.add(folder_by_job[identity])
         problem = find_mixed_folder(cfg, claims.get(identity, []))

@@ -22,7 +22,7 @@ from semcorr.models.finetune.targets import last_blocks_of
 ATTENTION = ("attn", "attention", "self_attn", "attn1")  # attn1: diffusers
 FEED_FORWARD = ("mlp", "ffn", "ff")
 NORM = ("norm3", "norm2", "layer_norm2", "layernorm_after")  # before the feed-forward; norm3: diffusers
-AFTER = ("ls", "layer_scale", "drop_path")  # modules that follow a branch; their names end in its number
+BRANCH_ENDS = ("ls", "layer_scale", "drop_path")  # modules that follow a branch; their names end in its number
 
 
 class AdapterBottleneck(nn.Module):
@@ -109,7 +109,9 @@ def add_parallel(start: nn.Module, end: nn.Module, adapter: AdapterBottleneck) -
 
 def _branch_end(children: dict[str, nn.Module], branch: str, number: int) -> nn.Module:
     """Return the last module of a branch: its LayerScale or drop path, or the branch itself."""
-    return next((children[f"{name}{number}"] for name in AFTER if f"{name}{number}" in children), children[branch])
+    return next(
+        (children[f"{name}{number}"] for name in BRANCH_ENDS if f"{name}{number}" in children), children[branch]
+    )
 
 
 def _attach(module: nn.Module, adapter: AdapterBottleneck) -> nn.Module:

@@ -7,7 +7,7 @@ from semcorr.core.errors import UserError
 from semcorr.models.finetune.adapters import AdapterBottleneck
 from semcorr.models.finetune.prompts import ConditionalPrompt, LearnedPrompt
 
-NEVER: dict[type[nn.Module], str] = {
+UNMERGEABLE: dict[type[nn.Module], str] = {
     AdapterBottleneck: "adapters are not linear",
     LearnedPrompt: "a prompt is no weight of the network",
     ConditionalPrompt: "a prompt is made again for every pair",
@@ -22,7 +22,7 @@ def merge_adapters(backbone: nn.Module) -> None:
     Raises:
         UserError: Something cannot be merged, as it is not linear in its input; nothing is changed then.
     """
-    for kind, reason in NEVER.items():
+    for kind, reason in UNMERGEABLE.items():
         if any(isinstance(module, kind) for module in backbone.modules()):
             raise _merge_error(reason)
     layers = {name: module for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)}

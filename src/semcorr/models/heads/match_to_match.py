@@ -151,8 +151,8 @@ def _combine_parts(parts: list[tuple[Tensor, Tensor]]) -> Float[Tensor, "b heads
     return (totals.softmax(0)[..., None, None] * means).sum(0)
 
 
-TOKENS = {"cpu": 2**13}  # tokens of a part on a CPU: they fit into a core's cache
-MANY = 2**20  # tokens of a part elsewhere: enough to keep the device busy
+TOKENS_BY_DEVICE = {"cpu": 2**13}  # tokens of a part on a CPU: they fit into a core's cache
+DEVICE_TOKENS = 2**20  # tokens of a part elsewhere: enough to keep the device busy
 
 
 class MatchToMatch(nn.Module):
@@ -212,7 +212,7 @@ class MatchToMatch(nn.Module):
         b, h, w, k, l = correlation.shape  # noqa: E741
         device = correlation.device
         source, target = (rotary_angles(*size, self.heads // 2, device) for size in ((h, w), (k, l)))
-        at_once = max(1, TOKENS.get(correlation.device.type, MANY) // (b * k * l))
+        at_once = max(1, TOKENS_BY_DEVICE.get(correlation.device.type, DEVICE_TOKENS) // (b * k * l))
         matches = correlation.flatten(3).flatten(1, 2)[:, None].split(at_once, dim=2)
         for part, angles in zip(matches, source.split(at_once, dim=2), strict=True):
             yield MatchTokens(
