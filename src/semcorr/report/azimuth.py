@@ -7,7 +7,13 @@ from semcorr.data.record import PairRecord
 from semcorr.metrics.breakdown import LABELS, pck_by_category_and_class, sensitivity
 from semcorr.metrics.pck import Tolerance
 from semcorr.metrics.predictions import is_correct
-from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, seed_statistics
+from semcorr.report.configurations import (
+    ALPHA,
+    DRAWN_CONFIGURATIONS,
+    Configuration,
+    SeedStatistics,
+    seed_statistics,
+)
 from semcorr.report.document import NONE, ReportFigure, ReportTable, format_spread
 from semcorr.report.runs import FinishedRun
 from semcorr.report.svg import (
@@ -23,7 +29,6 @@ from semcorr.report.svg import (
 )
 
 ALPHAS = (0.05, 0.1, 0.2)  # of the sensitivity of categories
-DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 AZIMUTH = "azimuth_difference"
 SUBSETS = ("geo", "std")
 CategorySensitivity = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # subset -> category -> alpha -> value

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from semcorr.data.record import PairRecord
 from semcorr.report.azimuth import plot_azimuth, plot_sensitivity
-from semcorr.report.configurations import ALPHA, Configuration
+from semcorr.report.configurations import ALPHA, DRAWN_CONFIGURATIONS, Configuration, describe_omitted
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.svg import (
     WIDE,
@@ -17,7 +17,6 @@ from semcorr.report.svg import (
     ticks_up_to,
 )
 
-DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 ROW = 34  # pixels of a category's two bars
 
 
@@ -33,12 +32,8 @@ def plot_categories(entries: Sequence[Configuration], pairs: Mapping[str, PairRe
     caption = (
         f"PCK at α = {ALPHA} per image and category. Keypoints of the geometry-aware subset (geo) have a twin in the "
         "target image that could be taken for them, as a left and a right eye; the others (std) have none. A long std "
-        "bar over a short geo bar: the part is recognised, its side is not. "
-        + (
-            f"Drawn are the best {DRAWN_CONFIGURATIONS} of {len(entries)} configurations; the table has all."
-            if entries[DRAWN_CONFIGURATIONS:]
-            else ""
-        )
+        "bar over a short geo bar: the part is recognised, its side is not."
+        + describe_omitted(len(entries), "configurations")
     )
     rows = [
         [entry.label, name, *(format_spread(entry.value(s, ALPHA, category=name)) for s in ("all", "geo", "std"))]
@@ -46,9 +41,7 @@ def plot_categories(entries: Sequence[Configuration], pairs: Mapping[str, PairRe
         for name in names
     ]
     title = "Categories, geometry-aware against the rest"
-    table = ReportTable(
-        "categories", title, caption.strip(), ["configuration", "category", "all", "geo", "std"], rows, 2
-    )
+    table = ReportTable("categories", title, caption, ["configuration", "category", "all", "geo", "std"], rows, 2)
     width = WIDE if len(drawn_entries) == 1 else WIDTH
     scale = ticks_up_to(
         [
@@ -59,7 +52,7 @@ def plot_categories(entries: Sequence[Configuration], pairs: Mapping[str, PairRe
         ]
     )[1]
     panels = [_draw_bars(entry, names, width, scale) for entry in drawn_entries]
-    figure = ReportFigure(title, caption.strip(), panels, table)
+    figure = ReportFigure(title, caption, panels, table)
     text = "Averages hide which objects are hard, and why."
     azimuth = plot_azimuth(entries)
     if isinstance(azimuth, str):
@@ -107,12 +100,7 @@ def _plot_tolerances(entries: Sequence[Configuration], names: Sequence[str]) -> 
     legend = "; ".join(f"{i}: {entry.label}" for i, entry in enumerate(drawn, 1))
     caption = (
         "PCK per image of each category at every tolerance: a disc for the geometry-aware keypoints (geo), a ring for "
-        f"the others (std); from above, in each category: {legend}."
-        + (
-            f" Drawn are the best {DRAWN_CONFIGURATIONS} of {len(entries)}; the table has all."
-            if entries[DRAWN_CONFIGURATIONS:]
-            else ""
-        )
+        f"the others (std); from above, in each category: {legend}." + describe_omitted(len(entries))
     )
     title = "Categories at every tolerance"
     columns = [

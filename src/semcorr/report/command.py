@@ -29,7 +29,7 @@ from semcorr.report.robustness import plot_robustness
 from semcorr.report.runs import FinishedRun, find_runs, read_runs, require_comparable
 from semcorr.report.writers import render_csv, render_html, render_latex, render_markdown
 
-GONE = "the benchmark's files were not at hand"
+PAIRS_UNAVAILABLE = "the benchmark's files were not available"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -72,7 +72,7 @@ def write_report(
                 escape_controls(f"Without confusion matrices and pictures, and without scores by difficulty: {pairs}"),
                 file=sys.stderr,
             )
-            pairs = GONE  # pages hold no path
+            pairs = PAIRS_UNAVAILABLE  # pages hold no path
         write_formats(out, *build_sections(configurations, pairs, ReportOptions(root, seconds, maps)))
     Terminal().print(
         f"{len(comparable)} runs, {len(configurations)} configurations: {out / 'report.html'}, .md, .csv and .tex"

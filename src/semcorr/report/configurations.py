@@ -10,6 +10,8 @@ from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonMapping
 from semcorr.report.runs import FinishedRun, Setting, run_settings
 
+DRAWN_CONFIGURATIONS = 4  # in a figure; its table lists all
+POOLING_NAMES = {"image": "per image", "point": "per keypoint"}
 ALPHA = "0.1"  # the tolerance that configurations are sorted by, and whose intervals metrics.json holds
 # These follow from the backbone: they tell apart only configurations of the same backbone.
 FOLLOWS = ("head.channels", "head.maps", "head.grid")
@@ -173,6 +175,21 @@ def format_value(key: str, value: Setting) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value).rsplit(".", 1)[-1] if key.endswith("_target_") else str(value)
+
+
+def describe_omitted(total: int, noun: str = "") -> str:
+    """Return the sentence of a caption on the configurations that are not drawn, after a space; "" if all are drawn.
+
+    Args:
+        total: Number of configurations.
+        noun: What they are called after the number; empty where the caption has named them.
+
+    >>> describe_omitted(5, "configurations")
+    ' Drawn are the best 4 of 5 configurations; the table has all.'
+    """
+    if total <= DRAWN_CONFIGURATIONS:
+        return ""
+    return f" Drawn are the best {DRAWN_CONFIGURATIONS} of {f'{total} {noun}'.rstrip()}; the table has all."
 
 
 def _seed(run: FinishedRun) -> str:

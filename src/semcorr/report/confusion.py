@@ -30,8 +30,8 @@ def plot_confusion(entries: Sequence[Configuration], pairs: Mapping[str, PairRec
         pairs: The benchmark's pairs by name, or the reason why they are not available.
     """
     text = (
-        "A prediction far from its keypoint may still be near another: an ear for an ear-tip, a left foot for a right "
-        "one. Which, tells a blurred feature from one that does not know its side."
+        "A prediction far from its keypoint may still be near another: an ear for an ear-tip means that features are "
+        "too coarse, a left foot for a right one that they do not tell the sides apart."
     )
     sides = _build_left_right_table(entries)
     if isinstance(pairs, str):
@@ -81,7 +81,7 @@ def _plot_matrices(entry: Configuration, pairs: Mapping[str, PairRecord]) -> Rep
         for name in sorted(matrices)
         for line in _build_rows(name, matrices[name], keypoint_names_of(benchmark, name))
     ]
-    columns = ["category", "keypoint", "asked", "right, %", "taken for", "%", "none, %"]
+    columns = ["category", "keypoint", "queries", "correct, %", "taken for", "%", "none, %"]
     table = ReportTable("confusion", "What each keypoint is taken for", caption, columns, lines, words=2)
     return ReportFigure("What each keypoint is taken for", caption, panels, table, layout="wide")
 

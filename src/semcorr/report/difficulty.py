@@ -7,7 +7,14 @@ from semcorr.data.record import PairRecord
 from semcorr.metrics.breakdown import LABELS, pck_by_category_and_class, pck_by_class, pck_by_keypoint
 from semcorr.metrics.pck import Tolerance
 from semcorr.metrics.predictions import is_correct
-from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
+from semcorr.report.configurations import (
+    DRAWN_CONFIGURATIONS,
+    POOLING_NAMES,
+    Configuration,
+    SeedStatistics,
+    describe_omitted,
+    seed_statistics,
+)
 from semcorr.report.confusion import keypoint_names_of
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.runs import FinishedRun
@@ -21,8 +28,6 @@ KINDS = {
     "truncation": "truncation",
     "occlusion": "occlusion",
 }
-WAYS = {"image": "per image", "point": "per keypoint"}
-DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
 ROW = 15  # pixels of a bar and its gap
 ALL = "all"  # the row of all categories
 
@@ -44,7 +49,7 @@ def plot_difficulty(entries: Sequence[Configuration], pairs: Mapping[str, PairRe
         return ReportSection(title, f"{text} Scores by difficulty are left out: {pairs}.", [keypoints])
     kinds = [kind for kind in KINDS if any(pair.details.get(kind) is not None for pair in pairs.values())]
     if not kinds:
-        text = "The benchmark does not say how hard its pairs are; every keypoint stands by itself."
+        text = "The benchmark does not say how hard its pairs are; only the scores of each keypoint are shown."
         return ReportSection(title, text, [keypoints])
     scores = [[_score_run(run, kinds, pairs) for run in entry.runs] for entry in entries]
     return ReportSection(
@@ -87,7 +92,7 @@ def _build_rows(
             KINDS[kind],
             name,
             f"{runs[0][category][kind][name]['pairs']:,}",
-            *(format_spread(value) for by in WAYS for value in _collect(runs, category, kind, name, by)),
+            *(format_spread(value) for by in POOLING_NAMES for value in _collect(runs, category, kind, name, by)),
         ]
         for entry, runs in zip(entries, scores, strict=True)
         for category in categories
@@ -99,7 +104,7 @@ def _build_rows(
 
 COLUMNS = (
     *("configuration", "category", "difficulty", "class", "pairs"),
-    *(f"{way}, α = {alpha:g}" for way in WAYS.values() for alpha in ALPHAS),
+    *(f"{pooling}, α = {alpha:g}" for pooling in POOLING_NAMES.values() for alpha in ALPHAS),
 )
 BARS = (
     f"Each bar has three ends, PCK at α = {' / '.join(f'{alpha:g}' for alpha in ALPHAS)}. Viewpoint and scale: how "
@@ -115,21 +120,17 @@ def _plot_overall(
     unknown = ", ".join(f"{KINDS[kind]} {scores[0][0][ALL][kind]['unknown']:,}" for kind in kinds)
     caption = (
         f"PCK of all categories by difficulty. {BARS} Configurations: {legend}. Pairs without a class: {unknown}."
-        + (
-            f" Drawn are the best {DRAWN_CONFIGURATIONS} of {len(entries)}; the table has all."
-            if entries[DRAWN_CONFIGURATIONS:]
-            else ""
-        )
+        + describe_omitted(len(entries))
     )
     panels = []
     for kind in kinds:
         names = [name for name in LABELS[kind] if scores[0][0][ALL][kind][name]["pairs"]]
-        for by, way in WAYS.items():
+        for by, pooling in POOLING_NAMES.items():
             bars = [
                 [(f"{name} {i}", _collect(runs, ALL, kind, name, by)) for i, (_, runs) in enumerate(drawn, 1)]
                 for name in names
             ]
-            panels.append(_draw_bars(f"{KINDS[kind]}, {way}", bars))
+            panels.append(_draw_bars(f"{KINDS[kind]}, {pooling}", bars))
     title = "PCK by difficulty"
     rows = _build_rows(entries, scores, kinds, [ALL])
     table = ReportTable("difficulty", title, caption, COLUMNS, rows, words=4)
@@ -147,7 +148,7 @@ def _plot_by_category(
     )
     panels = []
     for kind in kinds:
-        for by, way in WAYS.items():
+        for by, pooling in POOLING_NAMES.items():
             bars = [
                 [
                     (f"{category} {name}", _collect(scores[0], category, kind, name, by))
@@ -156,7 +157,7 @@ def _plot_by_category(
                 ]
                 for category in categories
             ]
-            panels.append(_draw_bars(f"{KINDS[kind]}, {way}", bars))
+            panels.append(_draw_bars(f"{KINDS[kind]}, {pooling}", bars))
     title = "PCK by category and difficulty"
     rows = _build_rows(entries, scores, kinds, categories)
     table = ReportTable("category_difficulty", title, caption, COLUMNS, rows, words=4)
@@ -199,16 +200,16 @@ def _build_keypoint_table(entries: Sequence[Configuration]) -> ReportTable:
         ]
         for category, keypoints in scores[0].items():
             names = keypoint_names_of(benchmark, category)
-            for i, (asked, _) in keypoints.items():
+            for i, (count, _) in keypoints.items():
                 values = [
                     seed_statistics([float(run[category][i][1][a]) for run in scores]) for a in range(len(ALPHAS))
                 ]
                 rows.append(
-                    [entry.label, category, names.get(i, str(i)), f"{asked:,}", *(format_spread(v) for v in values)]
+                    [entry.label, category, names.get(i, str(i)), f"{count:,}", *(format_spread(v) for v in values)]
                 )
     caption = (
-        "Of each keypoint's queries the share that is found, in percent. A keypoint without a name goes by its number "
+        "Of each keypoint's queries the share that is found, in percent. A keypoint without a name is listed by its id "
         "in the annotation."
     )
-    columns = ["configuration", "category", "keypoint", "asked", *(f"α = {alpha:g}" for alpha in ALPHAS)]
+    columns = ["configuration", "category", "keypoint", "queries", *(f"α = {alpha:g}" for alpha in ALPHAS)]
     return ReportTable("keypoints", "PCK of every keypoint", caption, columns, rows, words=3, folded=True)

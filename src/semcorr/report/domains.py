@@ -1,17 +1,21 @@
 """Scores across domains: from photographs to paintings, drawings or cartoons, and back."""
 
 from collections.abc import Sequence
-from html import escape
 
 from semcorr.core.text_files import JsonMapping
-from semcorr.report.configurations import Configuration, SeedStatistics, seed_statistics
+from semcorr.report.configurations import (
+    ALPHA,
+    DRAWN_CONFIGURATIONS,
+    POOLING_NAMES,
+    Configuration,
+    SeedStatistics,
+    describe_omitted,
+    seed_statistics,
+)
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_percent, format_spread
 from semcorr.report.runs import FinishedRun
-from semcorr.report.svg import LETTER, WIDTH, draw_panel, draw_text
+from semcorr.report.svg import HeatCell, draw_heat_matrix
 
-ALPHA = "0.1"
-DRAWN_CONFIGURATIONS = 4  # configurations drawn; the table lists all
-WAYS = {"image": "per image", "point": "per keypoint"}
 ROW = 30  # pixels of a domain
 
 
@@ -27,7 +31,7 @@ def plot_domains(entries: Sequence[Configuration]) -> ReportSection | None:
             scores["source"],
             scores["target"],
             f"{scores['pairs']:,}",
-            *(format_spread(_collect(entry, name, by)) for by in WAYS),
+            *(format_spread(_collect(entry, name, by)) for by in POOLING_NAMES),
         ]
         for entry in entries
         for name, scores in classes.items()
@@ -36,17 +40,13 @@ def plot_domains(entries: Sequence[Configuration]) -> ReportSection | None:
     caption = (
         f"PCK at α = {ALPHA}, per image, in percent. Rows: what the source is; columns: what the target is."
         + (f" Pairs with an image of no known domain, {unknown:,}, are in no cell." if unknown else "")
-        + (
-            f" Drawn are the best {DRAWN_CONFIGURATIONS} of {len(entries)} configurations; the table has all."
-            if entries[DRAWN_CONFIGURATIONS:]
-            else ""
-        )
+        + describe_omitted(len(entries), "configurations")
     )
     title = "PCK from domain to domain"
-    columns = ["configuration", "source", "target", "pairs", *WAYS.values()]
+    columns = ["configuration", "source", "target", "pairs", *POOLING_NAMES.values()]
     table = ReportTable("domains", title, caption, columns, rows, words=3)
     panels = [_draw_matrix(entry, sides["source"], sides["target"]) for entry in entries[:DRAWN_CONFIGURATIONS]]
-    text = "A part looks otherwise in a photograph and in a drawing of it; what that costs is read along a row."
+    text = "A part looks different in a photograph and in a drawing; each row shows what that costs."
     return ReportSection("Across domains", text, [ReportFigure(title, caption, panels, table)])
 
 
@@ -61,25 +61,8 @@ def _collect(entry: Configuration, name: str, by: str) -> SeedStatistics:
 
 
 def _draw_matrix(entry: Configuration, sources: Sequence[str], targets: Sequence[str]) -> str:
-    names = {(scores["source"], scores["target"]): name for name, scores in _read_classes(entry.runs[0]).items()}
-    left, top = 12 + LETTER * max(map(len, sources)), 66
-    side = min(84.0, (WIDTH - left) / len(targets))
-    letters = max(2, int(side / LETTER))
-    body = [
-        draw_text(left + j * side + side / 2, top - 8, t[:letters], "axis", "middle") for j, t in enumerate(targets)
-    ]
-    for i, source in enumerate(sources):
-        body.append(draw_text(left - 6, top + i * ROW + 19, source, "axis", "end"))
-        for j, target in enumerate(targets):
-            if (source, target) not in names:
-                continue
-            value = _collect(entry, names[source, target], "image").mean
-            x, y = left + j * side, top + i * ROW
-            tooltip = f"{names[source, target]}: {format_percent(value)}"
-            body.append(
-                f'<rect x="{x:g}" y="{y:g}" width="{side - 2:g}" height="{ROW - 2}" class="heat" '
-                f'fill-opacity="{0.06 + 0.9 * (value or 0.0):.2f}"><title>{escape(tooltip)}</title></rect>'
-            )
-            css = "end over" if (value or 0.0) > 0.6 else "end"
-            body.append(draw_text(x + side / 2 - 1, y + 19, format_percent(value), css, "middle"))
-    return draw_panel(entry.label, body, top + len(sources) * ROW + 6)
+    cells = {}
+    for name, scores in _read_classes(entry.runs[0]).items():
+        value = _collect(entry, name, "image").mean
+        cells[scores["source"], scores["target"]] = HeatCell(value, format_percent(value), name)
+    return draw_heat_matrix(entry.label, sources, targets, cells, row_height=ROW, max_width=84.0)

@@ -1,14 +1,13 @@
 """Robustness: what corruptions of the images cost, by kind and severity, of runs that differ in `corrupt` alone."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from statistics import fmean
 from typing import NamedTuple
 
 from semcorr.data.corruptions.corruption import Corruption, name_corruption
 from semcorr.report.configurations import ALPHA, Configuration, SeedStatistics, label_configurations, seed_statistics
 from semcorr.report.document import NONE, ReportFigure, ReportSection, ReportTable, format_percent, format_spread
-from semcorr.report.svg import LETTER, WIDTH, draw_panel, draw_text
+from semcorr.report.svg import HeatCell, draw_heat_matrix
 
 TARGET, SEVERITY = "corrupt._target_", "corrupt.severity"
 DRAWN_GROUPS = 4  # matrices drawn; the table lists all
@@ -139,22 +138,12 @@ def _compare(mean: float | None, clean: float | None) -> list[str]:
 
 
 def _draw_matrix(group: RobustnessGroup) -> str:
-    names, severities = group.corruptions, group.severities
-    left, top = 12 + LETTER * max(map(len, names)), 66
-    side = min(SIDE, (WIDTH - left) / len(severities))
-    body = [draw_text(left + j * side + side / 2, top - 8, str(s), "axis", "middle") for j, s in enumerate(severities)]
-    for i, name in enumerate(names):
-        body.append(draw_text(left - 6, top + i * ROW + 17, name, "axis", "end"))
-        for j, severity in enumerate(severities):
-            if (name, severity) not in group.corrupted:
-                continue
-            value = _score(group.corrupted[name, severity]).mean
-            x, y, tooltip = left + j * side, top + i * ROW, f"{name} {severity}: {format_percent(value)}"
-            body.append(
-                f'<rect x="{x:g}" y="{y:g}" width="{side - 2:g}" height="{ROW - 2}" class="heat" '
-                f'fill-opacity="{0.06 + 0.9 * (value or 0.0):.2f}"><title>{escape(tooltip)}</title></rect>'
-            )
-            css = "end over" if (value or 0.0) > 0.6 else "end"
-            body.append(draw_text(x + side / 2 - 1, y + 17, format_percent(value), css, "middle"))
+    cells = {}
+    for (name, severity), entry in group.corrupted.items():
+        value = _score(entry).mean
+        cells[name, str(severity)] = HeatCell(value, format_percent(value), f"{name} {severity}")
     clean = "" if group.clean is None else f"; clean {format_percent(_score(group.clean).mean)}"
-    return draw_panel(f"{group.label}{clean}", body, top + len(names) * ROW + 6)
+    severities = [str(severity) for severity in group.severities]
+    return draw_heat_matrix(
+        f"{group.label}{clean}", group.corruptions, severities, cells, row_height=ROW, max_width=SIDE
+    )

@@ -196,6 +196,64 @@ def draw_dumbbells(title: str, groups: Mapping[str, Sequence[tuple[float | None,
     return draw_panel(title, [*draw_bar_axis(left, full, top, y, scale), *body], y + 24)
 
 
+class HeatCell(NamedTuple):
+    """A cell of a heat matrix.
+
+    Attributes:
+        value: Fraction that the cell is shaded by; None, as little as 0.
+        text: The number in the cell.
+        name: Name of the cell, which its tooltip gives before the number.
+    """
+
+    value: float | None
+    text: str
+    name: str
+
+
+def draw_heat_matrix(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Mapping[tuple[str, str], HeatCell],
+    *,
+    row_height: int,
+    max_width: float,
+) -> str:
+    """Draw a panel of cells that are the darker, the larger their value is.
+
+    Args:
+        title: Title of the panel.
+        rows: Names of the rows.
+        columns: Names of the columns, which are cut to the width of a cell.
+        cells: Cells by their row and column; one that is missing stays empty.
+        row_height: Pixels of a row.
+        max_width: Most pixels of a column.
+    """
+    left, top = 12 + LETTER * max(map(len, rows)), 66
+    side = min(max_width, (WIDTH - left) / len(columns))
+    letters = max(2, int(side / LETTER))
+    baseline = row_height // 2 + 4
+    body = [
+        draw_text(left + j * side + side / 2, top - 8, name[:letters], "axis", "middle")
+        for j, name in enumerate(columns)
+    ]
+    for i, row in enumerate(rows):
+        y = top + i * row_height
+        body.append(draw_text(left - 6, y + baseline, row, "axis", "end"))
+        for j, column in enumerate(columns):
+            cell = cells.get((row, column))
+            if cell is None:
+                continue
+            x, value = left + j * side, cell.value or 0.0
+            body.append(
+                f'<rect x="{x:g}" y="{y:g}" width="{side - 2:g}" height="{row_height - 2}" class="heat" '
+                f'fill-opacity="{0.06 + 0.9 * value:.2f}"><title>{escape(f"{cell.name}: {cell.text}")}</title></rect>'
+            )
+            css = "end over" if value > 0.6 else "end"
+            body.append(draw_text(x + side / 2 - 1, y + baseline, cell.text, css, "middle"))
+    return draw_panel(title, body, top + len(rows) * row_height + 6)
+
+
 def round_ticks(low: float, high: float) -> list[float]:
     """Return the round percents in a range, in steps of 1, 2, 5, 10 or 20.
 
