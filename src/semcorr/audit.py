@@ -18,7 +18,7 @@ from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import OneOf, run_app
 from semcorr.core.errors import UserError
 from semcorr.core.files import require_writable_file, temporary_folder, write_json
-from semcorr.core.terminal import Terminal, print_line
+from semcorr.core.terminal import Terminal, format_score, print_line
 from semcorr.core.text_files import REPORTS, JsonObject, read_json
 from semcorr.engine.rebuild import read_scored_config, rebuild_scored_module
 
@@ -185,21 +185,15 @@ def print_steps(content: JsonObject) -> None:
         for header in ("", *alphas):
             table.add_column(header, justify="right" if header in alphas else "left", overflow="fold")
         start = content["start"]["headline"]
-        table.add_row(
-            f"semcorr, {content['start']['localise']}", *(f"{_format_percent(start[a])}     " for a in alphas)
-        )
+        table.add_row(f"semcorr, {content['start']['localise']}", *(f"{format_score(start[a])}     " for a in alphas))
         for step in walk["steps"]:
-            cells = (f"{_format_percent(step['headline'][a])} {_format_change(step['moved'][a])}" for a in alphas)
+            cells = (f"{format_score(step['headline'][a])} {_format_change(step['moved'][a])}" for a in alphas)
             table.add_row(f"{step['axis']}: {step['to']}", *cells)
         table.add_section()
         table.add_row("all together", *(_format_change(walk["moved"][alpha]) for alpha in alphas))
         console.print_table(table)
     for name, command in content["elsewhere"].items():
         console.print(f"{name} needs other pixels: {command}", soft_wrap=True)
-
-
-def _format_percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _format_change(value: float | None) -> str:

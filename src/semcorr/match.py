@@ -197,6 +197,8 @@ def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
         match: Matches of points of the source in the target.
         image: Name of the picture that shows them.
     """
+    from semcorr.inference.matches import round_point
+
     columns = (match.source, match.points, match.scores, match.consistent)
     rows = zip(*(values.tolist() for values in columns), strict=True)
     return {
@@ -206,8 +208,8 @@ def match_to_dict(target: "Picture", match: "Match", image: str) -> JsonObject:
         "matches": [
             {
                 "number": i,
-                "source": _round_point(source),
-                "target": _round_point(point),
+                "source": round_point(source),
+                "target": round_point(point),
                 "score": round(score, 4),
                 "consistent": consistent,
             }
@@ -285,11 +287,6 @@ def _parse_points(points: Sequence[str] | None) -> list[tuple[float, float]] | N
     except ValueError:
         text = " ".join(points or [])
         raise UserError(f"--points must be like 120,80 200,40, got {text!r}. Leave it out for a grid") from None
-
-
-def _round_point(point: Sequence[float]) -> list[float]:
-    """Round coordinates to hundredths of a pixel."""
-    return [round(value, 2) for value in point]
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,6 +1,5 @@
 """Matches of a session's points: with the similarity map and window of one, their PCK, and everything as JSON."""
 
-from collections.abc import Sequence
 from functools import partial
 from threading import RLock
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from semcorr.engine.run_dir import code_versions
 from semcorr.inference import Matcher
 from semcorr.inference.encoded import EncodedPicture
 from semcorr.inference.load import format_overrides
-from semcorr.inference.matches import Match
+from semcorr.inference.matches import Match, round_point
 from semcorr.matching.batched import cell_stride, query_similarities
 from semcorr.matching.readouts import (
     Readout,
@@ -208,12 +207,12 @@ def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
         "matches": [
             {
                 "number": i + 1,
-                "source": _round_point(source),
-                "target": _round_point(point),
+                "source": round_point(source),
+                "target": round_point(point),
                 "score": round(score, 4),
                 "consistent": consistent,
-                "returned": _round_point(returned),
-                "truth": truth and _round_point(truth),
+                "returned": round_point(returned),
+                "truth": truth and round_point(truth),
             }
             for i, ((source, point, score, consistent, returned), truth) in enumerate(
                 zip(rows, session.marks.truths, strict=True)
@@ -221,8 +220,3 @@ def session_to_dict(session: Session, answer: Answer, of: str) -> JsonObject:
         ],
         "pck": {"annotated": result.annotated, "extent": of, "pixels": result.extent, "scores": result.pck},
     }
-
-
-def _round_point(point: Sequence[float]) -> list[float]:
-    """Round coordinates to two digits."""
-    return [round(value, 2) for value in point]

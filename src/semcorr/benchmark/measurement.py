@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from semcorr.core.errors import UserError
+from semcorr.core.limits import SHARED_MEMORY
 from semcorr.core.text_files import JsonObject
 
-SHARED = Path("/dev/shm")
 PAGES_EVERY = 0.2  # seconds between looks at the tables of pages of all processes
 DEVICES = ("auto", "cpu", "cuda")
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class MemoryWatch(threading.Thread):
 
 def used_shared_bytes() -> int:
     """Return the bytes of shared memory in use; 0 where there is no such file system."""
-    return shutil.disk_usage(SHARED).used if SHARED.is_dir() else 0
+    return shutil.disk_usage(SHARED_MEMORY).used if SHARED_MEMORY.is_dir() else 0
 
 
 def proportional_bytes() -> int:

@@ -13,8 +13,8 @@ from semcorr.benchmark.measurement import Measurement, best_time, measure, measu
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.core.errors import UserError
 from semcorr.store import FeatureStore
+from semcorr.store.frozen import DTYPES
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 KEY = {"benchmark": "store"}
 RING = 16  # tensors copied in turn: more than a processor's cache holds
 

@@ -5,6 +5,7 @@ a process was killed, the next that writes to the same place removes it.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -265,6 +266,12 @@ def is_alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     return True
+
+
+def file_sha256(path: Path) -> str:
+    """Return the file's checksum, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _host_name() -> str:

@@ -5,15 +5,17 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from semcorr.core.files import REASONS
 
+SHARED_MEMORY = Path("/dev/shm")  # through which loader processes hand on what they have made
 ABSENT = {errno.ENOENT, errno.ENXIO}  # for a path to write, a user's mistake; for a file to read, a defect of semcorr
 FILES = 65536  # more than a command ever has open at once
 MEMORY = (
     "Lower `data.encode_batch`, `data.batch_size`, `data.workers` or `backbone.grid`; store=disk keeps features on disk"
 )
-SHARED = (
+NO_SHARED_MEMORY = (
     "the loader processes have run out of shared memory (/dev/shm). Give data.workers=0, or enlarge it "
     "(docker run --shm-size)"
 )
@@ -74,7 +76,7 @@ def _explain_text(error: BaseException) -> str | None:
     if re.search(NO_MEMORY, text):
         return f"there is not enough memory. {MEMORY}"
     if isinstance(error, RuntimeError) and re.search(FULL_SHARED, text):
-        return SHARED
+        return NO_SHARED_MEMORY
     if re.search(KILLED, text):
         return f"a loader process was killed, as the system does when memory runs out. {MEMORY}"
     if "can't start new thread" in text or getattr(error, "errno", None) == errno.EAGAIN:

@@ -48,6 +48,15 @@ def print_line(text: str) -> None:
         print(escape_controls(text), flush=True)
 
 
+def format_score(value: float | None) -> str:
+    """Format a score in percent, without the sign; "-" where there is none.
+
+    >>> format_score(0.5094), format_score(None)
+    ('50.9', '-')
+    """
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 class Stage:
     """A stage of long work: a line that says what begins, and a progress bar while it lasts, where a terminal shows it.
 

@@ -16,6 +16,7 @@ from semcorr.core.errors import UserError
 SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N", "I")  # modes that hold 16 bits
 CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")  # modes with transparency
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])  # of red, green and blue (ITU-R BT.601)
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # TIFF's tags of a pixel's depth and meaning
 
 

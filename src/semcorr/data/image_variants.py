@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from semcorr.core.errors import UserError
+from semcorr.core.files import file_sha256
 from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.pictures import reading_key
 from semcorr.data.record import ImageRecord, PairRecord
@@ -72,7 +73,7 @@ def content_hash(image: ImageVariant) -> str:
     record = image.record
     try:
         status = record.path.stat()
-        digest = _file_sha256(record.path, status.st_mtime_ns, status.st_size)
+        digest = _cached_sha256(record.path, status.st_mtime_ns, status.st_size)
         digest += reading_key(record.path, record.upright, status.st_mtime_ns, status.st_size)
     except FileNotFoundError:
         raise UserError(f"{record.path} does not exist. Restore the image, or drop the pairs that name it.") from None
@@ -82,10 +83,9 @@ def content_hash(image: ImageVariant) -> str:
 
 
 @cache
-def _file_sha256(path: Path, mtime: int, size: int) -> str:
+def _cached_sha256(path: Path, mtime: int, size: int) -> str:
     """Return the checksum of a file's bytes, computed once as long as the file does not change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def unique_images(pairs: Iterable[PairRecord]) -> list[ImageRecord]:

@@ -7,18 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
 from semcorr.core.errors import UserError
+from semcorr.core.limits import SHARED_MEMORY
 from semcorr.data.record import PairRecord
 
 log = logging.getLogger(__name__)
 
-SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
 PREFETCH = (2, 1)  # batches that a loader process makes before they are requested, where shared memory has room
 PROCESSES = 64  # that share an evaluation, for each of which a batch is left before small ones are joined
 MAX_WORKERS = 128  # loader processes that are of use on any machine, at least
@@ -111,7 +110,7 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
     Raises:
         UserError: The batches of so many loader processes as were typed need more memory than is free.
     """
-    if not workers or not SHARED.is_dir():
+    if not workers or not SHARED_MEMORY.is_dir():
         return LoaderPlan(workers, PREFETCH[0] if workers else None)
     free, room = _shared_room(batch, processes)
     for prefetch in PREFETCH:
@@ -121,8 +120,8 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
         needed = (workers * PREFETCH[-1] + 1) * batch.bytes
         raise UserError(
             f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
-            f"{free / 1e9:.2f} GB are free ({SHARED}). Give fewer (data.workers=0: none), or enlarge it (docker run "
-            "--shm-size)"
+            f"{free / 1e9:.2f} GB are free ({SHARED_MEMORY}). Give fewer (data.workers=0: none), or enlarge it "
+            "(docker run --shm-size)"
         )
     _warn_fewer_workers(batch, workers, processes)
     return LoaderPlan(room, PREFETCH[-1] if room else None)
@@ -130,7 +129,7 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
 
 def _shared_room(batch: BatchSize, processes: int) -> tuple[int, int]:
     """Return the free bytes of shared memory of each process, and the batches that fit beside the one in use."""
-    free = shutil.disk_usage(SHARED).free // processes
+    free = shutil.disk_usage(SHARED_MEMORY).free // processes
     return free, max(0, free // max(1, batch.bytes) - 1)
 
 
@@ -144,7 +143,7 @@ def _warn_fewer_workers(batch: BatchSize, workers: int, processes: int) -> None:
         room or "none",
         workers,
         free / 1e9,
-        SHARED,
+        SHARED_MEMORY,
         batch.bytes / 1e9,
     )
 

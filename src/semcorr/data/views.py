@@ -14,9 +14,9 @@ from torch import Tensor
 
 from semcorr.core.coords import to_view
 from semcorr.core.errors import UserError
+from semcorr.core.limits import SHARED_MEMORY
 from semcorr.core.types import View
 from semcorr.data.image_variants import ImageVariant
-from semcorr.data.loaders import SHARED
 from semcorr.data.pictures import read_whole
 from semcorr.data.record import ImageRecord
 
@@ -182,11 +182,11 @@ class PixelCache:
 
 def _require_memory(needed: int) -> None:
     """Require enough free memory: a lack of it would end the process by a bus error, much later."""
-    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else needed
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
     if needed > free:
         raise UserError(
             f"`data.cache_gb`: {needed / 1e9:.2f} GB of images do not fit the shared memory of this machine, of which "
-            f"{free / 1e9:.2f} GB are free ({SHARED}). Give less, or enlarge it (docker run --shm-size)."
+            f"{free / 1e9:.2f} GB are free ({SHARED_MEMORY}). Give less, or enlarge it (docker run --shm-size)."
         )
 
 

@@ -14,7 +14,7 @@ from semcorr.core.coords import from_corner, from_view, to_corner, to_image, to_
 from semcorr.core.device import full_float32, read_clock
 from semcorr.core.errors import UserError
 from semcorr.core.files import write_json
-from semcorr.core.terminal import Terminal
+from semcorr.core.terminal import Terminal, format_score
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap
 from semcorr.data.tapvid import TapVid, TrackQueries, VideoTracks
@@ -232,10 +232,6 @@ def print_tracks(metrics: JsonMapping, title: str) -> None:
     for header in ("", "mean", *(f"{threshold} px" for threshold in THRESHOLDS)):
         table.add_column(header, justify="right" if header else "left")
     for name, mean, parts in (("delta", "delta_avg", "delta"), ("Jaccard", "AJ", "jaccard")):
-        table.add_row(name, *(_format_percent(value) for value in (scores[mean], *scores[parts].values())))
-    table.add_row("occlusion accuracy", _format_percent(scores["OA"]))
+        table.add_row(name, *(format_score(value) for value in (scores[mean], *scores[parts].values())))
+    table.add_row("occlusion accuracy", format_score(scores["OA"]))
     Terminal().print_table(table)
-
-
-def _format_percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

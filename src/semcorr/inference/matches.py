@@ -3,6 +3,7 @@
 import io
 import logging
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float
@@ -63,3 +64,8 @@ class Match(NamedTuple):
             log.warning("The match is not drawn: %s", error)
             return None
         return buffer.getvalue()
+
+
+def round_point(point: Sequence[float]) -> list[float]:
+    """Round coordinates to hundredths of a pixel."""
+    return [round(value, 2) for value in point]

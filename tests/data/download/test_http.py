@@ -11,6 +11,7 @@ import pytest
 from tiny_archives import Server, serving
 
 from semcorr.core.errors import UserError
+from semcorr.core.files import file_sha256
 from semcorr.data.download import http as fetch
 from semcorr.data.download.recipe import ArchiveInfo
 
@@ -47,7 +48,7 @@ def test_a_download_ends_with_the_servers_bytes_and_nothing_else(server, archive
     assert path.read_bytes() == CONTENT
     assert list(tmp_path.iterdir()) == [tmp_path / "a.zip"]
     assert fetch.remote_size(archive.url) == len(CONTENT)
-    assert fetch.file_sha256(path) == hashlib.sha256(CONTENT).hexdigest()
+    assert file_sha256(path) == hashlib.sha256(CONTENT).hexdigest()
 
 
 def test_a_killed_download_goes_on_where_it_was(server, archive, tmp_path):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from semcorr.data.colours import LUMA_WEIGHTS
 from semcorr.data.corruptions.blur import blur_along_line, magnify
 from semcorr.data.corruptions.corruption import Corruption
 
 Pixels = Float[np.ndarray, "h w 3"]
-GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue
 ROUGHNESS = 100.0  # of the first steps of a plasma
 
 
@@ -30,7 +30,7 @@ class Snow(Corruption):
         flakes = np.floor(np.where(flakes < threshold, 0, flakes).clip(0, 1) * 255) / 255
         flakes = blur_along_line(flakes, int(radius), length, generator.uniform(-135, -45))
         flakes = np.round(flakes * 255) / 255
-        white = np.maximum(image, (image @ GREY)[..., None] * 1.5 + 0.5)
+        white = np.maximum(image, (image @ LUMA_WEIGHTS)[..., None] * 1.5 + 0.5)
         return share * image + (1 - share) * white + (flakes + flakes[::-1, ::-1])[..., None]
 
 

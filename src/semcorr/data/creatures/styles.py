@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
+from semcorr.data.colours import LUMA_WEIGHTS
 from semcorr.data.creatures.scenery import Picture, apply_camera, cloud_noise
 
 Style = Literal["photo", "painting", "drawing", "cartoon"]
@@ -18,7 +19,6 @@ STYLES: tuple[Style, ...] = ("photo", "painting", "drawing", "cartoon")
 BRUSHES = (0.05, 0.025, 0.012)  # widths, from coarse to fine
 REPAINTED = 0.06  # a finer brush only touches where the coarser ones are this far off
 LEVELS = 6  # of a cartoon, in lightness and in colour
-GREY = np.array([0.299, 0.587, 0.114])  # luma of RGB
 
 
 class Scene(NamedTuple):
@@ -53,7 +53,7 @@ def paint_picture(image: Image.Image, rng: Generator) -> Image.Image:
     for width in (max(2.0, share * max(w, h)) for share in BRUSHES):
         smooth = image.filter(ImageFilter.GaussianBlur(width / 2))
         wanted = np.asarray(smooth, np.float32) / 255
-        slope_y, slope_x = np.gradient(wanted @ GREY)
+        slope_y, slope_x = np.gradient(wanted @ LUMA_WEIGHTS)
         off = np.abs(wanted - np.asarray(canvas, np.float32) / 255).mean(-1)
         xs, ys = np.meshgrid(np.arange(0, w, width * 0.7), np.arange(0, h, width * 0.7))
         middles = np.stack([xs.ravel(), ys.ravel()], 1) + rng.normal(0, width / 3, (xs.size, 2))
@@ -93,7 +93,7 @@ def draw_cartoon(image: Image.Image, outline: Bool[np.ndarray, "h w"]) -> Image.
     w, h = image.size
     smooth = image.filter(ImageFilter.GaussianBlur(0.006 * max(w, h))).filter(ImageFilter.ModeFilter(5))
     colour = np.asarray(smooth, np.float32) / 255
-    grey = (colour @ GREY)[..., None]
+    grey = (colour @ LUMA_WEIGHTS)[..., None]
     steps = [np.round(LEVELS * part) / LEVELS for part in (grey, 1.8 * (colour - grey))]
     flat = Image.fromarray(np.clip(255 * (steps[0] + steps[1]), 0, 255).astype(np.uint8))
     flat = flat.filter(ImageFilter.ModeFilter(7))
@@ -122,5 +122,5 @@ JUMP = 0.1  # difference of depth that is an edge, in trunk lengths
 
 def _saturate(colour: Float[np.ndarray, "*any 3"], factor: float) -> Float[np.ndarray, "*any 3"]:
     """Move colours away from their grey."""
-    grey = (colour @ GREY)[..., None]
+    grey = (colour @ LUMA_WEIGHTS)[..., None]
     return grey + factor * (colour - grey)

@@ -4,7 +4,6 @@ FILE.part grows beside FILE.part.json, which stores the server's validator of th
 rest is requested only while the validator is unchanged; FILE appears when complete.
 """
 
-import hashlib
 import json
 import re
 import time
@@ -37,12 +36,6 @@ def remote_size(url: str) -> int | None:
     except requests.RequestException:
         return None
     return _content_length(response) if response.ok else None
-
-
-def file_sha256(path: Path) -> str:
-    """Return the file's checksum, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download_archive(archive: ArchiveInfo, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 import semcorr
 from semcorr.core.errors import UserError
-from semcorr.core.files import require_writable, write_text
+from semcorr.core.files import file_sha256, require_writable, write_text
 from semcorr.core.text_files import JsonMapping, JsonObject, read_mapping
 from semcorr.data.download import http as fetch
 from semcorr.data.download.archive import DamagedError, extract
@@ -225,7 +225,7 @@ def archive_info(source: ArchiveSource, path: Path) -> JsonObject:
     Raises:
         UserError: Its checksum is not the official one, where that is known.
     """
-    checksum, expected = fetch.file_sha256(path), source.archive.sha256
+    checksum, expected = file_sha256(path), source.archive.sha256
     if expected and checksum != expected:
         remedy = _discard(source, path)
         raise UserError(f"{path} is not the official file: its sha256 is {checksum}, expected {expected}. {remedy}")
