@@ -9,7 +9,7 @@ import pytest
 from random_tables import CATEGORIES, batches, hand_made, table, tensors
 
 from semcorr.core.errors import UserError
-from semcorr.metrics.breakdown import category_mean, error_cdf, pck_from_predictions, subset_proportions
+from semcorr.metrics.breakdown import category_mean, pck_from_predictions, subset_proportions
 from semcorr.metrics.pck import ALPHAS, PCK, Tolerance
 from semcorr.metrics.predictions import is_correct, load_predictions, split_by_spec
 
@@ -124,20 +124,6 @@ def test_proportions_of_pairs_of_keypoints_and_of_pairs_category_by_category():
         "keypoints": 0.4,
         "category_pairs": (1 / 3 + 1) / 2,
     }
-
-
-@pytest.mark.parametrize("subset", ["all", "geo", "std"])
-def test_the_distribution_of_errors_is_per_point_pck_at_every_alpha(subset):
-    rows = load_predictions(table(batches(*SIZES)))
-    values, share = error_cdf(rows, subset)
-
-    assert (np.diff(values) > 0).all()
-    assert share[-1] == 1.0
-    for alpha in (0.01, 0.1, *values[::40].tolist()):
-        kept = rows.error[{"all": rows.error >= 0, "geo": rows.ambiguous, "std": ~rows.ambiguous}[subset]]
-        expected = sum(1 for error in kept.tolist() if error <= alpha) / len(kept)
-        at = np.searchsorted(values, alpha, side="right") - 1
-        assert (share[at] if at >= 0 else 0.0) == expected
 
 
 def test_errors_are_the_textbook_ones():

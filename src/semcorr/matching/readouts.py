@@ -67,9 +67,10 @@ def argmax(similarity: Float[Tensor, "b n h w"], best: Peak | None = None) -> Fl
 def bilinear_nn(
     similarity: Float[Tensor, "b n 4 h w"], weights: Float[Tensor, "b n 4"], best: Peak | None = None
 ) -> Float[Tensor, "b n 2"]:
-    """Blend the best cells of the four source cells around a point by its bilinear weights (NC-Net).
+    """Blend the best cells of the four source cells around a point by its bilinear weights.
 
-    It needs four queries per point: see `matching.batched.match_bilinear`.
+    It is the readout of NC-Net (Rocco et al. 2018), and needs four queries per point: see
+    `matching.batched.match_bilinear`.
 
     Args:
         similarity: Similarities of the four source cells around each point.
@@ -89,9 +90,10 @@ def bilinear_nn(
 def soft_argmax(
     similarity: Float[Tensor, "b n h w"], temperature: Temperature = 0.02, best: Peak | None = None
 ) -> Float[Tensor, "b n 2"]:
-    """Return the expected cell under a softmax over the whole map (SFNet; 0.02 as in GeoAware-SC).
+    """Return the expected cell under a softmax over the whole map (SFNet, Lee et al. 2019).
 
-    A second, distant mode pulls the result away from both; hence the two readouts below.
+    The temperature of 0.02 is that of GeoAware-SC. A second, distant mode pulls the result away from both; hence the
+    two readouts below.
     """
     similarity = _to_single(similarity)
     if not _allows_in_place(similarity):
@@ -107,10 +109,11 @@ def window_soft_argmax(
     outside: str = "none",
     best: Peak | None = None,
 ) -> Float[Tensor, "b n 2"]:
-    """Apply soft-argmax to a window x window square around the best cell ("Telling Left from Right", 4.3).
+    """Apply soft-argmax to a window x window square around the best cell.
 
-    The window is cut at the border. Cells outside it get no weight at all, or with `outside="zero"` that of
-    a similarity of 0: the released code multiplies the map by a mask, which leaves them e^0 each.
+    As in "Telling Left from Right" (Zhang et al. 2024), section 4.3. The window is cut at the border. Cells outside it
+    get no weight at all, or with `outside="zero"` that of a similarity of 0: the released code multiplies the map by a
+    mask, which leaves them e^0 each.
 
     Args:
         similarity: Similarity of every query with every cell.
@@ -183,7 +186,7 @@ def kernel_soft_argmax(
     temperature: Temperature = 0.03,
     best: Peak | None = None,
 ) -> Float[Tensor, "b n 2"]:
-    """Apply soft-argmax to the map times a Gaussian around the best cell (SFNet).
+    """Apply soft-argmax to the map times a Gaussian around the best cell (SFNet, Lee et al. 2019).
 
     The defaults are those of the unified benchmark's code.
 

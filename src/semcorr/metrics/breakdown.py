@@ -1,4 +1,4 @@
-"""PCK of a table, pooled in every published way; proportions of the geometry-aware subset; distribution of errors.
+"""PCK of a table, pooled in every published way; proportions of the geometry-aware subset.
 
 All of it follows from which keypoints are correct (`predictions.is_correct`, or another rule).
 """
@@ -43,7 +43,9 @@ def pck_from_predictions(
 
 
 def category_mean(category: dict[str, Scores]) -> JsonObject:
-    """Average over categories, with equal weight, and count those with a value: `point` is probe3d's macro recall.
+    """Average over categories, with equal weight, and count those with a value.
+
+    The mean of `point` is the macro recall that probe3d reports.
 
     >>> cat = {"all": {"image": {"0.1": 0.5}}}
     >>> category_mean({"cat": cat, "dog": {"all": {"image": {"0.1": 1.0}}}, "bus": {"all": {"image": {"0.1": None}}}})
@@ -74,17 +76,6 @@ def subset_proportions(rows: Predictions) -> dict[str, float]:
         "keypoints": float(rows.ambiguous.mean()),
         "category_pairs": float(np.mean(shares)),
     }
-
-
-def error_cdf(rows: Predictions, subset: str = "all") -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Return per-point PCK as a function of alpha: the distinct errors, and the share of keypoints up to each.
-
-    Args:
-        rows: Predictions of one readout and protocol.
-        subset: Keypoints that are counted: `all`, `geo` or `std`.
-    """
-    values, counts = np.unique(rows.error[subset_masks(rows)[subset]], return_counts=True)
-    return values, np.cumsum(counts) / max(counts.sum(), 1)
 
 
 LABELS: Mapping[str, Sequence[str]] = {

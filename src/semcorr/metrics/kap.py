@@ -1,5 +1,6 @@
-"""KAP: matching as detection, so that a match to a keypoint that is not visible has a cost (Spherical Maps).
+"""KAP: matching as detection, so that a match to a keypoint that is not visible has a cost.
 
+The definition is of "Viewpoint-Guided Spherical Maps" (Mariotti et al. 2024).
 Every keypoint visible in the source makes one guess within reach of its target and one beyond; the
 best similarities of both are ranked together, and their average precision is the score.
 """

@@ -91,7 +91,8 @@ def nearest_cells(
 def template_distances(image: ObjectCells, templates: Sequence[Sequence[ObjectCells]]) -> Float[Tensor, "sets poses"]:
     """Compute the distances of an image to the templates of every set.
 
-    As published, the image's object is matched with all of a template's image.
+    For the prediction of poses by scripts/predict_poses.py. As published, the image's object is matched with all of a
+    template's image.
 
     Args:
         image: Cells of the image.
@@ -125,7 +126,8 @@ def pose_accuracy(
 ) -> tuple[float, int]:
     """Return the share of correct predictions among images of the poses in `choice`, and the number of these images.
 
-    Poses are predicted among those in `choice` alone. Table 1's columns: left or right, front or back, all four.
+    For scripts/predict_poses.py. Poses are predicted among those in `choice` alone. Table 1's columns: left or right,
+    front or back, all four.
 
     Args:
         distances: Distances of each image to the templates of every set.

@@ -164,9 +164,9 @@ def adaptformer(
 ) -> None:
     """Freeze the backbone and add a bottleneck parallel to the feed-forward of every block.
 
-    As released: its input is the residual stream before the norm of the feed-forward, and its output is scaled and
-    added outside any LayerScale; ReLU; dropout in the middle. MARCO has `layernorm="in"` and a width of half the
-    channels, in nine blocks.
+    It is AdaptFormer (Chen et al. 2022), as released: its input is the residual stream before the norm of the
+    feed-forward, and its output is scaled and added outside any LayerScale; ReLU; dropout in the middle. MARCO has
+    `layernorm="in"` and a width of half the channels, in nine blocks.
 
     Args:
         backbone: Backbone to adapt, in place.
@@ -203,9 +203,9 @@ def adaptformer(
 def houlsby(backbone: Backbone, width: Count = 64, blocks: int | None = None) -> None:
     """Freeze the backbone and add two bottlenecks to every transformer block, after attention and feed-forward.
 
-    Each is a residual branch, before the block's addition and after its LayerScale, if there is one. The paper
-    starts them near the identity; here they start at it, to the bit. A block without attention gets one bottleneck
-    after it, of 1 x 1 convolutions: a residual adapter in series.
+    They are the adapters of Houlsby et al. 2019. Each is a residual branch, before the block's addition and after its
+    LayerScale, if there is one. Theirs start near the identity; here they start at it, to the bit. A block without
+    attention gets one bottleneck after it, of 1 x 1 convolutions: a residual adapter in series.
 
     Args:
         backbone: Backbone to adapt, in place.

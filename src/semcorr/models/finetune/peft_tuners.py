@@ -133,9 +133,9 @@ def lora(
 ) -> None:
     """Freeze the backbone and add `B @ A * alpha / rank` to the weights of linear layers and convolutions.
 
-    B starts at zero, so training starts from the backbone's own features, to the bit. By default the
-    queries and values are adapted, as in the paper. timm's DINOv2 computes queries, keys and values in one layer,
-    `qkv`: there the keys are adapted, too, through the one A that the three then share.
+    B starts at zero, so training starts from the backbone's own features, to the bit. By default the queries and values
+    are adapted, as in the paper (Hu et al. 2021). timm's DINOv2 computes queries, keys and values in one layer, `qkv`:
+    there the keys are adapted, too, through the one A that the three then share.
 
     Args:
         backbone: Backbone to adapt, in place.

@@ -12,7 +12,7 @@ from semcorr.models.heads.correlation import correlation, mutual_matching, sampl
 
 
 class CATs(nn.Module):
-    """Cost aggregation by attention (Cho et al., "CATs"), with one feature map and one block.
+    """Cost aggregation by attention (Cho et al. 2021, "CATs"), with one feature map and one block.
 
     A cell's token is its correlation with every cell of the other image, and its projected features. The
     correlation, after mutual matching, goes through the transformer with the target's cells as tokens, the input is

@@ -21,10 +21,9 @@ KernelSizes = int | Sequence[Sequence[int]]  # of a layer: one along all axes, o
 class Consensus(nn.Module):
     """Neighbourhood consensus: correlation, mutual matching, symmetric 4-D convolutions, mutual matching.
 
-    As in Rocco et al., "Neighbourhood Consensus Networks": zero padding, a bias and a ReLU after every layer,
-    also the last, and f(x) + f(x^T)^T, which swaps with the images. Theirs is 5-5-5 / 16-16-1 (180,033
-    weights), for 15 to 25 cells a side; the unified benchmark's for more cells is 3-3-3 / 8-8-1 (6,497).
-    Works on maps of any grid.
+    As in Rocco et al. 2018, "Neighbourhood Consensus Networks": zero padding, a bias and a ReLU after every layer, also
+    the last, and f(x) + f(x^T)^T, which swaps with the images. Theirs is 5-5-5 / 16-16-1 (180,033 weights), for 15 to
+    25 cells a side; the unified benchmark's for more cells is 3-3-3 / 8-8-1 (6,497). Works on maps of any grid.
 
     ANC-Net (Li et al., "Correspondence Networks with Adaptive Neighbourhood Consensus", section 3.2) looks at
     neighbourhoods of different size in the two images, for objects of different size: `[[3, 5], [5, 5]]` for a layer

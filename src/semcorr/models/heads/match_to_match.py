@@ -156,7 +156,7 @@ DEVICE_TOKENS = 2**20  # tokens of a part elsewhere: enough to keep the device b
 
 
 class MatchToMatch(nn.Module):
-    """Additive attention among the cells of a correlation (Kim et al., "TransforMatcher"), linear in their number.
+    """Additive attention among the cells of a correlation (Kim et al. 2022, "TransforMatcher"), linear in their number.
 
     As published: 16 channels a token, six layers of Fastformer's attention with 8 heads of 4 channels and rotary
     position encodings, and MLPs of four times the width, a norm before each; then one number per match. Works on maps

@@ -39,7 +39,8 @@ def sinkhorn(
 ) -> Float[Tensor, "b n m"]:
     """Compute the plan P of entropic optimal transport: the largest <P, similarity> + temperature * entropy of P.
 
-    The rows of P sum to `source_weights` exactly, its columns to `target_weights` after enough iterations.
+    By the iterations of Sinkhorn (Cuturi 2013). The rows of P sum to `source_weights` exactly, its columns to
+    `target_weights` after enough iterations.
 
     Args:
         similarity: Negative cost; a constant more or less in a row or a column changes nothing.
@@ -108,9 +109,10 @@ def add_dustbins(
     target_weights: Float[Tensor, "b m"],
     score: float,
 ) -> tuple[Float[Tensor, "b n+1 m+1"], Float[Tensor, "b n+1"], Float[Tensor, "b m+1"]]:
-    """Add a row and a column that take what finds no match better than `score` (SuperGlue; GECO's partial transport).
+    """Add a row and a column that take what finds no match better than `score` (partial transport).
 
-    Each bin has room for all mass of the other image, so the two masses need not be the same.
+    As in SuperGlue (Sarlin et al. 2020) and GECO. Each bin has room for all mass of the other image, so the two masses
+    need not be the same.
 
     Args:
         similarity: Similarity of every source cell with every target cell.

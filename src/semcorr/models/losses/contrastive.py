@@ -1,4 +1,4 @@
-"""CLIP's contrastive loss on the descriptors of a pair's keypoints."""
+"""CLIP's contrastive loss (Radford et al. 2021) on the descriptors of a pair's keypoints."""
 
 import math
 

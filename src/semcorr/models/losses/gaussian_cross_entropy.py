@@ -104,10 +104,10 @@ def gaussian_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Compute the cross-entropy between a Gaussian around the true cell and the softmax over all target cells.
 
-    As in SD4Match, the unified benchmark and MARCO: the probability map is read bilinearly on a
-    kernel x kernel grid of unit steps centred on the *continuous* true cell, and -log p there is
-    weighted by the normal density (`sigma` in cells). The mean is over the points in `mask` of each pair, then over
-    pairs, as in the unified benchmark. With no such point the loss is 0.
+    As in SD4Match (Li et al. 2024), the unified benchmark and MARCO: the probability map is read bilinearly on a kernel
+    x kernel grid of unit steps centred on the *continuous* true cell, and -log p there is weighted by the normal
+    density (`sigma` in cells). The mean is over the points in `mask` of each pair, then over pairs, as in the unified
+    benchmark. With no such point the loss is 0.
 
     All three drop the steps that leave the grid and leave the other weights as they are, so a point at the
     border counts less; `renormalise` makes every point's weights sum to 1 instead, which is ours. (They
