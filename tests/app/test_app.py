@@ -145,22 +145,22 @@ def test_pck_is_of_the_annotated_points_and_of_the_extent_that_was_chosen(begun)
 def test_the_json_says_model_points_matches_truths_and_versions(begun, models):
     marked = session.annotate_point(session.add_point(begun, (20, 30)), (31, 32))
     found = match_session(models, marked)
-    said = json.loads(json.dumps(session_to_dict(marked, found, "image")))
+    saved = json.loads(json.dumps(session_to_dict(marked, found, "image")))
 
-    (one,) = said["matches"]
+    (one,) = saved["matches"]
     assert one["source"] == [20, 30]
     assert one["truth"] == [31, 32]
     assert one["target"] == pytest.approx(found.match.points[0].tolist(), abs=0.01)
-    assert said["model"] == "backbone=tiny"
-    assert said["code"]["packages"]["torch"]
-    assert said["pck"]["annotated"] == 1
+    assert saved["model"] == "backbone=tiny"
+    assert saved["code"]["packages"]["torch"]
+    assert saved["pck"]["annotated"] == 1
 
 
-@pytest.mark.parametrize(("model", "told"), [("dinosaur", "is no backbone"), ("bob's", "no line of words")])
-def test_a_model_that_cannot_be_loaded_leaves_the_next_one_loadable(begun, models, model, told):
+@pytest.mark.parametrize(("model", "message"), [("dinosaur", "is no backbone"), ("bob's", "no line of words")])
+def test_a_model_that_cannot_be_loaded_leaves_the_next_one_loadable(begun, models, model, message):
     clicked = session.add_point(begun, (5, 5))
     before = match_session(models, clicked).match
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         match_session(models, begun._replace(model=model))
     assert_close(match_session(models, clicked).match.points, before.points)
 

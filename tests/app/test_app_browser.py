@@ -41,16 +41,16 @@ def page(served: tuple[str, Path]):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        asked, wrong = [], []
-        page.on("request", lambda request: asked.append(request.url))
+        requested, wrong = [], []
+        page.on("request", lambda request: requested.append(request.url))
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto(served[0])
         page.wait_for_selector("#b img")
         yield page
         browser.close()
-    assert any(one.startswith(url) for one in asked)
-    assert not [one for one in asked if not one.startswith((url, "data:", f"blob:{url}"))]
+    assert any(one.startswith(url) for one in requested)
+    assert not [one for one in requested if not one.startswith((url, "data:", f"blob:{url}"))]
     assert not wrong
 
 
@@ -84,8 +84,8 @@ def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
     places = [(0.45, 0.4), (0.3, 0.6)]
     for count, place in enumerate(places, 1):
         click(page, "#a", *place)
-        shown = rows(page, count)
-    for place, row in zip(places, shown, strict=True):
+        displayed = rows(page, count)
+    for place, row in zip(places, displayed, strict=True):
         share = (np.array(row["source"]) + 0.5) / a.size
         assert np.abs(share - place).max() < 2 / 500  # a pixel or two of the screen
         found = matcher.match(a, b, [row["source"]])
@@ -94,8 +94,8 @@ def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
 
     page.get_by_role("button", name="Mirror right").click()
     mirrored = b._replace(image=b.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-    expected = matcher.match(a, mirrored, [row["source"] for row in shown]).points
-    page.wait_for_function(f"!document.querySelector('#table').innerHTML.includes('{shown[0]['match'][0]}')")
+    expected = matcher.match(a, mirrored, [row["source"] for row in displayed]).points
+    page.wait_for_function(f"!document.querySelector('#table').innerHTML.includes('{displayed[0]['match'][0]}')")
     assert_close(torch.tensor([row["match"] for row in rows(page, 2)]), expected, atol=0.05, rtol=0)
 
     click(page, "#b", 0.5, 0.5)
@@ -103,9 +103,9 @@ def test_a_click_on_the_left_shows_the_match_where_the_matcher_says(page):
     assert len(re.findall(r"PCK@0\.(?:05|1|2)", page.locator("#pck").inner_text())) == 3
     with page.expect_download() as download:
         page.get_by_role("button", name="Save JSON").click()
-    said = json.loads(Path(download.value.path()).read_text())
-    assert said["target"]["mirrored"]
-    assert [one["truth"] is None for one in said["matches"]] == [True, False]
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert saved["target"]["mirrored"]
+    assert [one["truth"] is None for one in saved["matches"]] == [True, False]
     with page.expect_download() as download:
         page.get_by_role("button", name="Save PNG").click()
     with Image.open(download.value.path()) as image:
@@ -137,28 +137,28 @@ def drop(page, which: str, *paths: Path) -> None:
 def test_a_picture_dropped_on_a_side_is_opened_there(page, tmp_path):
     path = tmp_path / "own.png"
     Image.new("RGB", (600, 200), "teal").save(path)
-    shown = {side: page.locator(f"{side} img").get_attribute("src") for side in ("#a", "#b")}
+    displayed = {side: page.locator(f"{side} img").get_attribute("src") for side in ("#a", "#b")}
 
     drop(page, "#b", path)
 
     picture = "document.querySelector('#b img')"
     page.wait_for_function(f"{picture}.naturalWidth == 3 * {picture}.naturalHeight")
-    assert page.locator("#a img").get_attribute("src") == shown["#a"]
-    assert page.locator("#b img").get_attribute("src") != shown["#b"]
+    assert page.locator("#a img").get_attribute("src") == displayed["#a"]
+    assert page.locator("#b img").get_attribute("src") != displayed["#b"]
 
 
 def test_of_two_dropped_pictures_none_is_taken_without_a_word(page, tmp_path):
     paths = [tmp_path / name for name in ("a.png", "b.png")]
     for path in paths:
         Image.new("RGB", (60, 20)).save(path)
-    told: list[str] = []
-    page.on("dialog", lambda dialog: (told.append(dialog.message), dialog.accept()))
+    message: list[str] = []
+    page.on("dialog", lambda dialog: (message.append(dialog.message), dialog.accept()))
     before = page.locator("#a img").get_attribute("src")
 
     drop(page, "#a", *paths)
     drop(page, "#a")  # a text, for instance
 
-    assert told == ["Drop one picture at a time.", "Drop a picture file on the left or right picture."]
+    assert message == ["Drop one picture at a time.", "Drop a picture file on the left or right picture."]
     assert page.locator("#a img").get_attribute("src") == before
 
 
@@ -202,10 +202,10 @@ def test_a_run_that_was_made_meanwhile_is_chosen_from_the_list_and_its_matches_a
     page.wait_for_function("document.querySelector('#hint').innerText === 'Click a point in the left picture.'")
     click(page, "#a", 0.45, 0.4)
     page.wait_for_selector("text=read by argmax")
-    (shown,) = rows(page, 1)
+    (displayed,) = rows(page, 1)
     a, b = next(iter(pictures.draw_examples().values()))
-    found = Matcher.load(run, device="cpu").match(a, b, [shown["source"]])
-    assert_close(torch.tensor([shown["match"]]), found.points, atol=0.05, rtol=0)
+    found = Matcher.load(run, device="cpu").match(a, b, [displayed["source"]])
+    assert_close(torch.tensor([displayed["match"]]), found.points, atol=0.05, rtol=0)
 
 
 @pytest.mark.slow
@@ -216,10 +216,10 @@ def test_a_large_picture_is_reduced_and_its_points_are_told_in_its_own_pixels(pa
     chooser.value.set_files(tmp_path / "<i>large.jpg")
     page.wait_for_selector("text=The left picture is kept reduced; points are in its own 6000 x 3000 pixels.")
     click(page, "#a", 0.75, 0.5)
-    (shown,) = rows(page, 1)
-    assert shown["source"] == pytest.approx([4500, 1500], abs=30)
+    (displayed,) = rows(page, 1)
+    assert displayed["source"] == pytest.approx([4500, 1500], abs=30)
     with page.expect_download() as download:
         page.get_by_role("button", name="Save JSON").click()
-    said = json.loads(Path(download.value.path()).read_text())
-    assert said["source"]["size"] == [6000, 3000]
-    assert said["matches"][0]["source"] == pytest.approx(shown["source"], abs=0.01)
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert saved["source"]["size"] == [6000, 3000]
+    assert saved["matches"][0]["source"] == pytest.approx(displayed["source"], abs=0.01)

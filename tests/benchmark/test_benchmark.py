@@ -70,23 +70,23 @@ def test_a_naive_loop_finds_what_ours_finds_by_every_readout_that_both_define(ma
     points = to_image(
         torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 7.0]]), STRIDE
     )  # cell centres: nothing is interpolated
-    theirs = naive.LOOPS[name](source, target, points, STRIDE)
+    reference = naive.LOOPS[name](source, target, points, STRIDE)
     similarity = cosine_similarity(sample_descriptors(source[None], points[None], STRIDE), target[None])
 
     for key, i in match.SAME.items():
-        torch.testing.assert_close(theirs[key], match.READOUTS[i](similarity)[0], atol=1e-4, rtol=0)
-    torch.testing.assert_close(theirs["nearest"], torch.tensor([[2.0, 1.0], [5.0, 5.0], [8.0, 8.0]]))
-    torch.testing.assert_close(theirs["bilinear"], theirs["nearest"], atol=1e-3, rtol=0)
+        torch.testing.assert_close(reference[key], match.READOUTS[i](similarity)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(reference["nearest"], torch.tensor([[2.0, 1.0], [5.0, 5.0], [8.0, 8.0]]))
+    torch.testing.assert_close(reference["bilinear"], reference["nearest"], atol=1e-3, rtol=0)
 
 
 def test_the_unified_benchmarks_readouts_agree_with_ours_anywhere(maps):
     source, target = maps
     points = torch.rand(40, 2, generator=torch.Generator().manual_seed(1)) * (9 * STRIDE - 1)
-    theirs = naive.match_by_each_readout(source, target, points, STRIDE)
+    reference = naive.match_by_each_readout(source, target, points, STRIDE)
     similarity = Cosine()(FeatureMap(source[None], STRIDE), FeatureMap(target[None], STRIDE), points[None])
 
     for key, i in match.SAME.items():
-        torch.testing.assert_close(theirs[key], match.READOUTS[i](similarity)[0], atol=1e-3, rtol=0)
+        torch.testing.assert_close(reference[key], match.READOUTS[i](similarity)[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", naive.LOOPS)
@@ -98,9 +98,9 @@ def test_bilinear_nearest_blends_the_matches_of_the_four_cells_around(maps, name
 
 
 def test_a_disagreement_stops_the_benchmark():
-    theirs = {"cells": {key: [[0.0, 0.0]] for key in match.SAME}}
+    reference = {"cells": {key: [[0.0, 0.0]] for key in match.SAME}}
     with pytest.raises(RuntimeError, match=r"same cell for 0\.0%"):
-        match._agreement(theirs, {"cells": [[[1.0, 0.0]]] * 4, "centred": [[[1.0, 0.0]]] * 4}, "full correlation")
+        match._agreement(reference, {"cells": [[[1.0, 0.0]]] * 4, "centred": [[[1.0, 0.0]]] * 4}, "full correlation")
 
 
 def test_what_is_matched_has_3_to_20_points_a_pair_8_on_average():
@@ -272,10 +272,10 @@ def test_store_from_end_to_end(typed, tmp_path):
 
 def test_scaling_from_end_to_end(typed, tmp_path, monkeypatch):
     """At its smallest, with processes of training that are only asked for: two that train are below."""
-    asked: list[tuple] = []
+    requested: list[tuple] = []
 
     def together(work, arguments):
-        asked.append((work, *arguments))
+        requested.append((work, *arguments))
         return [measure.Measurement({"pairs": 2, "step": 0.5}, 10**9, None) for _ in arguments]
 
     monkeypatch.setattr(scaling, "measure_together", together)
@@ -299,7 +299,7 @@ def test_scaling_from_end_to_end(typed, tmp_path, monkeypatch):
     assert found["ratio"] == pytest.approx(slope)
     assert {count: part["speedup"] for count, part in found["train"].items()} == {"1": 1.0, "3": 3.0}
     assert found["floor"]["speedups"] == {"1": 1, "3": min(3, count_cores())}
-    assert [len(each) - 1 for each in asked] == [1, 3]
+    assert [len(each) - 1 for each in requested] == [1, 3]
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_a_process_that_encodes_is_timed_until_its_first_image():
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("match --pairs 7 --images 3", "--pairs 7: 3 images make up to 6 pairs"),
         ("match --naive-pairs 0", "--naive-pairs must be between 1 and"),
@@ -382,11 +382,11 @@ def test_a_process_that_encodes_is_timed_until_its_first_image():
         ("startup --tries 0", "--tries must be at least 1"),
     ],
 )
-def test_bad_input_ends_in_a_sentence_and_exit_code_2(line, told, tmp_path, monkeypatch):
+def test_bad_input_ends_in_a_sentence_and_exit_code_2(line, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, line.split())
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert result.stderr.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
 

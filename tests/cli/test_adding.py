@@ -25,7 +25,7 @@ PARTS = {0: (20, 30), 1: (90, 25), 2: (60, 70)}  # of a bird
 Command = Callable[..., subprocess.CompletedProcess]
 
 
-def shown(page: str) -> str:
+def read_diff(page: str) -> str:
     """The diff of a page."""
     (diff,) = re.findall(r"^```diff\n(.*?)^```$", (ROOT / "docs/adding" / f"{page}.md").read_text(), re.M | re.S)
     return diff
@@ -41,7 +41,7 @@ def added(tmp_path: Path) -> Callable[[str], Command]:
             shutil.copytree(ROOT / folder, tree / folder, ignore=LEFT_OUT)
         shutil.copy(ROOT / "pyproject.toml", tree)
         alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path)}  # not of a repository around it
-        subprocess.run(["git", "apply", "-"], cwd=tree, env=alone, input=shown(page), text=True, check=True)
+        subprocess.run(["git", "apply", "-"], cwd=tree, env=alone, input=read_diff(page), text=True, check=True)
         environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
 
         def run(*line: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess:
@@ -55,7 +55,9 @@ def added(tmp_path: Path) -> Callable[[str], Command]:
 
 @pytest.mark.parametrize("page", ["backbone", "head", "benchmark"])
 def test_the_diff_of_a_page_applies(page, tmp_path):
-    done = subprocess.run(["git", "apply", "--check", "-"], cwd=ROOT, input=shown(page), text=True, capture_output=True)
+    done = subprocess.run(
+        ["git", "apply", "--check", "-"], cwd=ROOT, input=read_diff(page), text=True, capture_output=True
+    )
 
     assert done.returncode == 0, done.stderr
 

@@ -236,7 +236,7 @@ def accepts_its_keys(node: Mapping) -> bool:
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(
-    ("verb", "line", "told"),
+    ("verb", "line", "message"),
     [
         (
             train,
@@ -254,10 +254,10 @@ def accepts_its_keys(node: Mapping) -> bool:
         (evaluate, "backbone=timm data=synthetic", "no value for `backbone.name`"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence_and_exit_code_2(typed, capfd, tmp_path, verb, line, told):
+def test_a_mistake_ends_in_a_sentence_and_exit_code_2(typed, capfd, tmp_path, verb, line, message):
     assert typed(verb, *line.split()) == 2
     error = capfd.readouterr().err
-    assert told in error
+    assert message in error
     assert "Traceback" not in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -85,7 +85,7 @@ def test_every_block_of_code_has_a_language(page):
 
 def test_the_reference_shows_public_names_one_by_one_and_every_choice():
     named = [name for page in DOCS.rglob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
-    shown = [shown_object(name) for name in named]
+    objects = [shown_object(name) for name in named]
     crossed = {name for page in DOCS.rglob("*.md") for name in re.findall(r"\]\[(semcorr[\w.]+)\]", prose(page))}
     targets = {
         target
@@ -95,9 +95,9 @@ def test_the_reference_shows_public_names_one_by_one_and_every_choice():
 
     assert len({*named}) == len(named)
     assert not [name for name in named if name.rpartition(".")[2].startswith("_")]
-    assert not [name for name, each in zip(named, shown, strict=True) if inspect.ismodule(each)]
-    assert not [name for name, each in zip(named, shown, strict=True) if callable(each) and not inspect.getdoc(each)]
-    assert not [name for name in sorted(targets) if not any(get_object(name) is each for each in shown)]
+    assert not [name for name, each in zip(named, objects, strict=True) if inspect.ismodule(each)]
+    assert not [name for name, each in zip(named, objects, strict=True) if callable(each) and not inspect.getdoc(each)]
+    assert not [name for name in sorted(targets) if not any(get_object(name) is each for each in objects)]
     assert crossed <= {*named}
 
 

@@ -104,13 +104,13 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"(?<![\w.])[+-]?\d+(?:\.\d+)?", text.replace(",", ""))]
 
 
-def shown(page: str, start: str) -> list[float]:
+def read_page_row(page: str, start: str) -> list[float]:
     """The numbers of the row of a page that begins with a text."""
     (row,) = re.findall(rf"^\| {re.escape(start)}(.*)$", (ROOT / page).read_text(), re.MULTILINE)
     return numbers(row)
 
 
-def told(output: str, *cells: str) -> list[float]:
+def read_row(output: str, *cells: str) -> list[float]:
     """The numbers of the first row of a printed table that begins with these cells."""
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.splitlines() if "│" in line]
     return next(numbers(" ".join(row[len(cells) :])) for row in rows if row[: len(cells)] == [*cells])
@@ -135,10 +135,10 @@ def test_the_quickstart_prints_what_it_shows(story):
 
     first = next(text for line, text in printed.items() if line.endswith("run_dir=runs/first"))
     for subset in ("all", "geo", "std"):
-        assert told(first, "per image", subset) == near(shown(page, f"per image, {subset}"))
+        assert read_row(first, "per image", subset) == near(read_page_row(page, f"per image, {subset}"))
     tuned = next(text for line, text in printed.items() if "experiment=demo" in line)
     (after,) = re.findall(r"from 25\.1 to ([\d.]+)", (ROOT / page).read_text())
-    assert told(tuned, "per image", "all")[2] == pytest.approx(float(after), abs=0.15)
+    assert read_row(tuned, "per image", "all")[2] == pytest.approx(float(after), abs=0.15)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_comparing_prints_what_it_shows(story):
     (table,) = (text for line, text in story(page).items() if "semcorr.compare" in line)
 
     for subset in ("all", "geo", "std"):
-        assert told(table, "per image", subset, "0.1") == near(shown(page, f"per image, {subset}"))
+        assert read_row(table, "per image", subset, "0.1") == near(read_page_row(page, f"per image, {subset}"))
 
 
 @pytest.mark.slow
@@ -158,12 +158,12 @@ def test_alignment_of_poses_prints_what_it_shows(story):
     (poses,) = (text for line, text in printed.items() if "predict_poses" in line)
 
     for kind, start in (("mirror", "azimuths mirrored"), ("same", "same azimuth"), ("other", "others")):
-        pairs, plain, _, _, adaptive, _, mirrored = told(gain, kind)
-        assert [pairs, plain, adaptive, mirrored] == near(shown(page, f"synthetic, {start}"))
+        pairs, plain, _, _, adaptive, _, mirrored = read_row(gain, kind)
+        assert [pairs, plain, adaptive, mirrored] == near(read_page_row(page, f"synthetic, {start}"))
     (sentence,) = re.findall(
         r"templates from three training images per pose: .*?front or\s+back", prose(ROOT / page), re.S
     )
-    accuracies = [told(poses, among)[1] for among in ("all four", "left or right", "front or back")]
+    accuracies = [read_row(poses, among)[1] for among in ("all four", "left or right", "front or back")]
     assert accuracies == near([float(number) for number in re.findall(r"([\d.]+)%", sentence)])
 
 

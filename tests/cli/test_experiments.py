@@ -52,8 +52,10 @@ def commands(text: str) -> list[tuple[str, str]]:
 def jobs(command: str) -> list[list[str]]:
     """What a sweep makes of a line: every combination of values told by commas, but for those of lists."""
     overrides = [word.partition("=") for word in command.split() if "=" in word]
-    told = [[f"{key}={value}" for value in re.split(r",(?![^\[]*\])", values)] for key, _, values in overrides]
-    return [expand_list_overrides(job) for job in itertools.product(*told)]
+    typed_overrides = [
+        [f"{key}={value}" for value in re.split(r",(?![^\[]*\])", values)] for key, _, values in overrides
+    ]
+    return [expand_list_overrides(job) for job in itertools.product(*typed_overrides)]
 
 
 @cache

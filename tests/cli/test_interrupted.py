@@ -249,10 +249,10 @@ def test_a_training_that_is_interrupted_says_what_it_has_and_goes_on(tiny, tmp_p
     program.send(signal.SIGINT, group=True)
 
     assert program.end() == 130
-    said = program.printed["err"].splitlines()[-1]
-    assert said.startswith("Interrupted (SIGINT) in epoch ")
-    assert f"of 1000. {run}/checkpoints/last.ckpt holds epoch " in said
-    assert said.endswith(f". Go on with: python -m semcorr.train checkpoint={run}")
+    output = program.printed["err"].splitlines()[-1]
+    assert output.startswith("Interrupted (SIGINT) in epoch ")
+    assert f"of 1000. {run}/checkpoints/last.ckpt holds epoch " in output
+    assert output.endswith(f". Go on with: python -m semcorr.train checkpoint={run}")
     assert "Traceback" not in program.printed["err"]
     assert {path.name for path in run.iterdir()} <= {"checkpoints", "config.yaml", "metrics.csv", ".lock"}
 
@@ -265,10 +265,10 @@ def test_a_sweep_that_is_interrupted_starts_no_other_job_and_none_has_failed(tin
     program.send(signal.SIGTERM)
 
     assert program.end() == 143
-    said = program.printed["err"]
-    assert "Interrupted (SIGTERM). 1 of 6 jobs are done. The same line with run_dir=S goes on\n" in said
-    assert "Traceback" not in said
-    assert "failed" not in said
+    output = program.printed["err"]
+    assert "Interrupted (SIGTERM). 1 of 6 jobs are done. The same line with run_dir=S goes on\n" in output
+    assert "Traceback" not in output
+    assert "failed" not in output
     assert json.loads((tmp_path / "S" / "0" / "metrics.json").read_text())["pairs"]
     assert not list(tmp_path.glob("S/*/error.txt"))
     assert not (tmp_path / "S" / "2" / "config.yaml").exists()
@@ -321,8 +321,8 @@ def test_an_evaluation_that_is_interrupted_leaves_its_features_in_the_store(crea
     program.send(getattr(signal, name), group=True)
 
     assert program.end() == (143 if name == "SIGTERM" else 130)
-    told = f"No scores were written. Features that were computed are in the store {tmp_path / 'store'}."
-    assert program.printed["err"].endswith(f"Interrupted ({name}). {told} Run the same line again\n")
+    message = f"No scores were written. Features that were computed are in the store {tmp_path / 'store'}."
+    assert program.printed["err"].endswith(f"Interrupted ({name}). {message} Run the same line again\n")
     assert "Traceback" not in program.printed["err"]
     assert len(list((tmp_path / "store").glob("*/*.safetensors"))) == 3
     assert not (tmp_path / "run").exists()

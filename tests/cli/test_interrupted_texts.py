@@ -66,8 +66,8 @@ def test_in_the_midst_of_several_files_those_that_are_there_are_told(tmp_path, c
     monkeypatch.setattr(Path, "replace", replace)
 
     assert interrupted(lambda: two_files(tmp_path / "out")) == 130
-    told = f"{tmp_path}/out/a is written. Run the same line again for what is not\n"
-    assert capfd.readouterr().err == f"Interrupted. {told}"
+    message = f"{tmp_path}/out/a is written. Run the same line again for what is not\n"
+    assert capfd.readouterr().err == f"Interrupted. {message}"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 
 
@@ -75,8 +75,8 @@ def test_after_the_last_file_all_are_told_and_not_those_of_another_command(tmp_p
     write_text(tmp_path / "before", "of another")
 
     assert interrupted(lambda: two_files(tmp_path / "out")) == 130
-    told = f"{tmp_path}/out/b and 1 other files are written. Run the same line again for what is not\n"
-    assert capfd.readouterr().err == f"Interrupted. {told}"
+    message = f"{tmp_path}/out/b and 1 other files are written. Run the same line again for what is not\n"
+    assert capfd.readouterr().err == f"Interrupted. {message}"
 
 
 def test_a_file_that_a_thread_has_written_is_told(tmp_path, capfd):
@@ -86,8 +86,8 @@ def test_a_file_that_a_thread_has_written_is_told(tmp_path, capfd):
         thread.join()
 
     assert interrupted(work) == 130
-    told = f"{tmp_path}/a is written. Run the same line again for what is not\n"
-    assert capfd.readouterr().err == f"Interrupted. {told}"
+    message = f"{tmp_path}/a is written. Run the same line again for what is not\n"
+    assert capfd.readouterr().err == f"Interrupted. {message}"
 
 
 def test_a_command_does_not_tell_the_files_of_the_one_before(tmp_path, capfd):
@@ -113,8 +113,8 @@ def test_an_interrupted_prune_counts_what_went(tmp_path, gone):
     for entry in entries[gone:]:
         entry.path.touch()
 
-    told = f"{gone} of 3 images' features that were to go are removed" if gone else "Nothing was removed"
-    assert _describe_removal(entries) == f"{told}. Run the same line again"
+    message = f"{gone} of 3 images' features that were to go are removed" if gone else "Nothing was removed"
+    assert _describe_removal(entries) == f"{message}. Run the same line again"
 
 
 @pytest.mark.parametrize("line", ["verify", "prune --all"])

@@ -150,13 +150,13 @@ def test_a_bad_place_is_told_before_the_work_and_nothing_is_left(
     monkeypatch.chdir(there)
     code = importlib.import_module(f"semcorr.{verb.split()[0]}").main(words)
 
-    said = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert code == 2
-    assert said.startswith("Error: ")
-    assert said.count("\n") == 1
-    assert option in said
+    assert output.startswith("Error: ")
+    assert output.count("\n") == 1
+    assert option in output
     named = [path for path in (bad, *bad.parents[:2]) if path not in there.parents]  # under which the inputs lie
-    assert any(str(path) in said for path in named)
+    assert any(str(path) in output for path in named)
     assert listing(tmp_path) == before
 
 

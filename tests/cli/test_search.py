@@ -113,7 +113,7 @@ def test_the_last_value_of_a_range_is_searched_whatever_its_steps_sum_to():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("seed=1", "nothing is searched"),
         ("seed=tag(wide,interval(0,1))", "of tags a search knows log"),
@@ -121,9 +121,9 @@ def test_the_last_value_of_a_range_is_searched_whatever_its_steps_sum_to():
         ("seed=interval(3,1)", "cannot be searched"),
     ],
 )
-def test_what_cannot_be_searched_is_told(text, told):
+def test_what_cannot_be_searched_is_told(text, message):
     pytest.importorskip("optuna")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         build_space(parse(text))
 
 
@@ -143,18 +143,18 @@ def test_four_trials_end_with_the_best_and_the_table_and_grow(typed, tmp_path, t
         patch.setattr(CorrespondenceModule, "test_step", broken)
         assert typed(evaluate, *line, "hydra.sweeper.n_trials=4", "hydra.sweeper.direction=maximize") == 2
 
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     scores = read_scores(tmp_path / "S")
     assert {*scores} == {"0", "2", "3"}
     best = max(scores, key=lambda name: scores[name])
-    assert "Trial 2 of 4, job 1: failed; the search goes on without it" in said.out
+    assert "Trial 2 of 4, job 1: failed; the search goes on without it" in output.out
     assert re.search(
         rf"Best of 4 trials, 1 of them without a number: job {best} with pck.all.point.0.1 = "
         rf"{scores[best]:.6g}, by localise.temperature=\d",
-        said.out,
+        output.out,
     )
-    assert said.out.index("Best of 4") < said.out.index("3 jobs, scored on synthetic val")
-    assert "Error: job S/1 failed" in said.err
+    assert output.out.index("Best of 4") < output.out.index("3 jobs, scored on synthetic val")
+    assert "Error: job S/1 failed" in output.err
     assert "The search is by" not in caplog.text  # it is by validation pairs
     temperatures = read_temperatures(tmp_path / "S")
     assert len({*temperatures.values()}) == 4
@@ -162,8 +162,8 @@ def test_four_trials_end_with_the_best_and_the_table_and_grow(typed, tmp_path, t
 
     assert typed(evaluate, *line, "hydra.sweeper.n_trials=5") == 0
 
-    said = capfd.readouterr().out
-    assert re.findall(r"^Job (\d):", said, re.MULTILINE) == ["1", "4"]
+    output = capfd.readouterr().out
+    assert re.findall(r"^Job (\d):", output, re.MULTILINE) == ["1", "4"]
     assert {name: value for name, value in read_temperatures(tmp_path / "S").items() if name != "4"} == temperatures
     assert {name: score for name, score in read_scores(tmp_path / "S").items() if name in scores} == scores
 
@@ -176,16 +176,16 @@ def test_choices_that_are_made_twice_are_run_once(typed, tmp_path, tiny, capfd, 
 
     assert typed(train, *line, *tiny, "run_dir=S") == 0
 
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     assert len(read_scores(tmp_path / "S")) == 2
-    assert "Trial 5 of 5" in said.out
-    assert "2 jobs, scored on synthetic test" in said.out
+    assert "Trial 5 of 5" in output.out
+    assert "2 jobs, scored on synthetic test" in output.out
     assert "The search is by the test split of `data`" in caplog.text
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (["objective=pck.all.images.0.1"], "Did you mean pck.all.image.0.1"),
         (["objective=tracking.AJ"], "metrics.json has no number tracking.AJ"),
@@ -194,16 +194,16 @@ def test_choices_that_are_made_twice_are_run_once(typed, tmp_path, tiny, capfd, 
         (["hydra.sweeper.n_trials=0"], "`hydra.sweeper.n_trials` must be at least 1"),
     ],
 )
-def test_a_mistake_is_told_before_the_first_job(typed, tmp_path, tiny, capfd, line, told):
+def test_a_mistake_is_told_before_the_first_job(typed, tmp_path, tiny, capfd, line, message):
     pytest.importorskip("optuna")
     assert typed(train, "-m", SEARCH, RATE, *QUICK, *tiny, *line, "run_dir=S") == 2
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err
     assert not (tmp_path / "S").exists()
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (["-m", SEARCH, RATE], "`hydra/sweeper` needs optuna, which is not installed: pip install 'semcorr[sweep]'"),
         ([SEARCH], "Add -m, or leave it out"),
@@ -211,11 +211,11 @@ def test_a_mistake_is_told_before_the_first_job(typed, tmp_path, tiny, capfd, li
         (["objective=pck"], "`objective`: metrics.json has no number pck. There are pck.SUBSET"),
     ],
 )
-def test_without_optuna_or_without_a_search(typed, tmp_path, tiny, capfd, monkeypatch, line, told):
+def test_without_optuna_or_without_a_search(typed, tmp_path, tiny, capfd, monkeypatch, line, message):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert typed(train, *line, *tiny, "run_dir=S") == 2
     err = capfd.readouterr().err
-    assert told in err
+    assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "S").exists()
 

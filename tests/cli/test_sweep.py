@@ -150,8 +150,8 @@ def build_backbone(run: Path):
 @pytest.mark.slow
 def test_read_outs_are_swept_by_their_short_names(typed, tmp_path, tiny):
     assert typed(evaluate, "-m", "localise=window_3,soft,kernel_2,argmax", *tiny, "run_dir=S") == 0
-    told = [scores(tmp_path / "S")[number]["localise"] for number in "0123"]
-    assert told == ["window_soft_argmax(window=3)", "soft_argmax", "kernel_soft_argmax(sigma=2.0)", "argmax"]
+    readouts = [scores(tmp_path / "S")[number]["localise"] for number in "0123"]
+    assert readouts == ["window_soft_argmax(window=3)", "soft_argmax", "kernel_soft_argmax(sigma=2.0)", "argmax"]
 
 
 def test_a_job_that_fails_stops_no_other_and_is_named_at_the_end(typed, tmp_path, tiny, capfd):
@@ -159,11 +159,11 @@ def test_a_job_that_fails_stops_no_other_and_is_named_at_the_end(typed, tmp_path
     line = ["-m", "finetune.blocks=99,1", *QUICK, *tiny, "data.steps=1", "trainer.max_epochs=1", "run_dir=S"]
     assert typed(train, *line) == 2
 
-    said = capfd.readouterr()
+    output = capfd.readouterr()
     assert set(scores(tmp_path / "S")) == {"1"}
-    assert "1 job, scored on synthetic test" in said.out
-    assert "Error: job S/0 failed (finetune.blocks=99" in said.err
-    assert "1 of 2 jobs failed; the same line with run_dir=S does those alone" in said.err
+    assert "1 job, scored on synthetic test" in output.out
+    assert "Error: job S/0 failed (finetune.blocks=99" in output.err
+    assert "1 of 2 jobs failed; the same line with run_dir=S does those alone" in output.err
     assert "99" in (tmp_path / "S" / "0" / "error.txt").read_text()
 
     assert typed(train, *line) == 2
@@ -212,20 +212,20 @@ def test_a_sweep_grows_and_changes_and_never_mixes(typed, tmp_path, tiny, encode
 @pytest.mark.slow
 def test_the_table_at_the_end_has_mean_and_spread_over_seeds(typed, tmp_path, tiny, capfd):
     assert typed(evaluate, "-m", "localise=argmax,window_5", "seed=1,2,3", *tiny, "run_dir=S") == 0
-    shown = capfd.readouterr().out.partition("6 jobs, scored on synthetic test")[2]
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    table = capfd.readouterr().out.partition("6 jobs, scored on synthetic test")[2]
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line]
     values = [100 * scores(tmp_path / "S")[number]["pck"]["all"]["image"]["0.1"] for number in "012"]
     mean = sum(values) / 3
     deviation = (sum((value - mean) ** 2 for value in values) / 2) ** 0.5
     assert [row[:2] for row in rows] == [["0, 1, 2", "argmax"], ["3, 4, 5", "window_5"]]
     assert rows[0][3] == f"{mean:.1f}±{deviation:.1f}"
-    assert "standard deviation over 3 seeds" in shown
+    assert "standard deviation over 3 seeds" in table
     assert deviation > 0.05
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("checkpoint=RUN", "`checkpoint` goes on with one training run, and a sweep has many"),
         (
@@ -236,11 +236,11 @@ def test_the_table_at_the_end_has_mean_and_spread_over_seeds(typed, tmp_path, ti
         ("hydra/launcher=submitit_slurm", "`hydra/launcher` needs submitit, which is not installed"),
     ],
 )
-def test_what_a_sweep_cannot_do_is_told_before_it_starts(typed, tmp_path, tiny, capfd, monkeypatch, line, told):
+def test_what_a_sweep_cannot_do_is_told_before_it_starts(typed, tmp_path, tiny, capfd, monkeypatch, line, message):
     for module in ("joblib", "ray", "submitit"):
         monkeypatch.setitem(sys.modules, module, None)
     assert typed(train, "-m", "seed=1,2", line, *tiny, "run_dir=S") == 2
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err
     assert not list((tmp_path / "S").glob("*/config.yaml"))
 
 

@@ -86,7 +86,7 @@ def test_a_job_whose_note_is_damaged_is_named_and_the_others_go_on(go_on, tmp_pa
 @pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 560), marks=pytest.mark.slow)])
 def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, seeds) -> None:
     """A seed's scores are never those of another seed; the other job is not touched."""
-    told = 0
+    damaged_count = 0
     for seed in seeds:
         folder = tmp_path / str(seed)
         for number in (0, 1):
@@ -107,8 +107,8 @@ def test_random_damage_to_a_note_names_it_or_has_its_job_done_again(tmp_path, se
         else:
             assert ran in ([], [1]), seed
             assert read_job_metrics(jobs[1])["of"] == 1, seed
-        told += bool(second.fault or ran)
-    assert told > len(seeds) / 3  # the rest is damage to what nobody reads: the overrides, white space
+        damaged_count += bool(second.fault or ran)
+    assert damaged_count > len(seeds) / 3  # the rest is damage to what nobody reads: the overrides, white space
 
 
 def test_two_folders_of_one_job_are_both_named(go_on, tmp_path) -> None:

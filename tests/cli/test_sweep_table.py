@@ -33,8 +33,8 @@ def test_pairs_and_tracks_have_a_table_each(tmp_path, capfd, order):
 
     assert print_summary(jobs[::order]) == 0
 
-    said = capfd.readouterr().out
-    pairs, tracks = said[said.index("spair test") :], said[said.index("tapvid_davis test") :]
+    output = capfd.readouterr().out
+    pairs, tracks = output[output.index("spair test") :], output[output.index("tapvid_davis test") :]
     assert "50.0" in pairs.partition("tapvid_davis test")[0]
     assert all(number in tracks for number in ("25.0", "75.0", "12.5"))
 
@@ -56,9 +56,9 @@ def test_the_exit_code_is_the_users_if_they_alone_are_to_blame(tmp_path, capfd, 
 
     assert print_summary(jobs) == code
 
-    said = capfd.readouterr().err
-    assert said.count("failed (seed=") == sum(map(bool, faults))
-    assert (f"the same line with run_dir={tmp_path} does those alone" in said) == bool(code)
+    output = capfd.readouterr().err
+    assert output.count("failed (seed=") == sum(map(bool, faults))
+    assert (f"the same line with run_dir={tmp_path} does those alone" in output) == bool(code)
 
 
 def test_a_key_that_was_taken_out_is_typed_like_any_other():

@@ -105,20 +105,20 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 
 
 @pytest.mark.sampled(8)
-@pytest.mark.parametrize(("line", "told"), WRONG, ids=[line for line, _ in WRONG])
-def test_it_is_told_and_nothing_is_left(typed, tmp_path, capfd, line, told):
+@pytest.mark.parametrize(("line", "message"), WRONG, ids=[line for line, _ in WRONG])
+def test_it_is_told_and_nothing_is_left(typed, tmp_path, capfd, line, message):
     parts = line.split(" ") if line.startswith("-m") or "project" in line or " ~" in line else [line]
 
     assert typed(train, [*BASE, *parts]) == 2
 
     error = capfd.readouterr().err
-    assert told in error
+    assert message in error
     assert ("Traceback" in error, error.count("Error: ")) == (False, 1)
     assert [*tmp_path.rglob("*")] == []
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("+loss.x=1", "Error: `+loss.x=1`: nothing reads `loss`. There are backbone, "),
         ("feature_dropout=0.1", "Error: unknown config key `feature_dropout`. See the keys with --cfg job."),
@@ -127,10 +127,10 @@ def test_it_is_told_and_nothing_is_left(typed, tmp_path, capfd, line, told):
         ("seed=x", "Error: `seed` must be a whole number, between 0 and 4294967295, got 'x'"),
     ],
 )
-def test_evaluate_tells_what_it_does_not_take_and_leaves_nothing(typed, tmp_path, capfd, line, told):
+def test_evaluate_tells_what_it_does_not_take_and_leaves_nothing(typed, tmp_path, capfd, line, message):
     assert typed(evaluate, [*BASE, line]) == 2
     error = capfd.readouterr().err
-    assert told in error
+    assert message in error
     assert ("Traceback" in error, error.count("Error: ")) == (False, 1)
     assert [*tmp_path.rglob("*")] == []
 
@@ -193,8 +193,8 @@ def check_damage(seed: int) -> None:
     try:
         cfg = composed([*BASE, changed])
     except Exception as error:
-        told = user_message(error, "train")
-        if told is None:
+        message = user_message(error, "train")
+        if message is None:
             raise AssertionError(changed) from error
         return
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

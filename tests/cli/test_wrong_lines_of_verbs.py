@@ -208,16 +208,16 @@ LINES = [f"{verb} {line}".strip() for verb, lines in WRONG.items() for line in l
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", LINES)
 def test_it_is_told_and_nothing_is_left(typed, place, case):
-    line, _, told = case.rpartition("-> ")
+    line, _, message = case.rpartition("-> ")
     before = listing(place)
 
-    code, said = typed(line)
+    code, output = typed(line)
 
-    assert code == 2, said
-    assert said.startswith("Error: ")
-    assert (said.count("\n"), "Traceback" in said) == (1, False)
-    assert told in said
-    assert len(said) < 500
+    assert code == 2, output
+    assert output.startswith("Error: ")
+    assert (output.count("\n"), "Traceback" in output) == (1, False)
+    assert message in output
+    assert len(output) < 500
     assert listing(place) == before
 
 

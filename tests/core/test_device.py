@@ -38,16 +38,16 @@ def test_similarities_are_not_in_tf32_inside_a_run_that_is():
 
 @pytest.mark.parametrize("function", [similarity.cosine_similarity, similarity.product_similarity])
 def test_every_similarity_asks_for_it(monkeypatch, function):
-    asked = []
+    requested = []
 
     def record(device_type: str):
-        asked.append(device_type)
+        requested.append(device_type)
         return full_float32(device_type)
 
     monkeypatch.setattr(similarity, "full_float32", record)
     function(torch.ones(1, 2, 3), torch.ones(1, 3, 4, 4))
 
-    assert asked == ["cpu"]
+    assert requested == ["cpu"]
 
 
 def test_the_clock_is_read_after_the_device_is_done_and_a_cpu_is_not_waited_for(monkeypatch):

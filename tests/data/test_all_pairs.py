@@ -103,9 +103,9 @@ def test_what_is_to_be_trained_on_is_what_the_batches_show(data):
 
     listed = {one.name for one in data.images_to_train_on(1)}
 
-    shown = {name for batch in data.train_dataloader() for name in batch.view.name}
-    assert shown <= listed
-    assert {name.removesuffix(" mirrored") for name in shown} == {name for name in listed if "mirrored" not in name}
+    loaded = {name for batch in data.train_dataloader() for name in batch.view.name}
+    assert loaded <= listed
+    assert {name.removesuffix(" mirrored") for name in loaded} == {name for name in listed if "mirrored" not in name}
 
 
 @pytest.mark.slow

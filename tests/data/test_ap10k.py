@@ -85,11 +85,11 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize(("told", "spoil"), MALFORMED.items(), ids=list(MALFORMED))
-def test_a_malformed_file_is_named_with_its_field(tmp_path, told, spoil):
+@pytest.mark.parametrize(("message", "spoil"), MALFORMED.items(), ids=list(MALFORMED))
+def test_a_malformed_file_is_named_with_its_field(tmp_path, message, spoil):
     edit_coco(write_ap10k(tmp_path, usual=2), "train", spoil)
 
-    with pytest.raises(UserError, match=rf"ap10k-train-split1\.json.*{told}"):
+    with pytest.raises(UserError, match=rf"ap10k-train-split1\.json.*{message}"):
         write_pairs(tmp_path)
 
 

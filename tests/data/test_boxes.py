@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from coco_forms import NAMES, SIZE, content, read, told, write
+from coco_forms import NAMES, SIZE, content, list_scored, read, write
 from tiny_benchmarks import picture
 
 from semcorr.core.errors import UserError
@@ -47,7 +47,7 @@ def test_boxes_are_read_in_their_layout_and_refused_in_the_other(tmp_path, seed,
     write(tmp_path / "xyxy", file_of(corners, points, sizes), files)
     write(tmp_path / "xywh", file_of([xywh(box) for box in corners], points, sizes), files)
 
-    right = [[one[-1] for one in told(read(tmp_path / layout, layout))] for layout in ("xyxy", "xywh")]
+    right = [[one[-1] for one in list_scored(read(tmp_path / layout, layout))] for layout in ("xyxy", "xywh")]
     assert [list(box) for box in right[0]] == corners
     assert [pytest.approx(box) for box in right[0]] == right[1]
 
@@ -82,7 +82,7 @@ def test_a_box_that_reaches_outside_is_used_as_it_is_and_said(tmp_path, caplog, 
     form = content()
     form["annotations"][0]["bbox"] = box
 
-    records = told(read(write(tmp_path, form)))
+    records = list_scored(read(write(tmp_path, form)))
 
     assert records[0][-1] == (box[0], box[1], box[0] + box[2], box[1] + box[3])
     assert "1 annotations have a `bbox` that reaches outside its image, and is used as it is (11)" in caplog.text
@@ -121,8 +121,8 @@ def test_a_box_makes_sense_by_its_image_and_its_keypoints(corners, points, sense
     assert is_plausible_box(corners, points, (10, 10)) is sense
 
 
-@pytest.mark.parametrize(("box", "said"), [("-5;-5;100;100", True), ("0;0;40;30", False), ("5;5;60;9", True)])
-def test_boxes_of_a_table_that_reach_outside_are_counted(tmp_path, caplog, box, said):
+@pytest.mark.parametrize(("box", "output"), [("-5;-5;100;100", True), ("0;0;40;30", False), ("5;5;60;9", True)])
+def test_boxes_of_a_table_that_reach_outside_are_counted(tmp_path, caplog, box, output):
     for name in "ab":
         picture(tmp_path / f"{name}.png", SIZE)
     (tmp_path / "pairs.csv").write_text(f"source_image,target_image,XA,YA,XB,YB,box\na.png,b.png,1,2,7,8,{box}\n")
@@ -131,4 +131,4 @@ def test_boxes_of_a_table_that_reach_outside_are_counted(tmp_path, caplog, box, 
 
     x1, y1, x2, y2 = map(float, box.split(";"))
     assert pair.extent == max(x2 - x1, y2 - y1)
-    assert ("1 boxes reach outside their image, and are used as they are" in caplog.text) is said
+    assert ("1 boxes reach outside their image, and are used as they are" in caplog.text) is output

@@ -39,7 +39,7 @@ def edit(root, old, new):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda root: edit(root, '"16,63,63,16"', '"16,x,63,16"'), "line 2: XA must be numbers"),
         (lambda root: edit(root, '"16,63,63,16"', '"16,63,63"'), "line 2: XA and YA must be an outline.*got 3 and 4"),
@@ -53,8 +53,8 @@ def edit(root, old, new):
         (lambda root: (root / "test_pairs_caltech_with_category.csv").unlink(), "holds none of test_pairs_caltech"),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, damage, told):
+def test_damage_is_told_before_anything_runs(tmp_path, damage, message):
     write_caltech(tmp_path)
     damage(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         caltech(tmp_path).setup("test")

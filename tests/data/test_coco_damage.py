@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from coco_forms import EXPECTED, FILES, content, read, told, write
+from coco_forms import EXPECTED, FILES, content, list_scored, read, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_damage import damage, refusal
@@ -66,15 +66,15 @@ def right(records: list[tuple], done: list[Place]) -> None:
     assert len({one[0] for one in records}) == len(records)
     for one in records:
         assert one[:4] == expected[one[0]][:4]
-        shown = [point for point, visible in zip(one[2], one[3], strict=True) if visible]
-        around = (*map(min, zip(*shown, strict=True)), *map(max, zip(*shown, strict=True)))
+        displayed = [point for point, visible in zip(one[2], one[3], strict=True) if visible]
+        around = (*map(min, zip(*displayed, strict=True)), *map(max, zip(*displayed, strict=True)))
         assert one[4] == expected[one[0]][4] or (one[0] in some and one[4] == around)
 
 
 def check(root: Path, draw: random.Random, seen: list[str]) -> None:
     text, done = damaged(draw)
     (root / "keypoints.json").write_bytes(text)
-    message = refusal(lambda: right(told(read(root)), done))
+    message = refusal(lambda: right(list_scored(read(root)), done))
     assert not message or (message.startswith(str(root)) and "official" not in message)
     seen.append("refused" if message else "read")
     refusal(lambda: read_annotations(root / "keypoints.json", root / "images"))

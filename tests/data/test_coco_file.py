@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-from coco_forms import EXPECTED, FILES, NAMES, SIZE, TOOLS, changed, content, read, told, write
+from coco_forms import EXPECTED, FILES, NAMES, SIZE, TOOLS, changed, content, list_scored, read, write
 from tiny_benchmarks import picture
 
 from semcorr.inference.transfer.annotations import read_annotations
@@ -13,7 +13,7 @@ from semcorr.inference.transfer.labels import skeleton_edges
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_the_form_of_each_tool_gives_the_same_records(tmp_path, tool):
-    assert told(read(write(tmp_path, TOOLS[tool]()))) == EXPECTED
+    assert list_scored(read(write(tmp_path, TOOLS[tool]()))) == EXPECTED
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -25,10 +25,10 @@ def test_transfer_reads_the_form_of_each_tool_with_the_ids_of_its_file(tmp_path,
     sheet = read_annotations(tmp_path / "keypoints.json", tmp_path / "images")
 
     (sources,) = sheet.sources.values()
-    assert [thing.photo.name for thing in sources] == [*FILES]
-    assert [thing.photo.id for thing in sources] == [image["id"] for image in form["images"]]
-    assert [thing.points.tolist() for thing in sources] == [points for _, _, points, _, _ in EXPECTED]
-    assert "new.jpg" in [thing.photo.name for thing in sheet.targets]
+    assert [target.photo.name for target in sources] == [*FILES]
+    assert [target.photo.id for target in sources] == [image["id"] for image in form["images"]]
+    assert [target.points.tolist() for target in sources] == [points for _, _, points, _, _ in EXPECTED]
+    assert "new.jpg" in [target.photo.name for target in sheet.targets]
     assert all(isinstance(bone, tuple) for kind in sheet.categories for bone in skeleton_edges(kind))
 
 
@@ -88,7 +88,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 def test_what_says_the_same_otherwise_is_read_the_same(tmp_path, change):
-    assert told(read(write(tmp_path, changed(change)))) == EXPECTED
+    assert list_scored(read(write(tmp_path, changed(change)))) == EXPECTED
 
 
 SAID = {
@@ -114,7 +114,7 @@ SAID = {
 @pytest.mark.parametrize(("change", "words"), SAID.values(), ids=SAID)
 def test_what_is_left_out_is_counted_and_the_rest_is_read(tmp_path, caplog, change, words):
     with caplog.at_level(logging.WARNING):
-        assert told(read(write(tmp_path, changed(change)))) == EXPECTED[1:]
+        assert list_scored(read(write(tmp_path, changed(change)))) == EXPECTED[1:]
     assert words in caplog.text
 
 
@@ -133,7 +133,7 @@ def test_the_box_of_the_keypoints_serves_where_there_is_none_and_is_said(tmp_pat
     drop = (lambda c: c["annotations"][0].pop("bbox")) if case == "absent" else put("annotations", bbox=SUPPOSED[case])
 
     with caplog.at_level(logging.WARNING):
-        first, second = told(read(write(tmp_path, changed(drop))))
+        first, second = list_scored(read(write(tmp_path, changed(drop))))
 
     assert first == (*EXPECTED[0][:4], (10.5, 5.0, 12.0, 6.0))
     assert second == EXPECTED[1]
@@ -157,7 +157,7 @@ TOLD = {
 @pytest.mark.parametrize(("change", "words"), TOLD.values(), ids=TOLD)
 def test_what_is_supposed_is_said_and_read(tmp_path, caplog, change, words):
     with caplog.at_level(logging.WARNING):
-        assert told(read(write(tmp_path, changed(change)))) == EXPECTED
+        assert list_scored(read(write(tmp_path, changed(change)))) == EXPECTED
     assert words in caplog.text
 
 
@@ -167,13 +167,13 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path, encoding):
     mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
     (tmp_path / "keypoints.json").write_bytes((mark + json.dumps(content())).encode(encoding))
 
-    assert told(read(tmp_path)) == EXPECTED
+    assert list_scored(read(tmp_path)) == EXPECTED
 
 
 def test_ids_that_are_there_as_number_and_as_text_are_two(tmp_path):
     form = content()
     form["images"][1]["id"] = form["annotations"][1]["image_id"] = "1"
-    assert told(read(write(tmp_path, form))) == EXPECTED
+    assert list_scored(read(write(tmp_path, form))) == EXPECTED
 
 
 def test_names_of_folders_and_files_made_on_windows_and_by_label_studio_are_found(tmp_path):

@@ -296,11 +296,11 @@ def test_jpeg_has_its_quality(severity):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [({"severity": 0}, "corrupt.severity.*1 and 5"), ({"images": "source"}, "corrupt.images.*both, target")],
 )
-def test_what_is_out_of_range_is_refused(options, told):
-    with pytest.raises(UserError, match=told):
+def test_what_is_out_of_range_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
         Fog(**options)
 
 

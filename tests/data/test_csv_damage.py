@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_damage import damage, refusal
-from test_csv_tables import HEADER, PLAIN, ROWS, comma, text, told, write
+from test_csv_tables import HEADER, PLAIN, ROWS, comma, list_scored, text, write
 
 JUNK = ["x", "nan", "inf", "1e400", "1,234", "1,5", "1;", ";", "1;2;3;4;5", '"', "1 2", "-", "\t"]
 JUNK += ["http://a.org/a.png", "\\", "\0", "é", ""]
@@ -65,18 +65,18 @@ COUNTS = pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.ma
 
 @COUNTS
 def test_how_a_program_writes_a_table_does_not_matter(tmp_path, count):
-    expected = told(write(tmp_path, PLAIN))
+    expected = list_scored(write(tmp_path, PLAIN))
 
     def each(draw: random.Random) -> None:
         (tmp_path / "pairs.csv").write_bytes(dressed(draw))
-        assert told(tmp_path) == expected
+        assert list_scored(tmp_path) == expected
 
     repeated(count, each)
 
 
 @COUNTS
 def test_damage_to_a_cell_is_the_same_answer_or_one_sentence(tmp_path, count):
-    expected, seen = told(write(tmp_path, PLAIN)), []
+    expected, seen = list_scored(write(tmp_path, PLAIN)), []
 
     def each(draw: random.Random) -> None:
         (tmp_path / "pairs.csv").write_bytes(spoilt(draw))
@@ -89,7 +89,7 @@ def test_damage_to_a_cell_is_the_same_answer_or_one_sentence(tmp_path, count):
 
 
 def same(root: Path, expected: list[tuple]) -> None:
-    assert told(root) == expected
+    assert list_scored(root) == expected
 
 
 @COUNTS
@@ -98,5 +98,5 @@ def test_damage_to_its_bytes_is_no_traceback(tmp_path, count):
     failed = 0
     for seed in range(count):
         (tmp_path / "pairs.csv").write_bytes(damage(PLAIN.encode(), seed))
-        failed += bool(refusal(lambda: told(tmp_path)))
+        failed += bool(refusal(lambda: list_scored(tmp_path)))
     assert failed > count // 2

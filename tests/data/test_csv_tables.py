@@ -31,7 +31,7 @@ def write(root, content: str | bytes, stems=("one", "two")):
     return root
 
 
-def told(root) -> list[tuple]:
+def list_scored(root) -> list[tuple]:
     """What is scored, of each pair; files and lines aside."""
     return [
         (pair.category, pair.extent, *(
@@ -43,7 +43,7 @@ def told(root) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    return told(write(tmp_path_factory.mktemp("plain"), text()))
+    return list_scored(write(tmp_path_factory.mktemp("plain"), text()))
 
 
 def comma(rows=ROWS) -> list[list[str]]:
@@ -95,7 +95,7 @@ HARMLESS = {
 
 @pytest.mark.parametrize("content", HARMLESS.values(), ids=HARMLESS)
 def test_what_says_the_same_otherwise_is_read_the_same(tmp_path, expected, content):
-    assert told(write(tmp_path, content)) == expected
+    assert list_scored(write(tmp_path, content)) == expected
 
 
 def test_windows_1252_is_read_where_its_paths_make_sense_and_is_said(tmp_path, caplog):
@@ -175,7 +175,7 @@ def test_what_cannot_be_read_is_one_sentence_with_file_and_line(tmp_path, conten
     write(tmp_path, content)
 
     with pytest.raises(UserError, match=r"pairs\.csv") as error:
-        told(tmp_path)
+        list_scored(tmp_path)
 
     assert all(word in str(error.value) for word in words), str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -186,21 +186,21 @@ def test_points_that_are_fractions_of_the_sides_are_refused(tmp_path):
     write(tmp_path, text(rows))
 
     with pytest.raises(UserError, match=r"pairs\.csv: all its points are from 0 to 1.*Multiply"):
-        told(tmp_path)
+        list_scored(tmp_path)
 
 
 def test_lines_are_counted_with_what_is_passed_over(tmp_path):
     write(tmp_path, "sep=;\r\n\r\n" + text(delimiter=";") + ";;;;;;;\r\n\r\nx;y;1;2;3;4;cup;\r\n")
 
     with pytest.raises(UserError, match="line 8"):
-        told(tmp_path)
+        list_scored(tmp_path)
 
 
 def test_columns_that_are_not_read_are_named(tmp_path, caplog):
     write(tmp_path, text([[*r, "1"] for r in ROWS], [*HEADER, "bbox"]))
 
     with caplog.at_level(logging.WARNING):
-        told(tmp_path)
+        list_scored(tmp_path)
 
     assert "the columns 'bbox' are not read" in caplog.text
 

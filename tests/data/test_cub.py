@@ -149,7 +149,7 @@ def test_across_species_few_images_give_all_pairs_that_share_enough(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("table", "old", "new", "told"),
+    ("table", "old", "new", "message"),
     [
         ("images", "4 001", "4 ../001", r"images\.txt, image 4,"),
         ("images", "Bird_0004", "Bird_0044", r"Bird_0044_796115\.jpg, which does not exist"),
@@ -165,10 +165,10 @@ def test_across_species_few_images_give_all_pairs_that_share_enough(tmp_path):
         ("parts/part_locs", "4 2 6.0 4.0 1\n", "", r"image 4: part_locs\.txt has no line '4 2'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, table, old, new, told):
+def test_what_is_wrong_is_named(tmp_path, table, old, new, message):
     root = write_cub(tmp_path)
     change(root, table, old, new)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         cub(root).pairs("test")
     assert str(root) in str(error.value)
 

@@ -67,7 +67,7 @@ def break_list(root, text):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda root: break_list(root, "a\na\n"), r"val\.txt names the video a twice"),
         (lambda root: break_list(root, "\n"), r"val\.txt names no video"),
@@ -84,10 +84,10 @@ def break_list(root, text):
         ),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, damage, told):
+def test_damage_is_told_before_anything_runs(tmp_path, damage, message):
     write_davis(tmp_path, a=still())
     damage(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         davis(tmp_path).setup("test")
 
 

@@ -18,9 +18,9 @@ from semcorr.train import train
 def pair_of(visible: tuple[int, ...], other: tuple[int, ...], rows: int = 6, **options) -> PairRecord:
     images = []
     for ids in (visible, other):
-        shown = torch.zeros(rows, dtype=torch.bool)
-        shown[list(ids)] = True
-        images.append(ImageRecord(f"{ids}", Path(), (9, 9), torch.zeros(rows, 2), shown, (0.0, 0.0, 8.0, 8.0)))
+        displayed = torch.zeros(rows, dtype=torch.bool)
+        displayed[list(ids)] = True
+        images.append(ImageRecord(f"{ids}", Path(), (9, 9), torch.zeros(rows, 2), displayed, (0.0, 0.0, 8.0, 8.0)))
     return PairRecord("pair", options.pop("category", "cat"), *images, 8.0, **options)
 
 

@@ -167,13 +167,13 @@ def test_images_of_similar_names_have_features_of_their_own(errors, kind):
 
 def test_images_that_differ_by_their_ending_are_told_apart_or_refused(errors):
     """Never is one's answer the other's."""
-    expected, told = errors(["a.png", "b.webp"]), ""
+    expected, message = errors(["a.png", "b.webp"]), ""
     try:
         found = errors(["x.png", "x.webp"])
     except UserError as error:
-        told = str(error)
+        message = str(error)
 
-    assert "two images are called" in told if told else found == expected
+    assert "two images are called" in message if message else found == expected
 
 
 def test_two_pictures_of_equal_content_are_stored_once_and_both_have_it(errors, tmp_path):
@@ -224,10 +224,10 @@ def test_pictures_of_similar_names_are_each_drawn_and_told(tmp_path, monkeypatch
     code = match.main([*line, "--out", str(tmp_path / "out")])
 
     assert not code, capsys.readouterr().err
-    told = json.loads((tmp_path / "out/matches.json").read_text())["targets"]
-    assert sorted(Path(one["target"]).name for one in told) == sorted(files)
-    assert len({one["image"].casefold() for one in told}) == len(files)
-    for one in told:  # the right half of each is its own target
+    targets = json.loads((tmp_path / "out/matches.json").read_text())["targets"]
+    assert sorted(Path(one["target"]).name for one in targets) == sorted(files)
+    assert len({one["image"].casefold() for one in targets}) == len(files)
+    for one in targets:  # the right half of each is its own target
         with Image.open(tmp_path / "out" / one["image"]) as drawn, Image.open(one["target"]) as target:
             half = drawn.convert("RGB").crop((drawn.width - 640, 0, drawn.width, 480)).resize((16, 12))
             off = np.asarray(half).astype(int) - np.asarray(target.convert("RGB").resize((16, 12)))

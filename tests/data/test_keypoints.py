@@ -170,8 +170,10 @@ def test_geo_aware_renumbers_ids_by_list_order_and_we_keep_them(benchmark, categ
     """A regression test: a target that shows two twins and no more is found by true ids and missed by new ones."""
     groups, ids = symmetry_groups(benchmark, category), sorted(keypoint_names(benchmark, category))
     visible = torch.zeros(30, dtype=torch.bool)
-    theirs = [set(item) for item in renumbered(groups, ids) if len(item) > 1]
-    twins = next(two for group in groups for two in combinations(group, 2) if not any({*two} <= one for one in theirs))
+    new_groups = [set(item) for item in renumbered(groups, ids) if len(item) > 1]
+    twins = next(
+        two for group in groups for two in combinations(group, 2) if not any({*two} <= one for one in new_groups)
+    )
     visible[list(twins)] = True
 
     assert geometry_aware_mask(visible, visible, groups).nonzero().flatten().tolist() == sorted(twins)

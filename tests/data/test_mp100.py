@@ -84,7 +84,7 @@ def test_an_object_without_a_visible_point_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "told"),
+    ("file", "change", "message"),
     [
         (
             "pairs/pairs_furniture.json",
@@ -97,10 +97,10 @@ def test_an_object_without_a_visible_point_is_none(tmp_path):
         (TEST, lambda content: content.pop("images"), "no field `images`"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, file, change, told):
+def test_what_is_wrong_is_named(tmp_path, file, change, message):
     root = write_mp100(tmp_path)
     edit(root / file, change)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         mp100(root, subset="furniture").pairs("test")
 
 

@@ -45,7 +45,7 @@ STARTS = {  # first bytes, what they are taken for, and the remedy
 
 @pytest.mark.parametrize("kind", STARTS)
 def test_what_a_file_is_and_what_to_do_is_said(tmp_path, kind):
-    start, told, remedy = STARTS[kind]
+    start, message, remedy = STARTS[kind]
     path = tmp_path / "a.jpg"
     path.write_bytes(start)
 
@@ -53,7 +53,7 @@ def test_what_a_file_is_and_what_to_do_is_said(tmp_path, kind):
         with pytest.raises(UserError) as error:
             read(path)
         assert str(error.value).startswith(f"{path} is damaged or not an image: it seems to be ")
-        assert told in str(error.value)
+        assert message in str(error.value)
         if read is load_picture or remedy != REPLACE:
             assert str(error.value).endswith(remedy)
 
@@ -76,7 +76,7 @@ ORIENTATIONS = {  # type of the field, its count and value; whether it turns, an
 
 @pytest.mark.parametrize("case", ORIENTATIONS)
 def test_an_orientation_of_an_odd_type_turns_or_is_said(tmp_path, caplog, case):
-    kind, count, value, turns, told = ORIENTATIONS[case]
+    kind, count, value, turns, message = ORIENTATIONS[case]
     stored = np.ascontiguousarray(TURNS[6](PIXELS)) if turns else PIXELS
     path = tmp_path / "a.webp"
     Image.fromarray(stored).save(path, lossless=True, exif=exif_of(kind, count, value))
@@ -84,8 +84,8 @@ def test_an_orientation_of_an_odd_type_turns_or_is_said(tmp_path, caplog, case):
     with caplog.at_level(logging.WARNING):
         assert np.array_equal(np.asarray(load_picture(path).image), PIXELS)
     assert measure_picture(path).size == PIXELS.shape[1::-1]
-    assert told in caplog.text
-    assert bool(caplog.text) is bool(told)
+    assert message in caplog.text
+    assert bool(caplog.text) is bool(message)
 
 
 @pytest.mark.parametrize("folder", ["__MACOSX", "@eaDir", "$RECYCLE.BIN", ".thumbnails"])

@@ -197,9 +197,11 @@ def test_a_benchmark_of_ones_own_counts_its_animations(tmp_path, caplog):
 
     PairsCSV(root=str(root), size=32).pairs("test")
 
-    told = [message for message in caplog.messages if "several frames" in message]
-    assert len(told) == 1
-    assert told[0].startswith(f"{root / 'pairs.csv'}: 6 images (a.apng, b.apng, a.webp and 3 more) hold several frames")
+    warnings = [message for message in caplog.messages if "several frames" in message]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        f"{root / 'pairs.csv'}: 6 images (a.apng, b.apng, a.webp and 3 more) hold several frames"
+    )
 
 
 def test_pairs_of_ones_own_are_sized_and_read_upright(tmp_path):

@@ -59,7 +59,7 @@ def change_tree(file: Path, change: Callable[[dict], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda c: c["images"].append(c["images"][0] | {"file_name": "bed/b.jpg"}), "two of `images` have the id 0"),
         (lambda c: c["images"][0].pop("id"), "images[0]: no field `id`"),
@@ -72,10 +72,10 @@ def change_tree(file: Path, change: Callable[[dict], object]) -> None:
         (lambda c: c["annotations"][0].update(bbox=[9, 9, -1, 4]), "width, height; correct it."),
     ],
 )
-def test_what_is_wrong_with_an_object_of_mp100_is_named(tmp_path, change, told):
+def test_what_is_wrong_with_an_object_of_mp100_is_named(tmp_path, change, message):
     root = write_mp100(tmp_path)
     change_tree(root / TEST, change)
-    assert told in refusal(lambda: read_mp100(root))
+    assert message in refusal(lambda: read_mp100(root))
 
 
 def test_ids_of_mp100_may_be_texts_and_an_entry_may_be_there_twice(tmp_path):
@@ -93,7 +93,7 @@ def test_ids_of_mp100_may_be_texts_and_an_entry_may_be_there_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         (lambda c: c.update(semantic_overlap=None), "field `semantic_overlap` is None; it must be a list"),
         (lambda c: c.update(src_keypoints=7), "field `src_keypoints` is 7; it must be a list"),
@@ -103,11 +103,11 @@ def test_ids_of_mp100_may_be_texts_and_an_entry_may_be_there_twice(tmp_path):
         (lambda c: c["trg_keypoints"][0].update(concept_id=[1]), "`concept_id` is [1]"),
     ],
 )
-def test_what_is_wrong_with_a_pair_of_soco_is_named(tmp_path, change, told):
+def test_what_is_wrong_with_a_pair_of_soco_is_named(tmp_path, change, text):
     root = write_soco(tmp_path)
     change_tree(root / PAIR, change)
     message = refusal(lambda: read_soco(root))
-    assert told in message
+    assert text in message
     assert message.startswith(str(root / PAIR))
 
 

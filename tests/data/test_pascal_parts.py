@@ -73,7 +73,7 @@ def test_an_object_with_one_part_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda root: write_parts(root, "a.jpg,b.jpg,dog"), r"b\.mat has no object of the class 'dog'"),
         (lambda root: write_parts(root, "a.jpg,c.jpg,cat"), r"c\.jpg, which does not exist"),
@@ -95,8 +95,8 @@ def test_an_object_with_one_part_is_read(tmp_path):
         (lambda root: (root / "pairs.csv").unlink(), r"pairs\.csv does not exist"),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, damage, told):
+def test_damage_is_told_before_anything_runs(tmp_path, damage, message):
     write_parts(tmp_path)
     damage(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         parts(tmp_path).setup("test")

@@ -136,7 +136,7 @@ def test_match_names_what_it_does_not_read_and_transfer_too(tmp_path, caplog):
     (tmp_path / "a.json").write_text(json.dumps(content))
     sheet = read_annotations(tmp_path / "a.json", folder)
 
-    assert [thing.photo.name for thing in sheet.targets] == ["a.jfif", "c.png"]
+    assert [target.photo.name for target in sheet.targets] == ["a.jfif", "c.png"]
     assert "many: 1 not read as images: b.heic" in caplog.text
 
 
@@ -231,13 +231,13 @@ NO_PICTURES = {
 @pytest.mark.parametrize("kind", NO_PICTURES)
 @pytest.mark.parametrize("read", [load_picture, lambda path: read_whole(path, upright=True)])
 def test_what_cannot_be_shown_is_one_sentence_with_its_name(tmp_path, kind, read):
-    write, told = NO_PICTURES[kind]
+    write, message = NO_PICTURES[kind]
 
     with pytest.raises(UserError) as caught:
         read(write(tmp_path / "a.jpg"))
 
     assert str(caught.value).startswith(str(tmp_path / "a.jpg"))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("way", [*WAYS, "MPO"])
@@ -251,12 +251,12 @@ def test_a_file_cut_anywhere_is_a_picture_or_a_sentence(tmp_path, way):
     for end in (0, 9, *random.integers(10, len(content), 6).tolist(), len(content) - 1):
         whole.write_bytes(content[:end])
         for read in (load_picture, measure_picture, lambda path: read_whole(path, upright=True)):
-            told = str(whole)
+            message = str(whole)
             try:
                 read(whole)
             except UserError as error:
-                told = str(error)
-            assert str(whole) in told
+                message = str(error)
+            assert str(whole) in message
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (1, 300)])

@@ -138,9 +138,9 @@ def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_the
     (tmp_path / "empty.jpg").touch()
 
     for name in ("cut.jpg", "text.jpg", "empty.jpg", "missing.jpg", "."):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as message:
             load_picture(tmp_path / name)
-        assert str(tmp_path / name) in str(told.value)
+        assert str(tmp_path / name) in str(message.value)
 
 
 @pytest.mark.parametrize(

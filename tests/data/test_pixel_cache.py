@@ -111,9 +111,9 @@ def test_nobody_pays_for_a_cache_that_pixels_do_not_need(data):
 def test_batches_of_images_come_from_the_cache_too(data, decoded):
     data.all_pairs, data.steps, data.cache_gb = 3, 12, 1.0
 
-    shown = {name for batch in data.train_dataloader() for name in batch.view.name}
+    loaded = {name for batch in data.train_dataloader() for name in batch.view.name}
 
-    assert decoded == dict.fromkeys(shown, 1)
+    assert decoded == dict.fromkeys(loaded, 1)
 
 
 def test_more_than_the_shared_memory_is_refused_before_it_ends_the_process(monkeypatch):

@@ -91,9 +91,9 @@ def test_a_batch_has_its_mirror_images_with_pixels_and_without(data):
 def test_what_is_to_be_trained_on_has_every_mirror_image(data):
     for data.all_pairs in (None, 3):
         listed = {one.name for one in data.images_to_train_on(1)}
-        shown = {name for batch in data.train_dataloader() for name in batch_views(batch)[0]}
-        assert shown <= listed
-        assert any(name.endswith(" mirrored") for name in shown)
+        loaded = {name for batch in data.train_dataloader() for name in batch_views(batch)[0]}
+        assert loaded <= listed
+        assert any(name.endswith(" mirrored") for name in loaded)
 
 
 def test_a_benchmark_without_left_and_right_has_no_variants(data):

@@ -145,15 +145,15 @@ def test_a_pass_of_global_batches_has_the_same_steps_over_any_number_of_processe
 
 
 @pytest.mark.parametrize(
-    ("size", "world", "told"),
+    ("size", "world", "message"),
     [
         (8, 3, "must be a multiple of 3, the number of processes, got 8: .* Give 6 or 9, or other trainer.devices"),
         (2, 4, "must be a multiple of 4, the number of processes, got 2: .* Give 4, or other trainer.devices"),
         (14, 2, "must be at most 13, the number of training pairs, got 14"),
     ],
 )
-def test_a_global_batch_that_cannot_be_divided_is_refused(size, world, told):
-    with pytest.raises(UserError, match=f"^`data.global_batch_size` {told}"):
+def test_a_global_batch_that_cannot_be_divided_is_refused(size, world, message):
+    with pytest.raises(UserError, match=f"^`data.global_batch_size` {message}"):
         divided(world=world, batch_size=size)
 
 

@@ -328,8 +328,8 @@ def test_the_reader_knows_the_domains(styled):
 
     for pair in data.pairs("test"):
         for side, image in (("source", pair.source), ("target", pair.target)):
-            told = next((style for style in STYLES if image.name.endswith(f"_{style}")), "photo")
-            assert told == pair.details[f"{side}_domain"]
+            style = next((style for style in STYLES if image.name.endswith(f"_{style}")), "photo")
+            assert style == pair.details[f"{side}_domain"]
     assert {pair.details["target_domain"] for pair in data.pairs("test")} == set(STYLES)
 
 

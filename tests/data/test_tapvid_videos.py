@@ -77,7 +77,7 @@ def test_a_damaged_pickle_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "message"),
     [
         ("video", None, "`video`.*uint8.*NoneType"),
         ("video", np.zeros((6, 48, 64), np.uint8), r"uint8 \(any, any, any, 3\), got uint8 \(6, 48, 64\)"),
@@ -89,9 +89,9 @@ def test_a_damaged_pickle_is_named(tmp_path, content):
         ("occluded", np.zeros((4, 6), np.uint8), "got uint8"),
     ],
 )
-def test_a_field_of_another_shape_or_kind_is_named_with_its_video(tmp_path, field, value, told):
+def test_a_field_of_another_shape_or_kind_is_named_with_its_video(tmp_path, field, value, message):
     write(tmp_path, fine=moving_square(), dogs=moving_square() | {field: value})
-    with pytest.raises(UserError, match=f"video dogs.*{told}"):
+    with pytest.raises(UserError, match=f"video dogs.*{message}"):
         TapVid(str(tmp_path), size=64).setup("test")
 
 

@@ -85,7 +85,7 @@ def test_a_foreground_is_what_is_not_black(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"size": -5}, "`data.resize`: squash leaves nothing of a square of -5 pixels"),
         ({"size": 64, "resize": "corner+60"}, r"`data.resize`: corner\+60 leaves nothing of a square of 64 pixels"),
@@ -98,8 +98,8 @@ def test_a_foreground_is_what_is_not_black(tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", [TSS, DAVIS, Caltech101, TapVid, PascalParts])
-def test_options_are_checked_as_those_of_every_benchmark(kind, options, told):
-    with pytest.raises(UserError, match=told):
+def test_options_are_checked_as_those_of_every_benchmark(kind, options, message):
+    with pytest.raises(UserError, match=message):
         kind(**{"root": ".", "size": 96, "split": kind.splits[0], **options})
 
 
@@ -115,7 +115,7 @@ def test_it_is_counted_in_pairs_and_flows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("flow1.flo", b"", r"flow1\.flo is no \.flo file: it does not begin with PIEH"),
         ("flow1.flo", b"PIEH" + struct.pack("<ii", 96, 96), r"flow1\.flo says 96 x 96 pixels and has 12 bytes"),
@@ -126,13 +126,13 @@ def test_it_is_counted_in_pairs_and_flows(tmp_path):
         ("image2.png", b"no", r"image2\.png is damaged"),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, file, content, told):
+def test_damage_is_told_before_anything_runs(tmp_path, file, content, message):
     folder = write_tss(tmp_path) / "FG3DCar" / "a"
     write_tss_pair(folder)
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         tss(tmp_path).setup("test")
 
 

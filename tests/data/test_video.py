@@ -127,7 +127,7 @@ def test_frames_are_turned_upright(decoder, rotation, size, red):
 
 
 @pytest.mark.parametrize(
-    ("frames", "codec", "told"),
+    ("frames", "codec", "message"),
     [
         ([], True, "has no frames"),
         ([StoredFrame(COLOURS[0])], None, "no stream of video that can be decoded"),  # PyAV would end the process
@@ -136,8 +136,8 @@ def test_frames_are_turned_upright(decoder, rotation, size, red):
         ([FFmpegError("")], True, r"clip.mp4 is damaged or no video \(FFmpegError\)"),
     ],
 )
-def test_what_cannot_be_decoded_is_a_sentence(decoder, frames, codec, told):
-    with pytest.raises(UserError, match=told) as error:
+def test_what_cannot_be_decoded_is_a_sentence(decoder, frames, codec, message):
+    with pytest.raises(UserError, match=message) as error:
         list(read_frames(decoder(frames, codec)))
     assert "folder of frames" in str(error.value)
 

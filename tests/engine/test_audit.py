@@ -60,13 +60,13 @@ def test_an_audit_begins_with_our_number_and_ends_with_theirs(scored):
 
     assert set(found["protocols"]) == {"dift", "visual_ai", "sd4match", "marco"}
     assert found["start"]["headline"] == metrics["headline"]
-    for name, told in found["protocols"].items():
-        theirs = next(iter(metrics["protocols"][name].values()))["headline"]
-        assert told["steps"][-1]["headline"] == theirs
-        for alpha in theirs:
-            assert sum(step["moved"][alpha] for step in told["steps"]) == pytest.approx(told["moved"][alpha], abs=1e-12)
-        biggest = {step["axis"]: max(map(abs, step["moved"].values())) for step in told["steps"]}
-        assert biggest[told["most"]] == max(biggest.values())
+    for name, walk in found["protocols"].items():
+        reference = next(iter(metrics["protocols"][name].values()))["headline"]
+        assert walk["steps"][-1]["headline"] == reference
+        for alpha in reference:
+            assert sum(step["moved"][alpha] for step in walk["steps"]) == pytest.approx(walk["moved"][alpha], abs=1e-12)
+        biggest = {step["axis"]: max(map(abs, step["moved"].values())) for step in walk["steps"]}
+        assert biggest[walk["most"]] == max(biggest.values())
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda run: (run / "metrics.json").unlink(), "has not finished: no metrics.json"),
         (
@@ -110,7 +110,7 @@ def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
     ],
     ids=["partial", "empty", "damaged", "foreign", "not ours"],
 )
-def test_a_folder_that_cannot_be_audited_is_told_what_it_lacks(tmp_path, scored, spoil, told):
+def test_a_folder_that_cannot_be_audited_is_told_what_it_lacks(tmp_path, scored, spoil, message):
     run = tmp_path / "copy"
     run.mkdir()
     for name in ("config.yaml", "metrics.json"):
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_audited_is_told_what_it_lacks(tmp_path, scored,
     result = CliRunner().invoke(app, [str(run)])
 
     assert result.exit_code == 2
-    assert told in " ".join(result.output.split())
+    assert message in " ".join(result.output.split())
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -188,7 +188,7 @@ def test_a_protocol_brings_its_pixels_and_its_readout_unless_others_are_typed(co
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (["protocol=[geoaware,visual_ai]"], "geoaware needs letterbox, visual_ai needs squash"),
         (["protocol=[geo]"], "must be one of semcorr, geoaware"),
@@ -199,10 +199,10 @@ def test_a_protocol_brings_its_pixels_and_its_readout_unless_others_are_typed(co
         (["protocol=dift", "data.resize=letterbox"], "must be squash for dift"),
     ],
 )
-def test_a_mistake_in_a_list_is_a_sentence(monkeypatch, tmp_path, tiny, capsys, line, told):
+def test_a_mistake_in_a_list_is_a_sentence(monkeypatch, tmp_path, tiny, capsys, line, message):
     assert typed(monkeypatch, tmp_path, *tiny, *line, "run_dir=OUT") == 2
 
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "OUT").exists()
 
 

@@ -17,7 +17,7 @@ TINY = {"name": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 48, "depth
 SMALL = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
 
 
-def said(error: pytest.ExceptionInfo, parts: list[str]) -> bool:
+def names_parts(error: pytest.ExceptionInfo, parts: list[str]) -> bool:
     return all(part in str(error.value) for part in parts)
 
 
@@ -37,7 +37,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(weights, parts):
     with pytest.raises(UserError) as error:
         load_weights(module, weights, "some/file.pth")
 
-    assert said(error, ["`backbone.weights`", "some/file.pth", "same model", *parts]), error.value
+    assert names_parts(error, ["`backbone.weights`", "some/file.pth", "same model", *parts]), error.value
     assert torch.equal(module[0].weight, before)  # nothing was loaded
 
 
@@ -60,7 +60,7 @@ def test_a_file_without_weights_is_refused(tmp_path, name, content, kind):
     with pytest.raises(UserError) as error:
         read_weights(tmp_path / name)
 
-    assert said(error, ["`backbone.weights`", name, kind, "Download the weights file itself"]), error.value
+    assert names_parts(error, ["`backbone.weights`", name, kind, "Download the weights file itself"]), error.value
 
 
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"epoch": 3}, nn.Linear(1, 1)])
@@ -70,14 +70,14 @@ def test_a_pickle_of_something_else_is_refused(tmp_path, content):
     with pytest.raises(UserError) as error:
         load_weights(nn.Linear(1, 1), read_weights(tmp_path / "model.pth"), tmp_path / "model.pth")
 
-    assert said(error, ["`backbone.weights`", "model.pth", "Give"]), error.value
+    assert names_parts(error, ["`backbone.weights`", "model.pth", "Give"]), error.value
 
 
 def test_absent_weights_are_named(tmp_path):
     with pytest.raises(UserError) as error:
         TimmModel(size=64, weights=str(tmp_path / "absent.pth"), **TINY)
 
-    assert said(error, ["`backbone.weights`", "absent.pth", "does not exist", "Give the path"])
+    assert names_parts(error, ["`backbone.weights`", "absent.pth", "does not exist", "Give the path"])
 
 
 @pytest.mark.sampled(8)

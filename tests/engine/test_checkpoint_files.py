@@ -144,7 +144,7 @@ def test_random_damage_is_refused_or_has_changed_nothing(run, which, seeds) -> N
             assert equal(found, expected), seed
     print(f"{which}: of {len(seeds)}, {len(refused)} refused, {len(seeds) - len(refused)} with the same content")
     assert len(refused) > 0.75 * len(seeds)
-    assert all(f"{path} is damaged (" in said and "\n" not in said for said in refused)
+    assert all(f"{path} is damaged (" in output and "\n" not in output for output in refused)
 
 
 def test_one_bit_of_one_weight_is_noticed(run) -> None:
@@ -182,7 +182,7 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_no_checkpoint_of_ours_is_a_sentence(run, what) -> None:
-    change, told = WRONG[what]
+    change, message = WRONG[what]
     path = checkpoint_path(run)
     torch.save(change(torch.load(path, weights_only=True)), path)
 
@@ -190,7 +190,7 @@ def test_what_is_no_checkpoint_of_ours_is_a_sentence(run, what) -> None:
         read_checkpoint(run)
 
     assert str(error.value).startswith(f"`checkpoint`: {path} is damaged (")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert str(error.value).endswith("Take another copy of it, or train again.")
 
 

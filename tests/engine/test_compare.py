@@ -106,7 +106,7 @@ def test_runs_under_other_protocols_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "printed"),
     [
         (lambda run: shutil.rmtree(run), "has no metrics.json and no predictions.parquet"),
         (lambda run: (run / "predictions.parquet").unlink(), "has no predictions.parquet"),
@@ -116,14 +116,14 @@ def test_runs_under_other_protocols_are_refused(tmp_path):
         (lambda run: (run / "predictions.parquet").write_text("not one"), "holds no run on pairs"),
     ],
 )  # fmt: skip
-def test_a_folder_that_is_no_run_is_refused(tmp_path, spoil, said):
+def test_a_folder_that_is_no_run_is_refused(tmp_path, spoil, printed):
     first, second = run_dir(tmp_path / "a", batches(20)), run_dir(tmp_path / "b", batches(20))
     spoil(second)
 
     code, output = typed(first, second)
 
     assert code == 2
-    assert said in " ".join(output.split())
+    assert printed in " ".join(output.split())
 
 
 @pytest.mark.parametrize("alphas", ["", "x", "0.1,0", "-0.1"])

@@ -65,7 +65,7 @@ def resized(maps: FeatureMap, factor: float, stride: float) -> FeatureMap:
 
 @pytest.mark.parametrize("runs_without_values", [True, False])
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda maps: maps.values, r"must return a FeatureMap of an image, got \(2, \d+, 8, 8\) of float32"),
         (lambda maps: None, "must return a FeatureMap of an image, got None"),
@@ -77,8 +77,8 @@ def resized(maps: FeatureMap, factor: float, stride: float) -> FeatureMap:
         (lambda maps: FeatureMap(maps.values.int(), maps.stride), "of int32"),
     ],
 )
-def test_a_backbone_of_another_map_than_it_says_is_refused(change, told, runs_without_values):
-    with pytest.raises(UserError, match=told) as error:
+def test_a_backbone_of_another_map_than_it_says_is_refused(change, message, runs_without_values):
+    with pytest.raises(UserError, match=message) as error:
         require_backbone(Backbone(change, runs_without_values))
 
     assert str(error.value).startswith(f"`backbone._target_`: {__name__}.Backbone ")
@@ -106,19 +106,19 @@ class Nameless(interfaces.Backbone):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "told"),
+    ("backbone", "message"),
     [
         (nn.Conv2d(3, 8, 8, 8), r"Conv2d is no backbone\. Inherit semcorr\.core\.interfaces\.Backbone"),
         (Nameless(), r"Nameless has no name, channels, widths, blocks, sha256\. Add what"),
     ],
 )
-def test_a_network_that_is_no_backbone_is_told_what_it_lacks(backbone, told):
-    with pytest.raises(UserError, match=told):
+def test_a_network_that_is_no_backbone_is_told_what_it_lacks(backbone, message):
+    with pytest.raises(UserError, match=message):
         require_backbone(backbone)
 
 
 @pytest.mark.parametrize(
-    ("head", "told"),
+    ("head", "message"),
     [
         (Siamese(lambda maps: maps.values), "transform must return a FeatureMap, got"),
         (Siamese(lambda maps: resized(maps, 2, 1)), "stride is its pixels per cell: of 2 images of 64 x 64 pixels got"),
@@ -135,8 +135,8 @@ def test_a_network_that_is_no_backbone_is_told_what_it_lacks(backbone, told):
         (Pairs(lambda values: nn.functional.interpolate(values, scale_factor=2)), "attribute fineness = 2"),
     ],
 )
-def test_a_head_whose_similarities_are_on_no_grid_of_the_image_is_refused(head, told):
-    with pytest.raises(UserError, match=told) as error:
+def test_a_head_whose_similarities_are_on_no_grid_of_the_image_is_refused(head, message):
+    with pytest.raises(UserError, match=message) as error:
         require_head(head, Backbone())
 
     assert re.match(rf"`head\._target_`: {re.escape(__name__)}\.(Siamese|Pairs)", str(error.value))
@@ -158,7 +158,7 @@ def test_a_head_on_the_grid_or_a_finer_one_is_taken(head):
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         (torch.ones(3, requires_grad=True), r"own must return a tensor of one number, got \(3,\) of float32"),
         (0.5, "got a float"),
@@ -168,8 +168,8 @@ def test_a_head_on_the_grid_or_a_finer_one_is_taken(head):
         (torch.tensor(1.0), "depends on no trainable weight"),
     ],
 )
-def test_a_loss_that_nothing_can_follow_is_refused(value, told):
-    with pytest.raises(UserError, match=told):
+def test_a_loss_that_nothing_can_follow_is_refused(value, message):
+    with pytest.raises(UserError, match=message):
         require_terms({"own": value})
 
 

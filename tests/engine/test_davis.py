@@ -234,7 +234,7 @@ def test_two_processes_and_one_give_the_same_metrics(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("data.neighbours=0", "`data.neighbours` must be"),
         ("data.radius=-1", "`data.radius` must be"),
@@ -246,8 +246,8 @@ def test_two_processes_and_one_give_the_same_metrics(tmp_path):
         ("head=consensus", "`head`: labels are propagated by features of single frames"),
     ],
 )
-def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, told):
+def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, message):
     root = write_davis(tmp_path / "davis", still=still())
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line(root, option)))
-    assert told in (user_message(error.value, "evaluate") or "")
+    assert message in (user_message(error.value, "evaluate") or "")

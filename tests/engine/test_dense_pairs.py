@@ -143,7 +143,7 @@ def test_a_head_that_compares_both_images_carries_labels_that_cosines_alone_lose
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("data.alpha=0", "`data.alpha` must be positive, got 0"),
         ("data.pairs=no.csv", "no.csv does not exist"),
@@ -153,11 +153,11 @@ def test_a_head_that_compares_both_images_carries_labels_that_cosines_alone_lose
         ("localise=all", "`localise`: TSS is scored by one readout, got 4"),
     ],
 )
-def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, told):
+def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, message):
     root = write_tss(tmp_path / "data")
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line("tss", root, option)))
-    assert told in (user_message(error.value, "evaluate") or "")
+    assert message in (user_message(error.value, "evaluate") or "")
 
 
 def test_a_flow_without_foreground_is_named(config, tmp_path):

@@ -53,12 +53,12 @@ def test_every_backbone_reads_back_what_was_merged_and_gives_the_same_features(t
     WAYS[way](backbone)
     expected = features(moved(backbone))
 
-    told = export_merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
+    difference = export_merged(backbone, config_of(build, weights=None), tmp_path / "w.safetensors", FACTS)
 
     again = build(seed=1, weights=str(tmp_path / "w.safetensors"))
     assert relative_difference(before, expected) > 1e-3
     assert relative_difference(features(again), expected) < 1e-5
-    assert told < 1e-5
+    assert difference < 1e-5
 
 
 def test_a_network_of_the_transformers_library_gets_its_configuration_beside_its_weights(tmp_path):
@@ -92,10 +92,10 @@ def test_a_file_says_where_its_numbers_come_from(typed, run, tmp_path, capfd):
     base = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)["base"]
     assert (facts["base"], facts["base_sha256"]) == (base["backbone"], base["sha256"])
     assert (facts["run"], facts["checkpoint"]) == (str(trained.resolve()), "best")
-    told = capfd.readouterr()
+    output = capfd.readouterr()
     for part in ("w.safetensors (", " bytes)", base["sha256"][:12], "checkpoints/best.ckpt", "backbone.weights=w.saf"):
-        assert part in told.out
-    assert "Warning" not in told.out + told.err
+        assert part in output.out
+    assert "Warning" not in output.out + output.err
 
 
 def test_a_head_with_weights_gets_a_file_of_its_own(tmp_path):

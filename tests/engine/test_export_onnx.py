@@ -36,10 +36,10 @@ def test_a_graph_takes_pixels_and_gives_the_runs_features(typed, run, tmp_path, 
     found = torch.from_numpy(session.run(None, {"image": given.numpy()})[0])
     assert relative_difference(found, features(of_run(trained), given)) < 1e-4
     assert session.get_modelmeta().custom_metadata_map["run"] == str(trained.resolve())
-    told = capfd.readouterr()
-    assert "differ from the run's by at most" in told.out
-    assert "onstant folding" not in told.out + told.err
-    assert "Warning" not in told.out + told.err
+    output = capfd.readouterr()
+    assert "differ from the run's by at most" in output.out
+    assert "onstant folding" not in output.out + output.err
+    assert "Warning" not in output.out + output.err
 
 
 def sam() -> TimmModel:

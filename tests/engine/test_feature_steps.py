@@ -111,7 +111,7 @@ def test_a_tuned_backbone_is_scored_with_debiasing_and_without_whichever_it_was_
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (["backbone.debias=0"], r"`backbone.debias` must be at least 1 or null, got 0"),
         (["backbone.debias=many"], r"`backbone.debias` must be .*got 'many'"),
@@ -120,8 +120,8 @@ def test_a_tuned_backbone_is_scored_with_debiasing_and_without_whichever_it_was_
         ([*STEPS[1:2], "+backbone.upsample.sigma=1"], r"`backbone.upsample.sigma` is no option of `backbone.upsample`"),
     ],
 )
-def test_wrong_values_are_refused_before_anything_is_built(compose, line, told):
-    with pytest.raises(UserError, match=told):
+def test_wrong_values_are_refused_before_anything_is_built(compose, line, message):
+    with pytest.raises(UserError, match=message):
         check_config(compose("evaluate", *line))
 
 

@@ -80,15 +80,18 @@ def test_a_machine_learns_that_a_process_of_another_was_killed(creatures, tmp_pa
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(("local", "told"), [("2", True), ("4", False), (None, False)])
-def test_a_connection_is_lost_to_another_machine_only_where_there_is_one(monkeypatch, local, told):
+@pytest.mark.parametrize(("local", "message"), [("2", True), ("4", False), (None, False)])
+def test_a_connection_is_lost_to_another_machine_only_where_there_is_one(monkeypatch, local, is_lost):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     if local:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     watch = ProcessWatch([], print, parent=os.getppid())
 
-    for said in ("[gloo] Connection closed by peer", "NCCL error in: x.cpp:94, Duplicate GPU detected"):  # one is local
-        lost = watch.explain(RuntimeError(f"\n{said}\nIts second line"), seconds=0)
-        assert (str(lost) == f"{ranks.OTHER_MACHINE}: {said}") if told else (lost is None)
+    for text in (
+        "[gloo] Connection closed by peer",
+        "NCCL error in: x.cpp:94, Duplicate GPU detected",
+    ):  # one is local
+        lost = watch.explain(RuntimeError(f"\n{text}\nIts second line"), seconds=0)
+        assert (str(lost) == f"{ranks.OTHER_MACHINE}: {text}") if is_lost else (lost is None)
     assert watch.explain(RuntimeError("shape mismatch"), seconds=0) is None

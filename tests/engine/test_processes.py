@@ -106,8 +106,8 @@ MOST = max(PROCESSES, os.cpu_count() or 1)
 @pytest.mark.parametrize("devices", [0, -1, -2, MOST + 1, 10**6, "two", 1.5, [0, 1]])
 def test_devices_that_there_are_not_are_refused(devices):
     cfg = OmegaConf.create({"accelerator": "cpu", "devices": devices, "num_nodes": 1})
-    said = f"`trainer.devices` must be auto or a number from 1 to {MOST} processes of a CPU, got {devices}"
-    with pytest.raises(UserError, match=re.escape(said)):
+    output = f"`trainer.devices` must be auto or a number from 1 to {MOST} processes of a CPU, got {devices}"
+    with pytest.raises(UserError, match=re.escape(output)):
         check_processes(cfg)
 
 
@@ -147,7 +147,7 @@ def of_number(number: int, *name: str) -> OSError:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "output"),
     [
         (of_number(errno.ENOSPC, "runs/x"), "runs/x cannot be written (No space left on device). Free some space"),
         (of_number(errno.ENOSPC), "a file cannot be written (No space left on device). Free some space"),
@@ -167,8 +167,8 @@ def of_number(number: int, *name: str) -> OSError:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "the GPU has run out of memory"),
     ],
 )  # fmt: skip
-def test_what_a_machine_cannot_do_is_a_sentence(error, said):
-    assert (explain_limit(error) or "").startswith(said)
+def test_what_a_machine_cannot_do_is_a_sentence(error, output):
+    assert (explain_limit(error) or "").startswith(output)
 
 
 @pytest.mark.parametrize(
@@ -217,43 +217,43 @@ def test_as_many_files_are_opened_as_the_system_allows(hard, code):
     done = subprocess.run([sys.executable, "-c", FEW, str(hard)], capture_output=True, text=True, check=False)
 
     assert done.returncode == code
-    told = "Error: too many files are open at once (the limit is 64). Raise the limit (ulimit -n 4096), or lower"
-    assert done.stderr.startswith(told if code else "")
+    message = "Error: too many files are open at once (the limit is 64). Raise the limit (ulimit -n 4096), or lower"
+    assert done.stderr.startswith(message if code else "")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ends", "said", "code"),
+    ("ends", "output", "code"),
     [
         ("os.kill(os.getpid(), 9)", r"process 2 of 3 \(pid \d+\) was killed \(SIGKILL\); the others were ended", 1),
         ("sys.exit(2)", "", 2),  # it has said why
         ("sys.exit(1)", r"process 2 of 3 \(pid \d+\) failed with exit code 1; the others were ended", 1),
     ],
 )
-def test_the_first_process_ends_when_another_has_gone(ends, said, code):
-    told: list[tuple[str, int]] = []
+def test_the_first_process_ends_when_another_has_gone(ends, output, code):
+    message: list[tuple[str, int]] = []
     waits = "import time; time.sleep(3600)"
     children = [subprocess.Popen([sys.executable, "-c", each]) for each in (waits, f"import os, sys; {ends}")]
-    watch = ProcessWatch(children, lambda text, number: told.append((text, number)))
+    watch = ProcessWatch(children, lambda text, number: message.append((text, number)))
     watch.start()
     watch.join(60)
     watch.kill()
 
-    assert re.match(said, told[0][0])
-    assert told[0][1] == code
+    assert re.match(output, message[0][0])
+    assert message[0][1] == code
     assert children[0].returncode == -signal.SIGKILL
 
 
 def test_processes_whose_work_is_done_are_waited_for():
-    told: list[str] = []
+    message: list[str] = []
     children = [subprocess.Popen([sys.executable, "-c", "pass"])]
-    watch = ProcessWatch(children, lambda text, number: told.append(text))
+    watch = ProcessWatch(children, lambda text, number: message.append(text))
     watch.start()
     watch.close()
 
     assert children[0].returncode == 0
     assert watch.find_lost() is None
-    assert not told
+    assert not message
 
 
 def test_a_process_notices_that_the_one_that_started_it_has_gone(monkeypatch):
@@ -312,7 +312,7 @@ CASES = {
 @pytest.mark.parametrize("fault", CASES)
 def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
     """Within 30 seconds, or 60 on a machine that others use; nothing runs on, and one sentence says it."""
-    code, said = CASES[fault]
+    code, output = CASES[fault]
     (tmp_path / "faulty.py").write_text(FAULTY)
     line = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "backbone=tiny", *TWO]
     quick = ["finetune.blocks=1", "data.steps=2", "data.batch_size=2", "trainer.max_epochs=1", "run_dir=run"]
@@ -322,8 +322,8 @@ def test_no_process_waits_for_one_that_has_gone(creatures, tmp_path, fault):
 
     assert program.end() == code
     assert time.monotonic() - began < 60
-    told = [each for each in program.printed["err"].splitlines() if re.match(said, each)]
-    assert len(told) == 1, program.printed["err"]
+    messages = [each for each in program.printed["err"].splitlines() if re.match(output, each)]
+    assert len(messages) == 1, program.printed["err"]
     assert program.printed["err"].count("Traceback") == (1 if "defect" in fault else 0)
 
 

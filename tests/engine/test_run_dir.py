@@ -122,11 +122,15 @@ def test_names_that_nobody_has_chosen_are_unlike(tmp_path: Path) -> None:
 
 def test_unfinished_files_go_also_those_of_before_and_of_other_machines(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    mine = [part_path(tmp_path / "checkpoints" / "last.ckpt"), tmp_path / ".metrics.csv.123", tmp_path / ".job.json.9"]
-    theirs = tmp_path / ".predictions.parquet.1-elsewhere-0a1b2c3d.part"
+    own_parts = [
+        part_path(tmp_path / "checkpoints" / "last.ckpt"),
+        tmp_path / ".metrics.csv.123",
+        tmp_path / ".job.json.9",
+    ]
+    foreign_part = tmp_path / ".predictions.parquet.1-elsewhere-0a1b2c3d.part"
     folder = tmp_path / ".results.1-elsewhere-0a1b2c3d.part"
     folder.mkdir()
-    for path in (*mine, theirs, folder / "metrics.json", tmp_path / ".notes.1", tmp_path / ".env.part"):
+    for path in (*own_parts, foreign_part, folder / "metrics.json", tmp_path / ".notes.1", tmp_path / ".env.part"):
         path.touch()
 
     with lock_folder(tmp_path, "train"):

@@ -58,7 +58,7 @@ def test_tuning_of_blocks_says_whether_the_norm_is_in_it(config):
         assert name_choice("finetune", config("train", f"finetune={name}").finetune) == expected
 
 
-@pytest.mark.parametrize(("mode", "said"), [("online", set()), ("offline", {"silent"})])
-def test_online_it_is_the_user_who_makes_wandb_silent(tmp_path, mode, said):
+@pytest.mark.parametrize(("mode", "output"), [("online", set()), ("offline", {"silent"})])
+def test_online_it_is_the_user_who_makes_wandb_silent(tmp_path, mode, output):
     settings = build_wandb_logger(tmp_path, mode=mode)._wandb_init["settings"]
-    assert settings.model_fields_set & {"silent"} == said  # what is set here replaces $WANDB_SILENT
+    assert settings.model_fields_set & {"silent"} == output  # what is set here replaces $WANDB_SILENT

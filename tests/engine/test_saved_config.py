@@ -167,14 +167,14 @@ def test_the_command_takes_a_tree_of_the_users(run, tmp_path, monkeypatch, capfd
     edit(run, head={"_target_": "my.Head", "mode": "fine"})
     own_head(tmp_path / "tree")
     monkeypatch.chdir(tmp_path)
-    told = {}
+    outcomes = {}
     for tree in ([], ["--config-dir", "tree"]):
         code = evaluate.main(["checkpoint=run", "data=spair", "run_dir=OUT", *tree])
-        told[len(tree)] = (code, capfd.readouterr().err)
+        outcomes[len(tree)] = (code, capfd.readouterr().err)
 
-    assert told[0][0] == told[2][0] == 2
-    assert "which no installed file" in told[0][1]
-    assert "`head._target_`: there is no 'my.Head'" in told[2][1]  # the run was taken
+    assert outcomes[0][0] == outcomes[2][0] == 2
+    assert "which no installed file" in outcomes[0][1]
+    assert "`head._target_`: there is no 'my.Head'" in outcomes[2][1]  # the run was taken
 
 
 def test_a_target_that_is_typed_and_not_there_is_a_sentence():
@@ -227,7 +227,7 @@ def test_every_option_that_takes_text_is_one_that_a_saved_configuration_may_have
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("a: &x 1\nb: *x\n", "line 1: anchors and aliases are not taken"),
         ("a: 1\nb: !!str 2\n", "line 2: tags are not taken"),
@@ -243,10 +243,10 @@ def test_every_option_that_takes_text_is_one_that_a_saved_configuration_may_have
         ("a: 1\n---\nb: 2\n", "line 2: it has more than one document"),
     ],
 )
-def test_yaml_that_is_not_plain_is_refused_by_its_line(tmp_path, content, told):
+def test_yaml_that_is_not_plain_is_refused_by_its_line(tmp_path, content, message):
     (tmp_path / "a.yaml").write_text(content)
 
     with pytest.raises(UserError) as error:
         read_plain_yaml(tmp_path / "a.yaml")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)

@@ -96,15 +96,15 @@ def test_the_pairs_of_an_optimiser_step_are_those_of_all_processes_and_accumulat
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         (["optimizer.lr_scaling=sqrt"], "`optimizer.lr_scaling` is sqrt, and optimizer.lr_batch_size is null"),
         (["optimizer.lr_batch_size=8"], "`optimizer.lr_batch_size` is 8, and optimizer.lr_scaling is null"),
         (["optimizer.lr_scaling=linear", "optimizer.lr_batch_size=8", "data.all_pairs=4"], "goes by the pairs of a"),
     ],
 )
-def test_a_scaling_that_is_not_said_in_full_is_refused(config, tiny, line, told):
-    with pytest.raises(UserError, match=told):
+def test_a_scaling_that_is_not_said_in_full_is_refused(config, tiny, line, message):
+    with pytest.raises(UserError, match=message):
         check_config(config("train", *tiny, *line))
 
 

@@ -58,7 +58,7 @@ def weights(matcher: Matcher) -> dict[str, Tensor]:
     return matcher.module.state_dict()
 
 
-def told(model: object) -> str:
+def catch_message(model: object) -> str:
     with pytest.raises(UserError) as error:
         Matcher.load(model, device="cpu")
     assert "\n" not in str(error.value)
@@ -66,10 +66,10 @@ def told(model: object) -> str:
 
 
 def test_a_shared_folder_is_the_run_to_the_bit(run, shared):
-    ours, theirs = (Matcher.load(folder, device="cpu") for folder in (run("last_blocks", *LINE), shared))
+    ours, reference = (Matcher.load(folder, device="cpu") for folder in (run("last_blocks", *LINE), shared))
 
-    assert all(torch.equal(value, weights(theirs)[name]) for name, value in weights(ours).items())
-    assert torch.equal(answers(ours), answers(theirs))
+    assert all(torch.equal(value, weights(reference)[name]) for name, value in weights(ours).items())
+    assert torch.equal(answers(ours), answers(reference))
     assert sorted(path.name for path in shared.iterdir()) == [CARD, "config.yaml", WEIGHTS]
 
 
@@ -91,8 +91,8 @@ def test_the_card_says_what_the_model_is_and_what_it_scores(run, shared):
 
 def test_nothing_says_where_files_lay_here(shared):
     with safe_open(shared / WEIGHTS, "pt") as file:
-        told = json.dumps(file.metadata())
-    for text in ((shared / "config.yaml").read_text(), (shared / CARD).read_text(), told):
+        metadata = json.dumps(file.metadata())
+    for text in ((shared / "config.yaml").read_text(), (shared / CARD).read_text(), metadata):
         assert str(Path.home()) not in text or str(Path.home()) == "/"
         assert str(shared.parent.parent) not in text
 
@@ -105,7 +105,7 @@ def test_a_hub_gives_the_same_model(shared, hub):
 
     for address in ("hf://someone/cats", "hf://someone/cats@v1", f"hf://someone/more@{COMMIT}"):
         assert torch.equal(answers(Matcher.load(address, device="cpu")), here)
-    assert not [asked for asked in hub.asked if "evil.py" in asked or CARD in asked]
+    assert not [requested for requested in hub.asked if "evil.py" in requested or CARD in requested]
 
 
 def test_a_command_asks_the_hub_once_and_records_its_address(shared, hub, tmp_path, monkeypatch):
@@ -116,7 +116,10 @@ def test_a_command_asks_the_hub_once_and_records_its_address(shared, hub, tmp_pa
 
     assert code == 0
     assert json.loads((tmp_path / "matches/matches.json").read_text())["model"] == "checkpoint=hf://someone/cats@v1"
-    assert len([asked for asked in hub.asked if asked.startswith("GET /api/models/someone/cats/revision")]) == 1
+    assert (
+        len([requested for requested in hub.asked if requested.startswith("GET /api/models/someone/cats/revision")])
+        == 1
+    )
     assert restore_model("hf://someone/cats").config_line == "checkpoint=hf://someone/cats"
 
 
@@ -160,17 +163,19 @@ def test_a_hub_that_cannot_give_a_model_says_why(shared, hub, monkeypatch):
     hub.private.add("someone/private")
 
     for address in ("hf://cats", "hf://user/a--b", "hf://user/name.", "hf://user/name.git@v1"):
-        assert f"{address} is no address on the Hugging Face Hub. Give hf://USER/NAME or" in told(address)
+        assert f"{address} is no address on the Hugging Face Hub. Give hf://USER/NAME or" in catch_message(address)
     for repo in ("nobody/nothing", "someone/private"):
-        assert told(f"hf://{repo}").startswith(f"`model`: There is no {hub.address}/{repo} that you may see. Correct")
-    assert f"{hub.address}/someone/cats has no revision v9" in told("hf://someone/cats@v9")
-    assert "hf://someone/empty has no config.yaml and no model.safetensors: it is no model" in told(
+        assert catch_message(f"hf://{repo}").startswith(
+            f"`model`: There is no {hub.address}/{repo} that you may see. Correct"
+        )
+    assert f"{hub.address}/someone/cats has no revision v9" in catch_message("hf://someone/cats@v9")
+    assert "hf://someone/empty has no config.yaml and no model.safetensors: it is no model" in catch_message(
         "hf://someone/empty"
     )
     hub.broken = 429
-    assert f"{hub.address}/someone/other answered 429 (" in told("hf://someone/other")
+    assert f"{hub.address}/someone/other answered 429 (" in catch_message("hf://someone/other")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
-    assert "http://127.0.0.1:9/someone/other could not be reached (" in told("hf://someone/other")
+    assert "http://127.0.0.1:9/someone/other could not be reached (" in catch_message("hf://someone/other")
 
 
 def test_a_full_disk_is_no_missing_network(hub, monkeypatch):
@@ -178,9 +183,9 @@ def test_a_full_disk_is_no_missing_network(hub, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("huggingface_hub.HfApi.snapshot_download", fill)
-    said = told("hf://someone/cats")
-    assert "`HF_HUB_CACHE`: " in said
-    assert "cannot be written (No space left on device). Free some space" in said
+    output = catch_message("hf://someone/cats")
+    assert "`HF_HUB_CACHE`: " in output
+    assert "cannot be written (No space left on device). Free some space" in output
 
 
 def test_a_hub_that_refuses_what_is_pushed_says_why_and_holds_nothing(run, typed, hub, monkeypatch, capfd):
@@ -285,9 +290,9 @@ def test_damaged_weights_are_refused(shared, hub, damage, expected):
     hub.add("someone/cats", shared)
 
     for model in (shared, "hf://someone/cats"):
-        said = told(model)
-        assert WEIGHTS in said
-        assert expected in said
+        output = catch_message(model)
+        assert WEIGHTS in output
+        assert expected in output
 
 
 def test_weights_of_another_run_or_without_their_base_are_refused(shared):
@@ -303,12 +308,12 @@ def test_weights_of_another_run_or_without_their_base_are_refused(shared):
         (dict([*state.items()][1:]), facts, name),
     ):
         save_file(given, shared / WEIGHTS, metadata)
-        assert expected in told(shared), expected
+        assert expected in catch_message(shared), expected
 
     save_file(state, shared / WEIGHTS, facts)
     text = (shared / "config.yaml").read_text()
     (shared / "config.yaml").write_text(text.replace("seed: ", "seed: 1"))
-    assert "was trained on vit_tiny_patch16_224 with weights sha256" in told(shared)
+    assert "was trained on vit_tiny_patch16_224 with weights sha256" in catch_message(shared)
 
 
 @pytest.mark.parametrize("attack", CODE)
@@ -318,7 +323,7 @@ def test_a_downloaded_configuration_is_as_untrusted_as_any(shared, hub, attack):
     (shared / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     hub.add("someone/cats", shared)
 
-    told("hf://someone/cats")
+    catch_message("hf://someone/cats")
     assert not list(shared.parent.rglob(MARKER))
 
 

@@ -228,7 +228,7 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("data.query=latest", "`data.query` must be one of first, strided, got 'latest'"),
         ("data.occlusion=none", "`data.occlusion` must be one of visible, cycle"),
@@ -240,10 +240,10 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
         ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),
     ],
 )
-def test_an_option_out_of_range_is_told_what_is_allowed(config, davis, option, told):
+def test_an_option_out_of_range_is_told_what_is_allowed(config, davis, option, message):
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line(davis, option)))
-    assert told in (user_message(error.value, "evaluate") or "")
+    assert message in (user_message(error.value, "evaluate") or "")
 
 
 def test_training_on_it_is_refused_with_a_way_out(config, davis, tmp_path):

@@ -36,7 +36,7 @@ def test_a_precision_that_works_is_not_refused_by_any_of_its_names(config, tiny,
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "output"),
     [
         (["trainer.max_epochs=0"], "`trainer.max_epochs` must be at least 1, got 0"),
         (["trainer.max_epochs=-1"], "`trainer.max_epochs` must be at least 1, got -1"),
@@ -46,11 +46,11 @@ def test_a_precision_that_works_is_not_refused_by_any_of_its_names(config, tiny,
         (["+trainer.check_val_every_n_epoch=3"], "`trainer.check_val_every_n_epoch` must be at most 1, the number of"),
     ],
 )
-def test_a_training_that_could_not_end_well_is_not_begun(config, tiny, tmp_path, options, said):
+def test_a_training_that_could_not_end_well_is_not_begun(config, tiny, tmp_path, options, output):
     with pytest.raises(UserError) as error:
         train(config("train", *tiny, "finetune.blocks=1", *options))
 
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(output)
     assert not (tmp_path / "run").exists()
 
 
@@ -69,15 +69,15 @@ def test_a_training_that_keeps_no_best_epoch_needs_no_validation(config, tiny):
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "output"),
     [
         ("limit_test_batches=0", "`trainer.limit_test_batches` must be positive or null, got 0"),
         ("limit_train_batches=0.0", "`trainer.limit_train_batches` must be positive or null, got 0"),
         ("limit_test_batches=0.01", "`trainer`: You requested to check 0.01 of the `test_dataloader` but 0.01 * 15 "),
     ],
 )
-def test_a_limit_that_leaves_no_batch_is_a_sentence(config, tiny, option, said):
+def test_a_limit_that_leaves_no_batch_is_a_sentence(config, tiny, option, output):
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *tiny, f"+trainer.{option}"))
 
-    assert str(user_message(error.value, "evaluate")).startswith(said)
+    assert str(user_message(error.value, "evaluate")).startswith(output)

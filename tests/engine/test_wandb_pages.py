@@ -118,12 +118,12 @@ def scalars_of(run: Path) -> dict[str, dict[int, float]]:
 def test_an_offline_run_of_two_epochs_holds_scalars_tables_pictures_summary_and_code(typed, tmp_path, tiny, capfd):
     assert typed(*QUICK, *tiny, "logger=wandb", "logger.tags=[mine]", "run_dir=RUN") == 0
 
-    said = capfd.readouterr()
-    told = said.out.partition("synthetic test")[0].splitlines()[:-1]
+    output = capfd.readouterr()
+    lines = output.out.partition("synthetic test")[0].splitlines()[:-1]
     stages = ("train: ", "Reading ", "Encoding ", "Training ", "Epoch ", "Testing ")
-    assert [line for line in told if not line.startswith(stages)] == told[-1:]
-    assert told[-1].startswith("W&B is offline: wandb sync ")
-    assert said.err == ""
+    assert [line for line in lines if not line.startswith(stages)] == lines[-1:]
+    assert lines[-1].startswith("W&B is offline: wandb sync ")
+    assert output.err == ""
     read = Read(tmp_path / "RUN")
     scalars = scalars_of(tmp_path / "RUN")
     assert {"train/loss", "val/geo/pck@0.05", "test/std/pck@0.1", "cost/images_per_second", "cost/memory_gb"} <= set(

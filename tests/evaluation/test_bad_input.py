@@ -156,7 +156,7 @@ WILLOW = {
 }
 
 
-def said(error: pytest.ExceptionInfo, parts: list[str]) -> bool:
+def names_parts(error: pytest.ExceptionInfo, parts: list[str]) -> bool:
     return all(part in str(error.value) for part in parts)
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_spair_tree_is_refused(tmp_path, case):
     with pytest.raises(UserError) as error:
         SPair(root=str(tmp_path), size=32).pairs("test")
 
-    assert said(error, parts), error.value
+    assert names_parts(error, parts), error.value
 
 
 def test_the_reader_takes_the_classes_that_are_scored(tmp_path):
@@ -201,7 +201,7 @@ def test_a_damaged_coco_file_is_refused(tmp_path, case):
     with pytest.raises(UserError) as error:
         COCOKeypoints(root=str(tmp_path), size=32, val=0, test=0).pairs("train")
 
-    assert said(error, parts), error.value
+    assert names_parts(error, parts), error.value
 
 
 @pytest.mark.parametrize("case", WILLOW)
@@ -212,7 +212,7 @@ def test_a_damaged_willow_list_is_refused(tmp_path, case):
     with pytest.raises(UserError) as error:
         PFWillow(root=str(tmp_path), size=32).pairs("test")
 
-    assert said(error, parts), error.value
+    assert names_parts(error, parts), error.value
 
 
 @pytest.mark.parametrize("has_header", [True, False])
@@ -228,7 +228,7 @@ def test_a_missing_benchmark_points_to_the_synthetic_one(tmp_path, benchmark):
     with pytest.raises(UserError) as error:
         benchmark(root=str(tmp_path / "nowhere"), size=32).pairs("test")
 
-    assert said(error, ["nowhere", "data.root=DIR", "data=synthetic"])
+    assert names_parts(error, ["nowhere", "data.root=DIR", "data=synthetic"])
 
 
 def cut(path: Path) -> None:
@@ -251,7 +251,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, damage, parts):
     for dataset in (PairDataset(pairs, 32, "squash"), ImageDataset(list_variants(unique_images(pairs)), 32, "squash")):
         with pytest.raises(UserError) as error:
             dataset[0]
-        assert said(error, parts), error.value
+        assert names_parts(error, parts), error.value
 
 
 def test_a_cut_png_is_named_where_its_size_is_read(tmp_path):
@@ -260,7 +260,7 @@ def test_a_cut_png_is_named_where_its_size_is_read(tmp_path):
     with pytest.raises(UserError) as error:
         PFWillow(root=str(tmp_path), size=32).pairs("test")
 
-    assert said(error, ["c.png", "is damaged or not an image", "Replace the file"])
+    assert names_parts(error, ["c.png", "is damaged or not an image", "Replace the file"])
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):
@@ -270,7 +270,7 @@ def test_an_image_of_another_size_than_annotated_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         PairDataset(pairs, 32, "squash")[0]
 
-    assert said(error, ["one.jpg", "40 x 30", "41 x 30", "Restore"])
+    assert names_parts(error, ["one.jpg", "40 x 30", "41 x 30", "Restore"])
 
 
 def test_keypoints_outside_their_image_are_kept_and_reported(tmp_path, caplog):
@@ -292,4 +292,4 @@ def test_json_that_is_a_list_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         SPair(root=str(tmp_path), size=32).pairs("test")
 
-    assert said(error, [IMAGE, "`kps`", "Restore"])
+    assert names_parts(error, [IMAGE, "`kps`", "Restore"])

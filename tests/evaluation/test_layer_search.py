@@ -102,15 +102,15 @@ def test_a_set_scores_what_an_evaluation_of_its_layers_scores(creatures, config,
 @pytest.mark.integration
 def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, capsys):
     code = search.main(["layers", *line(creatures, "tiny"), "backbone.layers=[1,-1]"])
-    *_, told = capsys.readouterr().out.splitlines()
+    *_, message = capsys.readouterr().out.splitlines()
 
     assert code == 0
-    override = told.removeprefix("Use them by ")
+    override = message.removeprefix("Use them by ")
     assert set(config("evaluate", "backbone=tiny", override).backbone.layers) <= {1, 3}
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(("overrides", "told"), [
+@pytest.mark.parametrize(("overrides", "message"), [
     (["backbone=tiny", "head=bottleneck"], "`head` has weights"),
     (["backbone=tiny", "checkpoint=nowhere"], "nowhere"),
     (["backbone=tiny", "kap=true"], "`kap` has no effect"),
@@ -123,15 +123,15 @@ def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, c
     (["backbone=dino2"], "Did you mean dinov2"),
     (["backbone=squeezenet", "backbone.pretrained=false", "backbone.grid=16"], "have different grids"),
 ])  # fmt: skip
-def test_a_search_that_cannot_be_is_refused_in_a_sentence(creatures, monkeypatch, capsys, overrides, told):
+def test_a_search_that_cannot_be_is_refused_in_a_sentence(creatures, monkeypatch, capsys, overrides, message):
     typed = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "trainer=cpu", *overrides]
     code = search.main(["layers", *typed])
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
 
     assert code == 2
-    assert told in said
-    assert said.startswith("Error: ")
-    assert said.count("\n") == 1
+    assert message in output
+    assert output.startswith("Error: ")
+    assert output.count("\n") == 1
 
 
 def test_pairs_are_kept_evenly(creatures):

@@ -55,10 +55,10 @@ def shaken(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    assert ours.shape == theirs.shape
-    assert theirs.std() > 0.05  # something to compare
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+def difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    assert ours.shape == reference.shape
+    assert reference.std() > 0.05  # something to compare
+    return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
 def tokens(network: nn.Module, image: torch.Tensor, **options) -> torch.Tensor:
@@ -109,14 +109,14 @@ def _quiet():
     logging.disable_progress_bar()
 
 
-def both(tmp_path, name: str, image: torch.Tensor, **told) -> float:
+def both(tmp_path, name: str, image: torch.Tensor, **message) -> float:
     family, config, timm_name, options = NETWORKS[name]
-    theirs = shaken(family(config()))
-    theirs.save_pretrained(tmp_path)
+    reference = shaken(family(config()))
+    reference.save_pretrained(tmp_path)
     ours = TimmModel(timm_name, **options, weights=str(tmp_path)).eval()
     with torch.no_grad():
         normalised = (image - ours.mean) / ours.std
-        return difference(ours(image).values, tokens(theirs, normalised, **told))
+        return difference(ours(image).values, tokens(reference, normalised, **message))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -183,14 +183,14 @@ def test_the_image_encoder_is_found_in_a_whole_clip_and_in_a_masked_autoencoder(
 
 
 def test_timm_and_transformers_agree_on_dinov3s_convnext(tmp_path):
-    theirs = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1]))
-    shaken(theirs).save_pretrained(tmp_path)
+    reference = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1]))
+    shaken(reference).save_pretrained(tmp_path)
     options = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 1), "layers": [2], "size": 64}
     ours = TimmModel("convnext_tiny.dinov3_lvd1689m", **options, weights=str(tmp_path)).eval()
 
     with torch.no_grad():
         image = (WIDER[..., :64, :] - ours.mean) / ours.std
-        expected = theirs(image[..., :160], output_hidden_states=True).hidden_states[3]
+        expected = reference(image[..., :160], output_hidden_states=True).hidden_states[3]
         found = difference(ours(WIDER[..., :64, :160]).values, expected)
 
     print(f"dinov3_convnext: {found:.1e}")
@@ -209,8 +209,8 @@ def test_segment_anythings_own_package_and_timm_agree(tmp_path, neck):
         "global_attn_indexes": (1,),
     }
     options = {"patch_size": 16, "out_chans": 256, "norm_layer": partial(nn.LayerNorm, eps=1e-6)}
-    theirs = shaken(official.ImageEncoderViT(use_rel_pos=True, **options, **small))
-    torch.save({f"image_encoder.{key}": value for key, value in theirs.state_dict().items()}, tmp_path / "sam.pth")
+    reference = shaken(official.ImageEncoderViT(use_rel_pos=True, **options, **small))
+    torch.save({f"image_encoder.{key}": value for key, value in reference.state_dict().items()}, tmp_path / "sam.pth")
     ours = SegmentAnything(size=160, weights=str(tmp_path / "sam.pth"), neck=neck, **small).eval()
     timms = TimmModel(
         "samvit_base_patch16", size=160, patch_size=16, weights=str(tmp_path / "sam.pth"), norm=neck, **small
@@ -220,7 +220,7 @@ def test_segment_anythings_own_package_and_timm_agree(tmp_path, neck):
     with torch.no_grad():
         found = difference(ours(image).values, timms(image).values)
         if neck:
-            assert difference(ours(image).values, theirs((image - ours.mean) / ours.std)) < 1e-5
+            assert difference(ours(image).values, reference((image - ours.mean) / ours.std)) < 1e-5
 
     print(f"sam: {found:.1e}")
     assert found < 1e-4
@@ -228,22 +228,22 @@ def test_segment_anythings_own_package_and_timm_agree(tmp_path, neck):
 
 @pytest.mark.slow
 def test_torchvision_and_timm_agree_on_resnet101_up_to_its_third_layer():
-    theirs = torchvision.models.resnet101()
-    for module in theirs.modules():
+    reference = torchvision.models.resnet101()
+    for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
     with torch.no_grad():
-        theirs.train()(WIDER)  # running statistics of its own
-    theirs.eval()
+        reference.train()(WIDER)  # running statistics of its own
+    reference.eval()
     ours = TimmModel("resnet101.tv_in1k", size=64, pretrained=False, layers=[3]).eval()
-    spare = {key for key in theirs.state_dict() if key.startswith("layer4")}
-    load_weights(ours.model, theirs.state_dict(), "torchvision", spare=spare)
+    spare = {key for key in reference.state_dict() if key.startswith("layer4")}
+    load_weights(ours.model, reference.state_dict(), "torchvision", spare=spare)
 
     with torch.no_grad():
         image = IMAGE[..., :96, :96]
         x = (image - ours.mean) / ours.std
-        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
-        expected = theirs.layer3(theirs.layer2(theirs.layer1(x)))
+        x = reference.maxpool(reference.relu(reference.bn1(reference.conv1(x))))
+        expected = reference.layer3(reference.layer2(reference.layer1(x)))
         found = difference(ours(image).values, expected)
 
     print(f"resnet101: {found:.1e}")

@@ -249,7 +249,7 @@ def test_training_ends_with_an_aligned_test(config, tiny):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"mask": "oval"}, "pose.mask.*auto, segmentation, box, sam, none.*'oval'"),
         ({"reduce": "max"}, "pose.reduce"),
@@ -260,8 +260,8 @@ def test_training_ends_with_an_aligned_test(config, tiny):
         ({"mirror": True, "mask": "sam"}, "pose.sam_weights=FILE"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, told):
-    with pytest.raises(UserError, match=told):
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
         AdaptivePose(**options)
 
 

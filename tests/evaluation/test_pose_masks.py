@@ -128,18 +128,18 @@ def test_segment_anything_is_built_from_its_checkpoint_and_asked_with_the_box(ca
 
     for key, value in prompted.predictor.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[key])
-    asked = {}
+    prompts = {}
     predict = prompted.predictor.predict
 
     def remember(**options):
-        asked.update(options)
+        prompts.update(options)
         masks, *rest = predict(**options)
         return np.ones_like(masks), *rest  # random weights may find nothing
 
     prompted.predictor.predict = remember
     image = cats.pairs("test")[0].source
     assert prompted(image).shape == (30, 40)
-    assert asked["box"].tolist() == list(image.box)
+    assert prompts["box"].tolist() == list(image.box)
 
 
 def test_a_mask_of_nothing_is_refused(cats):

@@ -286,7 +286,7 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
 
 
 @pytest.mark.parametrize(
-    ("mistake", "told"),
+    ("mistake", "message"),
     [
         (lambda: protocol_preset("geo"), "must be one of semcorr, geoaware"),
         (lambda: protocol_preset("geoaware", stric=True), "`protocol.stric` is no axis"),
@@ -301,8 +301,8 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
         (lambda: ReadoutList(["argmax", "argmax"]), "names argmax twice"),
     ],
 )
-def test_a_mistake_is_told(mistake, told):
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+def test_a_mistake_is_told(mistake, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         mistake()
 
 

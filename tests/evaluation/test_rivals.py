@@ -85,13 +85,13 @@ def test_a_preset_predicts_and_decides_as_its_authors_code(view):
         trainer.test(module, datamodule=data, verbose=False)
 
         with gzip.open(RIVALS / f"{name}.csv.gz", "rt") as file:
-            theirs = list(csv.DictReader(file))
-        assert len(theirs) > 400
+            reference = list(csv.DictReader(file))
+        assert len(reference) > 400
         rows = {(r["pair"], r["keypoint"]): r for r in module.result.tables["predictions"].to_pylist()}
         pairs = {pair.name: pair for pair in data.pairs("test")}
         compare = np.less if protocol.strict else np.less_equal
         away, differing = [], []
-        for row in theirs:
+        for row in reference:
             ours = rows[row["pair"], int(row["keypoint"])]
             geometry = view_geometry([pairs[row["pair"]].target], side, protocol.resize, torch.device("cpu"))
             point = torch.tensor([[[ours["predicted_x"], ours["predicted_y"]]]], dtype=torch.double)

@@ -18,10 +18,10 @@ def deflated_zeros(size: int) -> bytes:
     return one * (size // block) + packer.flush(zlib.Z_FINISH)
 
 
-def zipped(path: Path, name: str, packed: bytes, size: int, told: int | None = None) -> None:
-    """An archive of one deflated member of `size` bytes, which the archive says are `told`."""
-    said = size if told is None else told
-    head = (20, 0, 8, 0, 33, 0, len(packed), said, len(name), 0)
+def zipped(path: Path, name: str, packed: bytes, size: int, claimed_size: int | None = None) -> None:
+    """An archive of one deflated member of `size` bytes, which the archive says are `claimed_size`."""
+    written_size = size if claimed_size is None else claimed_size
+    head = (20, 0, 8, 0, 33, 0, len(packed), written_size, len(name), 0)
     local = b"PK\3\4" + struct.pack("<HHHHHIIIHH", *head) + name.encode()
     central = b"PK\1\2" + struct.pack("<H", 20) + struct.pack("<HHHHHIIIHH", *head)
     central += struct.pack("<HHHII", 0, 0, 0, 0, 0) + name.encode()

@@ -48,7 +48,7 @@ def read(root: Path, box: str = "xywh") -> dict[str, list[ImageRecord]]:
     return read_images(root, "keypoints.json", "images", box)[0]
 
 
-def told(records: dict[str, list[ImageRecord]]) -> list[tuple]:
+def list_scored(records: dict[str, list[ImageRecord]]) -> list[tuple]:
     """What is scored, of each record, whatever images and categories are called."""
     return [
         (one.path.name, one.size, one.keypoints.tolist(), one.visible.tolist(), one.box)

@@ -112,9 +112,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"errors": [], "warnings": []})
         repo = "/".join(self.path.removeprefix("/api/models/").split("/")[:2])
         if "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
+            files = json.loads(body)["files"]
             return self.answer(200, {"files": [
-                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files
             ]})  # fmt: skip
         for line in body.decode().splitlines():
             entry = json.loads(line)

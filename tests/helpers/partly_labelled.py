@@ -19,16 +19,18 @@ def coco(creatures: Path, categories: tuple[str, ...] = ("cat",), sources: int =
         names = list(keypoint_names("spair71k", category).values())
         content["categories"].append({"id": kind, "name": category, "keypoints": names, "skeleton": SKELETON})
         for i, file in enumerate(sorted((creatures / "ImageAnnotation" / category).glob("*.json"))):
-            told = json.loads(file.read_text())
-            x1, y1, x2, y2 = told["bndbox"]
+            annotation = json.loads(file.read_text())
+            x1, y1, x2, y2 = annotation["bndbox"]
             one = {"id": len(content["images"]) + 100, "image_id": len(content["images"]), "category_id": kind}
             if boxes:
                 one["bbox"] = [x1, y1, x2 - x1, y2 - y1]
             if i < sources:
-                points = [told["kps"][str(k)] for k in range(len(names))]
+                points = [annotation["kps"][str(k)] for k in range(len(names))]
                 one["keypoints"] = [each for p in points for each in ([*p, 2] if p else [0, 0, 0])]
-            size = {"width": told["image_width"], "height": told["image_height"]}
-            content["images"].append({"id": one["image_id"], "file_name": f"{category}/{told['filename']}"} | size)
+            size = {"width": annotation["image_width"], "height": annotation["image_height"]}
+            content["images"].append(
+                {"id": one["image_id"], "file_name": f"{category}/{annotation['filename']}"} | size
+            )
             content["annotations"].append(one)
     return content
 

@@ -41,8 +41,8 @@ def made_up(usual: int = USUAL) -> tuple[list[dict], list[dict]]:
 
 
 def _add(images: list, annotations: list, key: int, category: int, dice: random.Random, visible: int) -> None:
-    shown = set(dice.sample(range(17), visible))
-    points = [(dice.randint(1, 58), dice.randint(1, 38), 2) if i in shown else (0, 0, 0) for i in range(17)]
+    chosen = set(dice.sample(range(17), visible))
+    points = [(dice.randint(1, 58), dice.randint(1, 38), 2) if i in chosen else (0, 0, 0) for i in range(17)]
     images.append(
         {"license": 1, "id": key, "file_name": f"{key:012d}.jpg", "width": SIZE[0], "height": SIZE[1], "background": 1}
     )

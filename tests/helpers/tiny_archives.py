@@ -89,11 +89,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send(content[start:])
 
     def start(self, content: bytes) -> int:
-        asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-        if not asked or not self.server.ranges:
+        requested_range, condition = self.headers.get("Range"), self.headers.get("If-Range")
+        if not requested_range or not self.server.ranges:
             return 0
         same = condition in self.server.headers.values() or not self.server.if_range
-        return int(asked.removeprefix("bytes=").removesuffix("-")) if same else 0
+        return int(requested_range.removeprefix("bytes=").removesuffix("-")) if same else 0
 
     def send(self, content: bytes) -> None:
         content = content[: self.server.cuts.pop(0)] if self.server.cuts else content

@@ -99,7 +99,7 @@ def prepare(server: Server, root: Path) -> Callable[..., Any]:
     return run
 
 
-def told(prepare: Callable[..., Any], *args: Any, **options: Any) -> str:
+def catch_message(prepare: Callable[..., Any], *args: Any, **options: Any) -> str:
     with pytest.raises(UserError) as error:
         prepare(*args, **options)
     return str(error.value)

@@ -53,7 +53,7 @@ def test_animal_poses_dialect_is_read(creatures, written):
 
     dialect = read_annotations(written(content), creatures / "JPEGImages", "xyxy")
 
-    assert [thing.box for thing in dialect.targets] == [thing.box for thing in plain.targets]
+    assert [target.box for target in dialect.targets] == [target.box for target in plain.targets]
     for one, other in zip(dialect.sources[1], plain.sources[1], strict=True):
         assert torch.equal(one.points, other.points)
         assert one.photo.id == other.photo.id
@@ -66,7 +66,7 @@ def test_a_crowd_neither_labels_nor_is_labelled(creatures, written):
     sheet = read_annotations(written(content), creatures / "JPEGImages", category="cat")
 
     assert len(sheet.sources[1]) == 1
-    assert content["images"][-1]["file_name"] not in [thing.photo.name for thing in sheet.targets]
+    assert content["images"][-1]["file_name"] not in [target.photo.name for target in sheet.targets]
 
 
 def test_a_skeleton_counts_from_one_or_from_zero():
@@ -109,17 +109,17 @@ MISTAKES = {
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize(("told", "spoil"), MISTAKES.items(), ids=list(MISTAKES))
-def test_a_mistake_in_the_file_is_a_sentence_and_nothing_is_written(creatures, tmp_path, told, spoil):
+@pytest.mark.parametrize(("message", "spoil"), MISTAKES.items(), ids=list(MISTAKES))
+def test_a_mistake_in_the_file_is_a_sentence_and_nothing_is_written(creatures, tmp_path, message, spoil):
     content = coco(creatures)
     spoil(content)
     (tmp_path / "a.json").write_text(json.dumps(content))
     folder = alone(creatures, tmp_path)
 
     line = (tmp_path / "a.json", folder, "--out", tmp_path / "o.json", "--draw", tmp_path / "drawn")
-    code, said = typed(*line)
+    code, output = typed(*line)
 
     assert code == 2
-    assert said.startswith("Error: ") or "\nError: " in said
-    assert re.search(told, said), said
+    assert output.startswith("Error: ") or "\nError: " in output
+    assert re.search(message, output), output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "images"]

@@ -50,8 +50,8 @@ def typed(
         words = ["--device", "cpu", *more, *([] if "--out" in more else ["--out", str(tmp_path / "out")])]
         monkeypatch.chdir(folder)
         code = match.main([*line.split(), *words])
-        told = capsys.readouterr()
-        return code, told.out + told.err
+        output = capsys.readouterr()
+        return code, output.out + output.err
 
     return main
 
@@ -60,9 +60,9 @@ TINY = ("--model", "tiny")
 
 
 def test_points_are_matched_as_matcher_does_and_drawn(typed, folder, tmp_path):
-    code, said = typed("a.jpg b.jpg --points 120,80 20.5,40 --dense --pca", *TINY)
+    code, output = typed("a.jpg b.jpg --points 120,80 20.5,40 --dense --pca", *TINY)
 
-    assert code == 0, said
+    assert code == 0, output
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"b.png", "b_warped.png", "b_features.png", "matches.json"}
     found = json.loads((out / "matches.json").read_text())
@@ -76,7 +76,7 @@ def test_points_are_matched_as_matcher_does_and_drawn(typed, folder, tmp_path):
         assert found["size"] == list(image.size)
     with Image.open(out / "b.png") as drawn:
         assert drawn.height == 480 + LEGEND
-    assert f"{rows[0]['target'][0]:.1f}" in said
+    assert f"{rows[0]['target'][0]:.1f}" in output
 
 
 def test_the_mark_of_a_point_is_drawn_where_the_point_is(typed, folder, tmp_path):
@@ -92,9 +92,9 @@ def test_the_mark_of_a_point_is_drawn_where_the_point_is(typed, folder, tmp_path
 
 
 def test_a_folder_is_matched_in_one_go_over_a_grid(typed, tmp_path):
-    code, said = typed("a.jpg pictures", "--most", "9", *TINY)
+    code, output = typed("a.jpg pictures", "--most", "9", *TINY)
 
-    assert code == 0, said
+    assert code == 0, output
     found = json.loads((tmp_path / "out/matches.json").read_text())
     assert [Path(target["target"]).name for target in found["targets"]] == ["0.jpg", "1.jpg", "2.jpg"]
     assert [target["image"] for target in found["targets"]] == ["0.png", "1.png", "2.png"]
@@ -109,7 +109,7 @@ def test_mutual_neighbours_are_as_many_as_asked_for(typed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("a.jpg b.jpg --points 9999,3", "outside a.jpg"),
         ("a.jpg b.jpg --points here", "120,80"),
@@ -124,17 +124,17 @@ def test_mutual_neighbours_are_as_many_as_asked_for(typed, tmp_path):
         ("a.jpg b.jpg --model bob's", "bob's is no directory, and no line of words"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_leaves_nothing(typed, folder, tmp_path, line, told):
+def test_a_mistake_is_a_sentence_and_leaves_nothing(typed, folder, tmp_path, line, message):
     (folder / "text.jpg").write_text("no picture")
     (folder / "cut").mkdir(exist_ok=True)
     (folder / "cut/a.jpg").write_bytes((folder / "b.jpg").read_bytes())
     (folder / "cut/z.jpg").write_bytes((folder / "b.jpg").read_bytes()[:3000])
 
-    code, said = typed(line, *(() if "--model" in line else TINY))
+    code, output = typed(line, *(() if "--model" in line else TINY))
 
     assert code == 2
-    assert told in " ".join(said.split())
-    assert "Traceback" not in said
+    assert message in " ".join(output.split())
+    assert "Traceback" not in output
     assert not list(tmp_path.iterdir())
 
     assert typed(line, "--out", str(tmp_path / "new/deep/folder"), *(() if "--model" in line else TINY))[0] == 2
@@ -159,9 +159,9 @@ def test_a_picture_that_is_read_is_not_written_over(typed, folder, tmp_path):
     before = {path: path.read_bytes() for path in mine.iterdir()}
 
     for line in (f"{mine}/a.png {mine}/b.png", f"{mine}/b_warped.png {mine}/b.png --dense", f"b.jpg {mine}"):
-        code, said = typed(line, "--out", str(tmp_path / "link"), "--model", "nothing")  # before a model is loaded
+        code, output = typed(line, "--out", str(tmp_path / "link"), "--model", "nothing")  # before a model is loaded
         assert code == 2
-        assert "is one of the pictures that are read" in " ".join(said.split())
+        assert "is one of the pictures that are read" in " ".join(output.split())
     assert {path: path.read_bytes() for path in mine.iterdir()} == before
 
 
@@ -202,9 +202,9 @@ def test_a_picture_thinner_than_a_cell_has_a_grid(typed, tmp_path):
     Image.fromarray(row).save(tmp_path / "thin.png")
     model = "backbone=efficientnet_lite0 backbone.size=192 data.resize=letterbox"
 
-    code, said = typed(f"{tmp_path}/thin.png b.jpg --most 8", "--model", model)
+    code, output = typed(f"{tmp_path}/thin.png b.jpg --most 8", "--model", model)
 
-    assert code == 0, said
+    assert code == 0, output
     sources = [
         row["source"] for row in json.loads((tmp_path / "out/matches.json").read_text())["targets"][0]["matches"]
     ]
@@ -226,18 +226,18 @@ def test_the_tour_runs_cell_by_cell_and_shows_pictures(tmp_path, monkeypatch):
     """As a notebook does, which shows what the last line of a cell is worth."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    shown = []
+    displayed = []
     for cell in json.loads((ROOT / "examples/tour.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":
             lines = ast.parse("".join(cell["source"])).body
             last = lines.pop() if isinstance(lines[-1], ast.Expr) else None
             exec(compile(ast.Module(lines, []), "cell", "exec"), names)
-            shown.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None)
+            displayed.append(eval(compile(ast.Expression(last.value), "cell", "eval"), names) if last else None)
 
-    assert sum(isinstance(one, Image.Image) for one in shown) == 2
-    assert all(match.plot() for match in shown if isinstance(match, Match))
-    assert sum(isinstance(one, Match) for one in shown) == 2
-    assert 0.1 < shown[-1]["all"] < 0.5
+    assert sum(isinstance(one, Image.Image) for one in displayed) == 2
+    assert all(match.plot() for match in displayed if isinstance(match, Match))
+    assert sum(isinstance(one, Match) for one in displayed) == 2
+    assert 0.1 < displayed[-1]["all"] < 0.5
 
 
 def test_the_tour_is_stored_as_it_was_run_with_pictures_and_no_path_of_a_machine():

@@ -38,12 +38,12 @@ def files(tmp_path) -> list[str]:
 def test_a_notebook_gets_the_plot_as_png(matcher, files):
     match = matcher.match(*files, [(20, 30), (100, 90)])
 
-    shown = Image.open(io.BytesIO(match._repr_png_() or b""))
+    displayed = Image.open(io.BytesIO(match._repr_png_() or b""))
 
     expected = plot_matches(load_picture(files[0]), load_picture(files[1]), match)
-    np.testing.assert_array_equal(np.asarray(shown), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(displayed), np.asarray(expected))
     width, height = displayed_size((200, 150))
-    assert shown.size == (2 * width + GAP, height + LEGEND)
+    assert displayed.size == (2 * width + GAP, height + LEGEND)
     np.testing.assert_array_equal(np.asarray(match.plot()), np.asarray(expected))
 
 
@@ -102,16 +102,18 @@ def test_a_match_made_by_hand_says_how_it_is_drawn():
 
 
 def test_show_displays_in_a_notebook_in_a_viewer_or_says_that_there_is_none(matcher, files, monkeypatch):
-    match, shown, viewed = matcher.match(*files, [(20, 30)]), [], []
+    match, displayed, viewed = matcher.match(*files, [(20, 30)]), [], []
     monkeypatch.setattr(ImageShow, "show", lambda image: viewed.append(image) or True)
     for shell in (SimpleNamespace(kernel=object()), object()):  # a notebook's; IPython's in a terminal
-        ipython = SimpleNamespace(get_ipython=lambda shell=shell: shell, display=SimpleNamespace(display=shown.append))
+        ipython = SimpleNamespace(
+            get_ipython=lambda shell=shell: shell, display=SimpleNamespace(display=displayed.append)
+        )
         monkeypatch.setitem(sys.modules, "IPython", ipython)
         match.show()
     monkeypatch.delitem(sys.modules, "IPython")
     match.show()
 
-    assert [image.size for image in shown] == [match.plot().size]
+    assert [image.size for image in displayed] == [match.plot().size]
     assert [image.size for image in viewed] == [match.plot().size] * 2
     monkeypatch.setattr(ImageShow, "show", lambda image: False)
     with pytest.raises(UserError, match=r"match\.plot\(\)\.save"):

@@ -29,15 +29,15 @@ def test_what_holds_anyway_may_be_typed(option, caplog):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "message"),
     [
         ("localise=all", r"4 were given \(window_15, .*\). Give one, as localise=window_15"),
         ("localise=[argmax,window_5]", r"2 were given \(argmax, window_5\). Give one, as localise=argmax"),
         ("protocol=[semcorr,geoaware]", "Give one, as protocol=semcorr"),
     ],
 )
-def test_points_are_found_by_one_readout(option, told):
-    with pytest.raises(UserError, match=told):
+def test_points_are_found_by_one_readout(option, message):
+    with pytest.raises(UserError, match=message):
         Matcher.load(f"backbone=tiny {option}", device="cpu")
 
 

@@ -51,7 +51,7 @@ DENSE = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "message"),
     [
         (lambda values: values.to_sparse(), "must be a dense tensor, got a sparse_coo one"),
         (lambda values: values.to("meta"), "on the device meta has no values"),
@@ -59,12 +59,12 @@ DENSE = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
         (lambda values: np.ma.masked_greater(values.numpy(), 4), "a masked array holds values that are masked"),
     ],
 )
-def test_values_that_cannot_all_be_read_are_refused(random, cats, made, told):
-    with pytest.raises(UserError, match=f"`points`.*{told}"):
+def test_values_that_cannot_all_be_read_are_refused(random, cats, made, message):
+    with pytest.raises(UserError, match=f"`points`.*{message}"):
         random.match(cats[0], cats[1], made(DENSE))
-    with pytest.raises(UserError, match=f"`point`.*{told}"):
+    with pytest.raises(UserError, match=f"`point`.*{message}"):
         random.similarity(cats[0], cats[1], made(DENSE)[1])
-    with pytest.raises(UserError, match=f"`a`.*{told}"):
+    with pytest.raises(UserError, match=f"`a`.*{message}"):
         random.match(made(DENSE), cats[1], [[0, 0]])
 
 
@@ -158,7 +158,7 @@ def test_a_batch_of_arrays_is_a_list_of_pictures(random, cats):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("backbone=tiny seed=5", "weights"),
         ("backbone=tiny backbone.size=128", r"size \(\d+, here 128\)"),
@@ -168,10 +168,10 @@ def test_a_batch_of_arrays_is_a_list_of_pictures(random, cats):
         ("backbone=efficientnet_lite0", "backbone"),
     ],
 )
-def test_what_another_matcher_encoded_is_refused(random, cats, line, told):
+def test_what_another_matcher_encoded_is_refused(random, cats, line, message):
     other = Matcher.load(line, device="cpu")
     for ask in (lambda a, b: other.match(a, b, [[3, 3]]), other.dense, other.mutual, lambda a, b: other.features(b, a)):
-        with pytest.raises(UserError, match=f"was encoded by another matcher, which differs in .*{told}"):
+        with pytest.raises(UserError, match=f"was encoded by another matcher, which differs in .*{message}"):
             ask(random.encode(cats[0]), cats[1])
 
 
@@ -205,7 +205,7 @@ def test_no_points_have_no_matches(random, cats):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("dinov", "Did you mean .*dinov2"),
         ("runs/none", "no run's directory"),
@@ -216,8 +216,8 @@ def test_no_points_have_no_matches(random, cats):
         ("bob's", "bob's is no directory, and no line of words"),
     ],
 )
-def test_a_model_that_there_is_not_is_a_sentence(line, told):
-    with pytest.raises(UserError, match=told):
+def test_a_model_that_there_is_not_is_a_sentence(line, message):
+    with pytest.raises(UserError, match=message):
         Matcher.load(line)
 
 

@@ -51,36 +51,36 @@ def sheet(creatures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cats(matcher, sheet) -> list:
-    return [one for thing in sheet.sources[1] for one in open_source(matcher, thing, sheet.categories[0], flip=True)]
+    return [one for target in sheet.sources[1] for one in open_source(matcher, target, sheet.categories[0], flip=True)]
 
 
 @pytest.mark.parametrize("use", ["vote", "best"])
 def test_a_source_finds_its_own_keypoints(matcher, sheet, cats, use):
-    thing = sheet.sources[1][0]
-    part = crop_picture(load_picture(thing.photo.path), thing.box)
+    item = sheet.sources[1][0]
+    part = crop_picture(load_picture(item.photo.path), item.box)
     target = matcher.encode(part.picture)
 
     found = propagate(matcher, cats if use == "best" else cats[:1], target, use)
 
-    off = (part.from_crop(found.points) - thing.points)[thing.keypoint_mask] / torch.tensor(part.picture.size) * 12
+    off = (part.from_crop(found.points) - item.points)[item.keypoint_mask] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1  # a cell
     assert found.fit.argmax() == 0
-    assert found.scores[thing.keypoint_mask].min() > 0.4
+    assert found.scores[item.keypoint_mask].min() > 0.4
     assert not found.scores[~torch.stack([one.keypoint_mask for one in cats]).any(0)].any()
 
 
 def test_a_mirrored_source_labels_a_mirror_image_with_left_and_right_exchanged(matcher, sheet, cats):
-    thing = sheet.sources[1][0]
+    target = sheet.sources[1][0]
     part = mirror_crop(
-        crop_picture(load_picture(thing.photo.path), enlarge_box(thing.box, thing.points[thing.keypoint_mask]))
+        crop_picture(load_picture(target.photo.path), enlarge_box(target.box, target.points[target.keypoint_mask]))
     )
     order = list(flip_from_names(sheet.categories[0]["keypoints"]))
 
     found = propagate(matcher, cats, matcher.encode(part.picture), "best")
 
-    truth, shown = part.to_crop(thing.points)[order], thing.keypoint_mask[order]
+    truth, visible = part.to_crop(target.points)[order], target.keypoint_mask[order]
     assert cats[int(found.fit.argmax())].mirrored
-    off = (found.points - truth)[shown] / torch.tensor(part.picture.size) * 12
+    off = (found.points - truth)[visible] / torch.tensor(part.picture.size) * 12
     assert off.norm(dim=-1).max() < 1
     assert order[0] == 1
 

@@ -66,13 +66,13 @@ def test_an_image_that_is_not_there_is_named(tmp_path, kind):
 
 
 def test_what_is_no_annotation_file_is_told_what_there_is(tmp_path):
-    for name, text, told in (
+    for name, text, message in (
         ("a.csv", "a,b\n1,2\n", "does not begin with `scorer`"),
         ("a.txt", "hello", "begins as no known annotation file"),
         ("a.zip", "PK\3\4", "Unpack it"),
         ("a.xml", "<svg></svg>", "not of `annotations`|no annotation|'svg'"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_annotations(edited(tmp_path, text, name), write_images(tmp_path))
 
 
@@ -187,16 +187,16 @@ CVAT_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("told", "change"), CVAT_MISTAKES.items(), ids=list(CVAT_MISTAKES))
-def test_a_mistake_in_a_file_of_cvat_is_a_sentence(tmp_path, told, change):
+@pytest.mark.parametrize(("message", "change"), CVAT_MISTAKES.items(), ids=list(CVAT_MISTAKES))
+def test_a_mistake_in_a_file_of_cvat_is_a_sentence(tmp_path, message, change):
     old, new = change
     assert old in CVAT
     text = CVAT.replace(old, new).replace("</box" if new == "<bax " else "\0", "</bax")
-    if told.startswith("contains"):  # the other image pairs the labels
+    if message.startswith("contains"):  # the other image pairs the labels
         image = CVAT[CVAT.index("  <image id") : CVAT.index('  <image id="1"')].replace("1.jpg", "2.jpg")
         text = text[: text.index('  <image id="1"')] + image + "</annotations>"
 
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_annotations(edited(tmp_path, text, "annotations.xml"), write_images(tmp_path))
     assert len(str(error.value).splitlines()) == 1
 
@@ -237,9 +237,9 @@ LABEL_STUDIO_MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("told", "change"), LABEL_STUDIO_MISTAKES.items(), ids=list(LABEL_STUDIO_MISTAKES))
-def test_a_mistake_in_a_file_of_label_studio_is_a_sentence(tmp_path, told, change):
-    with pytest.raises(UserError, match=told) as error:
+@pytest.mark.parametrize(("message", "change"), LABEL_STUDIO_MISTAKES.items(), ids=list(LABEL_STUDIO_MISTAKES))
+def test_a_mistake_in_a_file_of_label_studio_is_a_sentence(tmp_path, message, change):
+    with pytest.raises(UserError, match=message) as error:
         read_annotations(edited(tmp_path, changed(change), "p.json"), write_images(tmp_path))
     assert len(str(error.value).splitlines()) == 1
 
@@ -349,10 +349,10 @@ DEEPLABCUT_MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("told", "change"), DEEPLABCUT_MISTAKES.items(), ids=list(DEEPLABCUT_MISTAKES))
-def test_a_mistake_in_a_table_of_deeplabcut_is_a_sentence(tmp_path, told, change):
+@pytest.mark.parametrize(("message", "change"), DEEPLABCUT_MISTAKES.items(), ids=list(DEEPLABCUT_MISTAKES))
+def test_a_mistake_in_a_table_of_deeplabcut_is_a_sentence(tmp_path, message, change):
     assert change[0] in DEEPLABCUT
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_annotations(edited(tmp_path, DEEPLABCUT.replace(*change), "CollectedData_me.csv"), write_images(tmp_path))
     assert len(str(error.value).splitlines()) == 1
 
@@ -421,7 +421,7 @@ def test_an_array_of_hdf5_is_bounded_and_lies_in_the_file(tmp_path, table):
     layout = h5py.VirtualLayout((2, 2), float)
     layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "values", (2, 2))
     raw = [(str(tmp_path / "other.h5"), 0, 32)]
-    for make, told in (
+    for make, message in (
         (lambda group: group.create_dataset("block0_values", (10**6, 100), float, chunks=(10, 10)), "more than"),
         (lambda group: group.create_dataset("block0_values", (2, 2), float, external=raw), "no array of this file"),
         (lambda group: group.create_virtual_dataset("block0_values", layout), "no array of this file"),
@@ -435,7 +435,7 @@ def test_an_array_of_hdf5_is_bounded_and_lies_in_the_file(tmp_path, table):
             del file["df_with_missing/block0_values"]
             make(file["df_with_missing"])
 
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_objects(table, folder)
 
 

@@ -384,11 +384,11 @@ def test_the_command_gives_back_what_it_was_given(tmp_path, kind, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, path = write_images(tmp_path), write_tool_files(tmp_path)[kind]
 
-    code, said = typed(path, folder)
+    code, output = typed(path, folder)
 
-    assert code == 0, said
+    assert code == 0, output
     out = Path(f"labels{SUFFIXES[kind][0]}")
-    assert f"Wrote {out}" in said
+    assert f"Wrote {out}" in output
     found = points_of(read_objects(accept(out), folder))
     assert set(found) == {"cats/2.jpg"}
     assert typed(path, folder, "--format", "coco", "--out", "coco.json")[0] == 0
@@ -403,9 +403,9 @@ def test_coco_comes_out_for_every_tool(tmp_path, creatures, written):
     out = tmp_path / f"o{SUFFIXES[written][0]}"
     line = (write(tmp_path, coco(creatures)), creatures / "JPEGImages", "--category", "cat")
 
-    code, said = typed(*line, "--format", written, "--out", out)
+    code, output = typed(*line, "--format", written, "--out", out)
 
-    assert code == 0, said
+    assert code == 0, output
     assert typed(*line, "--out", tmp_path / "o.json2")[0] == 0
     expected = json.loads((tmp_path / "o.json2").read_text())
     found = points_of(read_objects(accept(out), creatures / "JPEGImages"))
@@ -419,7 +419,7 @@ def test_coco_comes_out_for_every_tool(tmp_path, creatures, written):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--out", "a.json"], "would be written as cvat, the format of the annotations, and its name must end in .xml"),
         (["--format", "coco", "--out", "a.xml"], r"would be written as coco, and its name must end in .json"),
@@ -428,14 +428,14 @@ def test_coco_comes_out_for_every_tool(tmp_path, creatures, written):
         (["--box", "xyxy"], "--box is of COCO's boxes"),
     ],
 )
-def test_a_name_that_does_not_fit_the_format_is_refused(tmp_path, monkeypatch, options, told):
+def test_a_name_that_does_not_fit_the_format_is_refused(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     folder, path = write_images(tmp_path), write_tool_files(tmp_path)["cvat"]
 
-    code, said = typed(path, folder, *options)
+    code, output = typed(path, folder, *options)
 
     assert code == 2
-    assert told in " ".join(said.split())
+    assert message in " ".join(output.split())
     assert not list(tmp_path.glob("labels*"))
 
 

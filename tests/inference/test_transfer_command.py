@@ -33,12 +33,12 @@ def test_coco_comes_out_as_coco(creatures, written, tmp_path):
     content = coco(creatures, ("cat", "dog"))
     annotations, out = written(content), tmp_path / "labels.json"
 
-    code, said = typed(
+    code, output = typed(
         annotations, creatures / "JPEGImages", "--out", out, "--draw", tmp_path / "drawn", "--category=cat"
     )
 
-    assert code == 0, said
-    assert "dog: 6 labelled by 2, also mirrored" in said
+    assert code == 0, output
+    assert "dog: 6 labelled by 2, also mirrored" in output
     labels = json.loads(out.read_text())
     assert labels["categories"] == content["categories"]
     given = [one["id"] for one in content["annotations"] if "keypoints" not in one]
@@ -71,9 +71,9 @@ def test_labels_label_again_what_is_left(creatures, written, tmp_path):
     folder = alone(creatures, tmp_path)
     assert typed(annotations, folder, "--out", tmp_path / "first.json")[0] == 0
 
-    code, said = typed(tmp_path / "first.json", folder, "--out", tmp_path / "second.json")
+    code, output = typed(tmp_path / "first.json", folder, "--out", tmp_path / "second.json")
 
-    assert code == 0, said
+    assert code == 0, output
     (one,) = json.loads((tmp_path / "second.json").read_text())["annotations"]  # the source of before
     assert len({each["annotation_id"] for each in one["sources"]}) == 7
 
@@ -82,9 +82,9 @@ def test_images_that_only_the_folder_has_are_labelled_whole(creatures, written, 
     content = coco(creatures, sources=1)
     content = {**content, "images": content["images"][:2], "annotations": content["annotations"][:1]}
 
-    code, said = typed(written(content), creatures / "JPEGImages", "--out", tmp_path / "o.json")
+    code, output = typed(written(content), creatures / "JPEGImages", "--out", tmp_path / "o.json")
 
-    assert code == 0, said
+    assert code == 0, output
     labels = json.loads((tmp_path / "o.json").read_text())
     files = {path.relative_to(creatures / "JPEGImages").as_posix() for path in creatures.glob("JPEGImages/*/*.jpg")}
     assert {image["file_name"] for image in labels["images"]} == files - {content["images"][0]["file_name"]}
@@ -100,7 +100,7 @@ def test_images_that_only_the_folder_has_are_labelled_whole(creatures, written, 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--use", "all"], "--use must be vote or best"),
         (["--min-score", "1"], "--min-score must be"),
@@ -112,13 +112,13 @@ def test_images_that_only_the_folder_has_are_labelled_whole(creatures, written, 
         (["--category", "cat", "--model", "backbone=tiny localise=bilinear_nn"], "Choose another"),
     ],
 )
-def test_a_mistake_on_the_line_is_a_sentence(creatures, written, options, told):
+def test_a_mistake_on_the_line_is_a_sentence(creatures, written, options, message):
     annotations = written(coco(creatures, ("cat", "dog")))
 
-    code, said = typed(annotations, creatures / "JPEGImages", "--out", annotations.with_name("o.json"), *options)
+    code, output = typed(annotations, creatures / "JPEGImages", "--out", annotations.with_name("o.json"), *options)
 
     assert code == 2
-    assert told in said
+    assert message in output
     assert not annotations.with_name("o.json").exists()
 
 
@@ -137,15 +137,15 @@ def test_a_broken_picture_is_refused_or_left_out_by_name(creatures, written, tmp
     broken.write_bytes(broken.read_bytes()[:300])
     line = (written(content), folder, "--out", tmp_path / "o.json")
 
-    code, said = typed(*line)
+    code, output = typed(*line)
     assert code == 2
-    assert broken.name in said
-    assert "--skip-broken" in said
+    assert broken.name in output
+    assert "--skip-broken" in output
     assert not (tmp_path / "o.json").exists()
 
-    code, said = typed(*line, "--skip-broken")
+    code, output = typed(*line, "--skip-broken")
     assert code == 0
-    assert f"left out: cat/{broken.name}" in said
+    assert f"left out: cat/{broken.name}" in output
     labels = json.loads((tmp_path / "o.json").read_text())
     assert [one["file_name"] for one in labels["skipped"]] == [f"cat/{broken.name}"]
     assert len(labels["annotations"]) == 5
@@ -158,33 +158,33 @@ def test_a_broken_source_is_left_out_while_another_remains(creatures, written, t
     first, second = (image["file_name"] for image in content["images"][:2])
 
     (folder / first).write_text("no picture")
-    code, said = typed(*line)
+    code, output = typed(*line)
     assert code == 2
-    assert "--skip-broken" in said
+    assert "--skip-broken" in output
 
-    code, said = typed(*line, "--skip-broken")
-    assert code == 0, said
-    assert "cat: 6 labelled by 1, also mirrored" in said
-    assert f"left out: {first}: " in said
+    code, output = typed(*line, "--skip-broken")
+    assert code == 0, output
+    assert "cat: 6 labelled by 1, also mirrored" in output
+    assert f"left out: {first}: " in output
     labels = json.loads((tmp_path / "o.json").read_text())
     assert [one["file_name"] for one in labels["skipped"]] == [first]
     used = {each["annotation_id"] for one in labels["annotations"] for each in one["sources"]}
     assert used == {content["annotations"][1]["id"]}
 
     (folder / second).write_text("no picture")
-    code, said = typed(*line, "--skip-broken")
+    code, output = typed(*line, "--skip-broken")
     assert code == 2
-    assert "None of the annotated images of cat can be read" in said
+    assert "None of the annotated images of cat can be read" in output
 
 
 def test_a_category_without_a_name_is_told_by_its_id(creatures, written, tmp_path):
     content = coco(creatures)
     del content["categories"][0]["name"]
 
-    code, said = typed(written(content), alone(creatures, tmp_path), "--out", tmp_path / "o.json")
+    code, output = typed(written(content), alone(creatures, tmp_path), "--out", tmp_path / "o.json")
 
-    assert code == 0, said
-    assert "1: 6 labelled by 2" in said
+    assert code == 0, output
+    assert "1: 6 labelled by 2" in output
 
 
 # -- pictures of labels --
@@ -201,11 +201,11 @@ def test_every_label_has_a_picture_of_its_own_whatever_its_image_and_its_id_are_
     content["annotations"][-2]["id"], content["annotations"][-3]["id"] = 7, "7"
     content["annotations"][-3]["image_id"] = content["annotations"][-2]["image_id"]
 
-    code, said = typed(
+    code, output = typed(
         written(content), folder, "--out", tmp_path / "o.json", "--draw", tmp_path / "drawn", "--category=cat"
     )
 
-    assert code == 0, said
+    assert code == 0, output
     labels = json.loads((tmp_path / "o.json").read_text())
     assert len(list((tmp_path / "drawn").iterdir())) == len(labels["annotations"])
 
@@ -218,11 +218,11 @@ def test_pictures_of_labels_lie_over_no_image(creatures, written, tmp_path):
     shutil.copy(folder / content["images"][-1]["file_name"], folder / clash)
     before = (folder / clash).read_bytes()
 
-    code, said = typed(written(content), folder, "--out", tmp_path / "o.json", "--draw", folder, "--model", "nothing")
+    code, output = typed(written(content), folder, "--out", tmp_path / "o.json", "--draw", folder, "--model", "nothing")
 
     assert code == 2
-    assert "--draw: " in said
-    assert f"lies in {folder}" in said
+    assert "--draw: " in output
+    assert f"lies in {folder}" in output
     assert (folder / clash).read_bytes() == before
 
 
@@ -231,9 +231,9 @@ def test_what_is_wrong_with_the_folder_of_pictures_is_told_of_draw(creatures, wr
     folder = alone(creatures, tmp_path)
     line = (written(coco(creatures)), folder, "--out", tmp_path / "o.json")
 
-    code, said = typed(*line, "--draw", tmp_path / "file")
+    code, output = typed(*line, "--draw", tmp_path / "file")
     assert code == 2
-    assert "Error: --draw: " in said
+    assert "Error: --draw: " in output
     assert not (tmp_path / "o.json").exists()
 
 

@@ -123,12 +123,12 @@ def test_several_objects_of_one_frame_are_followed_each(matcher, tmp_path):
     other = np.add(POINTS, (-20, 20))
     annotations = annotate(tmp_path / "a.json", {0: [POINTS, other.tolist()]})
 
-    code, said = typed(
+    code, output = typed(
         annotations, folder, "--video", folder, "--out", tmp_path / "o.json",
         "--model", f"backbone=efficientnet_lite0 backbone.size={SIDE}",
     )  # fmt: skip
 
-    assert code == 0, said
+    assert code == 0, output
     for frame, objects in read_labels(tmp_path / "o.json").items():
         for rows, start in zip(objects, (np.array(POINTS), other), strict=True):
             assert np.abs(rows[:, :2] - start - SHIFTS[frame]).max() < CELL / 2
@@ -197,13 +197,13 @@ def test_frames_of_a_file_are_named_as_the_annotated_ones(tmp_path):
     (folder / "img0000.png").rename(folder / "img0002.png")
     annotations = annotate(tmp_path / "a.json", {2: [POINTS]})
 
-    code, said = typed(
+    code, output = typed(
         annotations, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.json",
         "--draw", tmp_path / "drawn",
     )  # fmt: skip
 
-    assert code == 0, said
-    assert "cat: 4 labelled by 1" in said
+    assert code == 0, output
+    assert "cat: 4 labelled by 1" in output
     content = json.loads((tmp_path / "o.json").read_text())
     assert [image["file_name"] for image in content["images"]] == [f"img{i:04}.png" for i in (0, 1, 3, 4)]
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["overview.png"]
@@ -216,13 +216,13 @@ def test_frames_that_are_counted_from_one_are_told(tmp_path):
     annotations = annotate(tmp_path / "a.json", {1: [POINTS]})
     line = annotations, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.json"
 
-    code, said = typed(*line)
+    code, output = typed(*line)
     assert code == 2
-    assert "Give --first 1" in said
+    assert "Give --first 1" in output
     assert not (tmp_path / "o.json").exists()
 
-    code, said = typed(*line, "--first", "1")
-    assert code == 0, said
+    code, output = typed(*line, "--first", "1")
+    assert code == 0, output
     assert sorted(read_labels(tmp_path / "o.json")) == [2, 3]
 
 
@@ -233,14 +233,14 @@ def test_a_first_number_that_is_too_large_is_told(tmp_path):
     annotations = annotate(tmp_path / "a.json", {1: [POINTS]})
     line = annotations, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.json"
 
-    code, said = typed(*line, "--first", "1")
+    code, output = typed(*line, "--first", "1")
     assert code == 2
-    assert "img0001.png is the frame after" in said
-    assert "Give --first 0" in said
+    assert "img0001.png is the frame after" in output
+    assert "Give --first 0" in output
     assert not (tmp_path / "o.json").exists()
 
-    code, said = typed(*line)
-    assert code == 0, said
+    code, output = typed(*line)
+    assert code == 0, output
 
 
 def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
@@ -256,9 +256,11 @@ def test_a_table_of_deeplabcut_comes_back_with_all_frames(tmp_path):
     table = folder / "CollectedData_me.csv"
     table.write_text("".join(",".join(line) + "\n" for line in lines))
 
-    code, said = typed(table, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.csv")
+    code, output = typed(
+        table, folder, "--video", write_gif(tmp_path / "clip.gif", frames), "--out", tmp_path / "o.csv"
+    )
 
-    assert code == 0, said
+    assert code == 0, output
     rows = [line.split(",") for line in (tmp_path / "o.csv").read_text().splitlines()][3:]
     assert [row[:3] for row in rows] == [["labeled-data", "clip", f"img{i:04}.png"] for i in (1, 2, 3, 4)]
     assert all(0 <= float(row[5]) <= 1 for row in rows)  # likelihood
@@ -301,9 +303,9 @@ def test_individuals_of_deeplabcut_stay_what_they_are_through_a_clip(random, tmp
     folder = write_clip(tmp_path / "labeled-data/clip", draw_frames(SHIFTS[:3]))
     table = write_individuals(folder, {file: dict.fromkeys(names, POINTS) for file, names in rows.items()})
 
-    code, said = typed(table, folder, "--video", folder, "--out", tmp_path / "o.csv")
+    code, output = typed(table, folder, "--video", folder, "--out", tmp_path / "o.csv")
 
-    assert code == 0, said
+    assert code == 0, output
     assert read_individuals(tmp_path / "o.csv") == labelled
 
 
@@ -323,7 +325,7 @@ def test_an_individual_of_deeplabcut_is_followed_from_where_it_is(matcher, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         (["img0012.png"], FrameNames("img", 4, ".png")),
         (["frame_000012"], FrameNames("frame_", 6, "")),
@@ -332,10 +334,10 @@ def test_an_individual_of_deeplabcut_is_followed_from_where_it_is(matcher, tmp_p
         (["cover.png"], FrameNames("", 6, ".png")),
     ],
 )
-def test_names_of_frames(names, told):
-    assert derive_names(names) == told
-    assert all(told.find_index(told.name(i)) == i for i in (0, 5, 1234567))
-    assert told.find_index("other.png") is None
+def test_names_of_frames(names, message):
+    assert derive_names(names) == message
+    assert all(message.find_index(message.name(i)) == i for i in (0, 5, 1234567))
+    assert message.find_index("other.png") is None
 
 
 # -- mistakes --
@@ -347,16 +349,16 @@ def test_a_broken_frame_is_refused_or_left_out_by_name(tmp_path):
     annotations = annotate(tmp_path / "a.json", {0: [POINTS]})
     line = annotations, folder, "--video", folder, "--out", tmp_path / "o.json", "--draw", tmp_path / "drawn"
 
-    code, said = typed(*line)
+    code, output = typed(*line)
     assert code == 2
-    assert "img0002.png is damaged" in said
-    assert "--skip-broken" in said
+    assert "img0002.png is damaged" in output
+    assert "--skip-broken" in output
     assert not (tmp_path / "o.json").exists()
     assert not (tmp_path / "drawn").exists()
 
-    code, said = typed(*line, "--skip-broken")
-    assert code == 0, said
-    assert "left out: img0002.png" in said
+    code, output = typed(*line, "--skip-broken")
+    assert code == 0, output
+    assert "left out: img0002.png" in output
     assert sorted(read_labels(tmp_path / "o.json")) == [1, 3, 4]
 
 
@@ -366,20 +368,20 @@ def test_a_broken_annotated_frame_is_left_out_while_another_remains(tmp_path):
     line = annotations, folder, "--video", folder, "--out", tmp_path / "o.json"
     (folder / "img0000.png").write_bytes((folder / "img0000.png").read_bytes()[:300])
 
-    code, said = typed(*line)
+    code, output = typed(*line)
     assert code == 2
-    assert "img0000.png is damaged" in said
-    assert "--skip-broken" in said
+    assert "img0000.png is damaged" in output
+    assert "--skip-broken" in output
 
-    code, said = typed(*line, "--skip-broken")
-    assert code == 0, said
-    assert said.count("left out: img0000.png") == 1
+    code, output = typed(*line, "--skip-broken")
+    assert code == 0, output
+    assert output.count("left out: img0000.png") == 1
     assert sorted(read_labels(tmp_path / "o.json")) == [1, 3]
 
     (folder / "img0002.png").write_bytes(b"")
-    code, said = typed(*line, "--skip-broken")
+    code, output = typed(*line, "--skip-broken")
     assert code == 2
-    assert "None of the annotated images of cat can be read" in said
+    assert "None of the annotated images of cat can be read" in output
 
 
 def test_a_broken_annotated_picture_of_a_frame_of_a_file_is_left_out_while_another_remains(tmp_path):
@@ -389,13 +391,13 @@ def test_a_broken_annotated_picture_of_a_frame_of_a_file_is_left_out_while_anoth
     line = annotations, folder, "--video", clip, "--out", tmp_path / "o.json"
     (folder / "img0002.png").write_bytes((folder / "img0002.png").read_bytes()[:300])
 
-    code, said = typed(*line)
+    code, output = typed(*line)
     assert code == 2
-    assert "img0002.png is damaged" in said
+    assert "img0002.png is damaged" in output
 
-    code, said = typed(*line, "--skip-broken")
-    assert code == 0, said
-    assert said.count("left out: img0002.png") == 1
+    code, output = typed(*line, "--skip-broken")
+    assert code == 0, output
+    assert output.count("left out: img0002.png") == 1
     assert sorted(read_labels(tmp_path / "o.json")) == [1, 3]
 
 
@@ -427,7 +429,7 @@ def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_a
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda folder: (folder / "img0000.png").unlink(), "img0000.png, which is not in"),
         (lambda folder: [path.unlink() for path in folder.glob("img000[1-9].png")], "there is none to be labelled"),
@@ -437,18 +439,18 @@ def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_a
         (lambda folder: None, "clip.mp4 does not exist. Give a video file, or a folder of frames"),
     ],
 )
-def test_a_wrong_clip_is_a_sentence(tmp_path, monkeypatch, change, told):
+def test_a_wrong_clip_is_a_sentence(tmp_path, monkeypatch, change, message):
     folder = write_clip(tmp_path / "frames", draw_frames(SHIFTS[:3]))
     annotations = annotate(tmp_path / "a.json", {0: [POINTS]})
     change(folder)
-    clip = tmp_path / "clip.mp4" if "video" in told or "no images" in told else folder
+    clip = tmp_path / "clip.mp4" if "video" in message or "no images" in message else folder
     monkeypatch.setattr("semcorr.data.video.require_extra", refuse_extra)
 
-    code, said = typed(annotations, folder, "--video", clip, "--out", tmp_path / "o.json")
+    code, output = typed(annotations, folder, "--video", clip, "--out", tmp_path / "o.json")
 
     assert code == 2
-    assert len([line for line in said.splitlines() if line.startswith("Error")]) <= 1
-    assert told.replace("\\", "") in said
+    assert len([line for line in output.splitlines() if line.startswith("Error")]) <= 1
+    assert message.replace("\\", "") in output
     assert not (tmp_path / "o.json").exists()
 
 
@@ -457,19 +459,19 @@ def refuse_extra(purpose: str, extra: str, *packages: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--first", "1"], "--first numbers the frames of a video file"),
         (["--draw", "FRAMES/drawn"], "lies in"),
     ],
 )
-def test_a_mistake_on_the_line_of_a_clip_is_a_sentence(tmp_path, options, told):
+def test_a_mistake_on_the_line_of_a_clip_is_a_sentence(tmp_path, options, message):
     folder = write_clip(tmp_path / "frames", draw_frames(SHIFTS[:2]))
     annotations = annotate(tmp_path / "a.json", {0: [POINTS]})
     options = [option.replace("FRAMES", str(folder)) for option in options]
 
-    code, said = typed(annotations, folder, "--video", folder, "--out", tmp_path / "o.json", *options)
+    code, output = typed(annotations, folder, "--video", folder, "--out", tmp_path / "o.json", *options)
 
     assert code == 2
-    assert told in said
+    assert message in output
     assert not (tmp_path / "o.json").exists()

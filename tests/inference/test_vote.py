@@ -17,18 +17,18 @@ from semcorr.inference.transfer.propagate import (
 
 def toy(sources: int = 4, keypoints: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shown = torch.rand(sources, keypoints, generator=generator) > 0.4
-    shown[:, 0], shown[:, 1] = False, True
-    return torch.rand(sources, keypoints, 3, 4, generator=generator), shown
+    visible = torch.rand(sources, keypoints, generator=generator) > 0.4
+    visible[:, 0], visible[:, 1] = False, True
+    return torch.rand(sources, keypoints, 3, 4, generator=generator), visible
 
 
 @pytest.mark.parametrize("use", ["vote", "best"])
 def test_the_vote_is_that_of_a_loop(use):
-    similarity, shown = toy()
-    fit = source_fitness(similarity, shown)
-    found = vote_similarity(similarity, {"vote": source_weights, "best": best_source_weights}[use](fit, shown))
+    similarity, visible = toy()
+    fit = source_fitness(similarity, visible)
+    found = vote_similarity(similarity, {"vote": source_weights, "best": best_source_weights}[use](fit, visible))
 
-    numbers, there = similarity.double().numpy(), shown.numpy()
+    numbers, there = similarity.double().numpy(), visible.numpy()
     fits = [np.mean([numbers[s, k].max() for k in range(5) if there[s, k]]) for s in range(4)]
     for k in range(5):
         known = [s for s in range(4) if there[s, k]]
@@ -47,32 +47,32 @@ def test_two_sources_that_agree_outvote_one_that_is_surer():
     similarity = torch.zeros(3, 1, 1, 5)
     similarity[0, 0, 0, 4] = 0.65
     similarity[1:, 0, 0, 1] = 0.6
-    shown = torch.ones(3, 1, dtype=torch.bool)
-    fit = source_fitness(similarity, shown)
+    visible = torch.ones(3, 1, dtype=torch.bool)
+    fit = source_fitness(similarity, visible)
 
-    assert vote_similarity(similarity, source_weights(fit, shown)).argmax() == 1
-    assert vote_similarity(similarity, best_source_weights(fit, shown)).argmax() == 4
+    assert vote_similarity(similarity, source_weights(fit, visible)).argmax() == 1
+    assert vote_similarity(similarity, best_source_weights(fit, visible)).argmax() == 4
 
 
 def test_a_source_without_keypoints_has_no_say():
-    similarity, shown = toy()
-    shown[2] = False
-    fit = source_fitness(similarity, shown)
+    similarity, visible = toy()
+    visible[2] = False
+    fit = source_fitness(similarity, visible)
 
     for use in (source_weights, best_source_weights):
-        weights = use(fit, shown)
+        weights = use(fit, visible)
         assert not weights[2].any()
-        assert_close(weights.sum(0), shown.any(0).float())
+        assert_close(weights.sum(0), visible.any(0).float())
 
 
 def test_sources_stand_behind_what_they_would_say_and_what_comes_back():
     found = torch.tensor([[10.0, 10.0]])
     own = torch.tensor([[[10.0, 12.0]], [[30.0, 10.0]], [[10.0, 10.0]]])  # near, far, near
-    asked = torch.zeros(3, 1, 2)
+    requested = torch.zeros(3, 1, 2)
     back = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]], [[9.0, 0.0]]])  # near, near, far
     weights = torch.tensor([[0.5], [0.3], [0.2]])
 
-    assert agreement(own, found, back, asked, weights, max_distance=2.0).item() == pytest.approx(
+    assert agreement(own, found, back, requested, weights, max_distance=2.0).item() == pytest.approx(
         0.5 + 0.3 / 2 + 0.2 / 2
     )
 

@@ -59,11 +59,11 @@ def test_queries_of_published_protocols_agree_with_whole_maps(unit_cells, produc
 def test_all_queries_into_a_target_get_what_each_pair_gets(head, values):
     """In one product or in chunks of any size; the pairs have different numbers of points, one has none."""
     assert isinstance(head, SiameseHead) == isinstance(head, Cosine)
-    target, sources, asked = maps(1)[0], maps(4), [points(n) for n in (3, 0, 1, 7)]
+    target, sources, requested = maps(1)[0], maps(4), [points(n) for n in (3, 0, 1, 7)]
 
-    found = match_to_target(head, target, sources, asked, READOUTS, values)
+    found = match_to_target(head, target, sources, requested, READOUTS, values)
 
-    similarity = [head(source, target, some[None]) for source, some in zip(sources, asked, strict=True)]
+    similarity = [head(source, target, some[None]) for source, some in zip(sources, requested, strict=True)]
     for readout, pixels in zip(READOUTS, found.points, strict=True):
         assert_close(pixels, to_image(torch.cat([readout(each)[0] for each in similarity]), 8), atol=1e-3, rtol=0)
     assert_close(found.score, torch.cat([each[0].flatten(1).amax(-1) for each in similarity]))
@@ -90,13 +90,13 @@ def test_every_ordered_pair_of_a_batch_gets_what_it_gets_alone(head):
         torch.stack([points(n) for _ in range(m)]),
         torch.tensor([[1, 1, 0], [1, 0, 1], [1, 1, 1], [0, 1, 1]]).bool(),
     )
-    asked = find_queries(visible)
+    requested = find_queries(visible)
 
-    similarity = all_pairs_similarity(head, together, keypoints, asked)
+    similarity = all_pairs_similarity(head, together, keypoints, requested)
 
     alone = {(s, t): head(images[s], images[t], keypoints[s][None])[0] for s, t in permutations(range(m), 2)}
-    assert len(asked) == 3 * 3 * 2  # each keypoint is visible in three
-    for row, (source, keypoint, target) in zip(similarity, asked.tolist(), strict=True):
+    assert len(requested) == 3 * 3 * 2  # each keypoint is visible in three
+    for row, (source, keypoint, target) in zip(similarity, requested.tolist(), strict=True):
         assert_close(row, alone[source, target][keypoint], atol=1e-5, rtol=1e-5)
 
 

@@ -135,11 +135,11 @@ def test_keypoints_are_counted_one_by_one():
                 for pair, keypoint, error in zip(rows.pair, rows.keypoint, rows.error, strict=True)
                 if rows.category[pair] == c and keypoint == i
             ]
-            asked, shares = scores[category].get(i, (0, None))
-            assert asked == len(errors)
-            counted += asked
-            if asked:
-                assert shares.tolist() == [sum(error <= alpha for error in errors) / asked for alpha in alphas]
+            count, shares = scores[category].get(i, (0, None))
+            assert count == len(errors)
+            counted += count
+            if count:
+                assert shares.tolist() == [sum(error <= alpha for error in errors) / count for alpha in alphas]
     assert counted == len(rows.pair)
 
 
@@ -148,7 +148,7 @@ def test_ids_that_no_pair_has_are_left_out():
 
     scores = pck_by_keypoint(rows, is_correct(rows, [0.1]))
 
-    assert {i: (asked, shares.tolist()) for i, (asked, shares) in scores["cat"].items()} == {
+    assert {i: (count, shares.tolist()) for i, (count, shares) in scores["cat"].items()} == {
         2: (1, [1.0]),
         9: (1, [0.0]),
     }

@@ -76,8 +76,8 @@ def test_categories_have_geo_and_std_of_metrics_json_at_every_tolerance(tmp_path
             values = [scores[subset]["image"][alpha] for subset in ("geo", "std") for alpha in alphas]
             assert row[2:] == [NONE if value is None else f"{100 * value:.1f}" for value in values]
     rings, discs = (sum(panel.count(f'class="{kind} ') for panel in figure.panels) for kind in ("ring", "dot"))
-    shown = [cell for row in figure.table.rows for cell in row[2:] if cell != NONE]
-    assert rings + discs == len(shown)
+    cells = [cell for row in figure.table.rows for cell in row[2:] if cell != NONE]
+    assert rings + discs == len(cells)
 
 
 def test_runs_of_which_one_has_no_azimuths_have_no_such_plot(tmp_path):

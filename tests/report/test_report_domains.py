@@ -57,8 +57,8 @@ def test_the_matrix_shows_them_row_by_row(folders):
 
     for entry, panel in zip(entries, figure.panels, strict=True):
         drawn = re.findall(r"<title>(\w+) to (\w+): ([\d.]+)</title>", panel)
-        shown = [row[4] for row in figure.table.rows if row[0] == entry.label]
-        assert [cell for *_, cell in drawn] == shown
+        cells = [row[4] for row in figure.table.rows if row[0] == entry.label]
+        assert [cell for *_, cell in drawn] == cells
         assert [way[:2] for way in drawn] == [(s, t) for s in sorted(STYLES) for t in sorted(STYLES)]
 
 

@@ -38,7 +38,7 @@ def test_two_runs_of_one_seed_are_no_spread(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metrics", "said"),
+    ("metrics", "printed"),
     [
         ({"protocol": "dift"}, "differ in their protocol"),
         ({"split": "ap10k test"}, "differ in their benchmark"),
@@ -46,14 +46,14 @@ def test_two_runs_of_one_seed_are_no_spread(tmp_path):
         ({"pooling": "point"}, "differ in their pooling"),
     ],
 )
-def test_runs_that_cannot_be_compared_are_not_averaged(tmp_path, metrics, said):
+def test_runs_that_cannot_be_compared_are_not_averaged(tmp_path, metrics, printed):
     """Not even where everything but the protocol is the same and they would pass for seeds."""
     runs = run_dir(tmp_path / "a"), run_dir(tmp_path / "b", config={"seed": 2}, **metrics)
 
     code, output = typed(*runs, "--out", tmp_path / "out")
 
     assert code == 2
-    assert said in output
+    assert printed in output
     assert str(runs[1]) in output
     assert not (tmp_path / "out").exists()
 
@@ -101,7 +101,7 @@ def test_domains_of_other_names_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "printed"),
     [
         (lambda run: shutil.rmtree(run), "is not a folder"),
         (lambda run: (run / "metrics.json").unlink(), "has not finished: no metrics.json"),
@@ -113,14 +113,14 @@ def test_domains_of_other_names_are_refused(tmp_path):
         (lambda run: [file.unlink() for file in run.iterdir()], "holds no run"),
     ],
 )  # fmt: skip
-def test_a_run_that_is_none_is_named(tmp_path, spoil, said):
+def test_a_run_that_is_none_is_named(tmp_path, spoil, printed):
     good, bad = run_dir(tmp_path / "good"), run_dir(tmp_path / "bad", 3, config={"seed": 2})
     spoil(bad)
 
     code, output = typed(good, bad, "--out", tmp_path / "out")
 
     assert code == 2
-    assert said in output
+    assert printed in output
     assert str(bad) in output
     assert not (tmp_path / "out").exists()
 

@@ -50,9 +50,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         [sys.executable, str(HERE / "bounded_reading.py")], input="\n".join(lines), capture_output=True, text=True,
         check=False, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(told) == len(CASES), f"after {CASES[len(told)]}: {done.returncode} {done.stderr[-2000:]}"
-    return dict(zip(CASES, told, strict=True))
+    message = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(message) == len(CASES), f"after {CASES[len(message)]}: {done.returncode} {done.stderr[-2000:]}"
+    return dict(zip(CASES, message, strict=True))
 
 
 @pytest.mark.slow

@@ -129,12 +129,12 @@ def test_a_websocket_passes_the_same_checks(headers):
 
 @pytest.mark.parametrize("headers", [OWN, {}], ids=["answered", "refused"])
 def test_every_answer_forbids_frames_sniffing_and_other_machines(headers):
-    said = reply(headers=headers).headers
-    assert said["x-frame-options"] == "DENY"
-    assert said["x-content-type-options"] == "nosniff"
-    assert "frame-ancestors 'none'" in said["content-security-policy"]
-    assert "default-src 'self'" in said["content-security-policy"]
-    assert "http" not in said["content-security-policy"]
+    output = reply(headers=headers).headers
+    assert output["x-frame-options"] == "DENY"
+    assert output["x-content-type-options"] == "nosniff"
+    assert "frame-ancestors 'none'" in output["content-security-policy"]
+    assert "default-src 'self'" in output["content-security-policy"]
+    assert "http" not in output["content-security-policy"]
 
 
 @pytest.mark.parametrize(

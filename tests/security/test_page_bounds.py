@@ -87,13 +87,13 @@ def test_points_of_a_reduced_picture_are_told_in_the_pixels_of_the_file(creature
 
     begun = session.open_pictures(Session("tiny"), *small)
     clicked = session.add_point(begun, pictures.click_to_pixel((450, 300), begun.a.size))
-    said = session_to_dict(clicked, match_session(LoadedModel("cpu"), clicked), "image")
-    (match,) = said["matches"]
+    output = session_to_dict(clicked, match_session(LoadedModel("cpu"), clicked), "image")
+    (match,) = output["matches"]
     expected = Matcher.load("tiny", device="cpu").match(*large, [[479.5, 319.5]])
-    assert said["source"]["size"] == [960, 960]
+    assert output["source"]["size"] == [960, 960]
     assert match["source"] == [479.5, 319.5]
     assert match["target"] == pytest.approx(expected.points[0].tolist(), abs=8)  # of 960; the same cell
-    assert said["pck"]["extent"] == "image"
+    assert output["pck"]["extent"] == "image"
 
 
 def test_features_are_bounded_by_their_bytes():

@@ -67,8 +67,8 @@ class Visitor:
 
     def model(self) -> str:
         """What the page shows as the model, after an event that changes nothing."""
-        shown = self.send("release")["output"]["data"][1]
-        return shown["value"] if isinstance(shown, dict) else shown
+        visible = self.send("release")["output"]["data"][1]
+        return visible["value"] if isinstance(visible, dict) else visible
 
     def upload(self, file: Path) -> str:
         """Where it lies on the server."""
@@ -127,9 +127,9 @@ def test_a_picture_that_is_none_is_told_by_its_name_alone(visitor, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     file = {"path": visitor.upload(tmp_path / "text.png"), "meta": {"_type": "gradio.FileData"}}
     assert visitor.send("upload", file)["success"]  # what was there before, and a message
-    (told,) = visitor.told
-    assert told.startswith("text.png is damaged or not an image")
-    assert "semcorr-app" not in told
+    (message,) = visitor.told
+    assert message.startswith("text.png is damaged or not an image")
+    assert "semcorr-app" not in message
 
 
 @pytest.mark.parametrize("index", [None, [], [1e300, 1], ["x", "y"], [-1, -1], {"a": 1}], ids=repr)

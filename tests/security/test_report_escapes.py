@@ -62,7 +62,7 @@ def flat(tokens: list[Token]) -> list[Token]:
     return [token for each in tokens for token in (each, *flat(each.children or []))]
 
 
-def shown(text: str) -> str:
+def displayed_text(text: str) -> str:
     """What a reader is to see of a name, blanks aside."""
     return "".join(escape_controls(text).replace("`", "").split())
 
@@ -100,7 +100,7 @@ def test_markdown_shows_a_name_as_it_is_and_makes_nothing_of_it(name):
                 "".join(each.content for each in inside if each.type in ("text", "text_special", "code_inline"))
             )
     assert [["".join(cell.replace("`", "").split()) for cell in row] for row in cells[1:]] == [
-        ["configuration", shown(name)], [shown(name), "50.0"], ["plain", "49.0"],
+        ["configuration", displayed_text(name)], [displayed_text(name), "50.0"], ["plain", "49.0"],
     ]  # fmt: skip
 
 
@@ -186,10 +186,10 @@ def test_the_page_makes_nothing_of_a_name(name):
 def test_a_report_of_hostile_run_directories_holds_their_names_as_text(tmp_path):
     split = "spair <script>alert(1)</script> [x](javascript:alert(1)) \x1b[2J | [red]"
     run = run_dir(tmp_path / "run", split=split, config={"provenance": {"backbone": "=cmd|'x'!A0 <b>bold</b>"}})
-    code, said = typed(run, "--out", tmp_path / "out")
+    code, output = typed(run, "--out", tmp_path / "out")
 
-    assert code == 0, said
-    assert "\x1b" not in said
+    assert code == 0, output
+    assert "\x1b" not in output
     out = tmp_path / "out"
     tokens = flat(MarkdownIt("commonmark").enable("table").parse((out / "report.md").read_text()))
     assert not {"html_block", "html_inline", "link_open"} & {token.type for token in tokens}
@@ -240,8 +240,8 @@ def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, 
     assert times_printed(capfd.readouterr().out) == 6
 
     found = {"start": {"headline": {"0.1": 0.5}, "localise": NAME}, "split": NAME, "backbone": NAME}
-    told = {"most": NAME, "steps": [{"axis": NAME, "to": NAME, "headline": {"0.1": 0.5}, "moved": {"0.1": 0}}]}
-    walked = {NAME: told | {"moved": {"0.1": 0.0}}}
+    message = {"most": NAME, "steps": [{"axis": NAME, "to": NAME, "headline": {"0.1": 0.5}, "moved": {"0.1": 0}}]}
+    walked = {NAME: message | {"moved": {"0.1": 0.0}}}
     audit.print_steps(found | {"protocols": walked, "elsewhere": {NAME: NAME}})
     assert times_printed(capfd.readouterr().out) == 9
 
@@ -260,10 +260,10 @@ def test_every_verb_prints_the_names_it_has_from_files_as_text(tmp_path, capfd, 
 def test_an_error_quotes_names_without_their_control_characters(tmp_path, capfd, monkeypatch):
     runs = [run_dir(tmp_path / name, protocol=name * 3 + "\x1b[2J") for name in "ab"]
     code = compare.main([*map(str, runs)])
-    said = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert code == 2
-    assert r"aaa\x1b[2J" in said
-    assert "\x1b" not in said
+    assert r"aaa\x1b[2J" in output
+    assert "\x1b" not in output
 
 
 def test_only_the_terminal_of_ours_prints_what_may_be_foreign():

@@ -208,8 +208,8 @@ def check_damage(run: Path, seed: int) -> None:
         cfg = read_run_config(run)
     except UserError:
         return
-    said = yaml.load((run / "config.yaml").read_text(), get_yaml_loader())
-    assert OmegaConf.to_container(cfg, resolve=True) == said
+    output = yaml.load((run / "config.yaml").read_text(), get_yaml_loader())
+    assert OmegaConf.to_container(cfg, resolve=True) == output
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -46,10 +46,10 @@ print("left", list(store.claims([["small", "large"], ["larger"], ["another"]])))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
 
-    told, *said = sorted((line for line in done.stdout.splitlines() if line), key=lambda line: line[:4] != "told")
-    assert said == ["small True", "large False", "larger False", "another True", "left []"], done.stderr
-    assert f"told {tmp_path} takes no more features (File too large): 40." in told
-    assert "kB would be needed for the next image. They stay in memory" in told
+    message, *output = sorted((line for line in done.stdout.splitlines() if line), key=lambda line: line[:4] != "told")
+    assert output == ["small True", "large False", "larger False", "another True", "left []"], done.stderr
+    assert f"told {tmp_path} takes no more features (File too large): 40." in message
+    assert "kB would be needed for the next image. They stay in memory" in message
     assert files(tmp_path) == ["another.safetensors", "small.safetensors"]
 
 
@@ -61,8 +61,8 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_no_part(tmp_path, monkeypatch
         patch.setattr(feature_store, "pack_entry", packed)
         assert put(store, "a1", "a2") == [False, False]
 
-    [told] = caplog.messages
-    assert os.strerror(code) in told
+    [message] = caplog.messages
+    assert os.strerror(code) in message
     assert len(seen) == 2
     assert files(tmp_path) == []
     assert put(store, "a3") == [True], "there is room again"
@@ -111,9 +111,9 @@ def test_what_this_run_uses_stays_and_the_rest_is_kept_in_memory(tmp_path, caplo
 
     assert put(store, "c", "d", "e") == [True, False, False]
     assert files(tmp_path) == ["a.safetensors", "c.safetensors"]
-    [told] = caplog.messages
-    assert "`store.max_gb` is" in told
-    assert "memory" in told
+    [message] = caplog.messages
+    assert "`store.max_gb` is" in message
+    assert "memory" in message
 
 
 def test_a_budget_is_over_all_keys_and_foreign_files_are_not_touched(tmp_path):

@@ -47,8 +47,8 @@ def test_what_is_damaged_is_reported_once_and_computed_again(tmp_path, caplog):
 
     assert store.get("a1") is None
     assert store.get("a1") is None
-    [told] = caplog.messages
-    assert f"{path}, cat.jpg, is damaged (its checksum does not fit its content); it is computed again" in told
+    [message] = caplog.messages
+    assert f"{path}, cat.jpg, is damaged (its checksum does not fit its content); it is computed again" in message
     assert list(store.claims([["a1"]])) == [["a1"]]
     assert store.put("a1", features(), "cat.jpg")
     store.release(["a1"])

@@ -124,8 +124,8 @@ def test_entries_of_an_earlier_format_are_computed_again_and_that_is_said_once(
 
     fresh = FeatureStore(tmp_path, KEY)
     assert [fresh.get(entry) for entry in NAMES] == [None] * 3
-    [told] = caplog.messages
-    assert f"{fresh.folder} holds features of another version of semcorr" in told
+    [message] = caplog.messages
+    assert f"{fresh.folder} holds features of another version of semcorr" in message
     assert not list(fresh.folder.glob("*.safetensors"))
 
 
@@ -216,7 +216,7 @@ def test_no_damage_gives_another_value_or_another_error(seeds, stores, tmp_path,
     """Seeded, to entries read for the first time and to entries that this process has checked before."""
     paths = [path_of(store, number) for store in stores for number in range(3)]
     whole = {path: path.read_bytes() for path in paths}
-    told = 0
+    refused_count = 0
     for seed in seeds:
         draw = random.Random(seed)
         number = draw.randrange(3)
@@ -228,6 +228,6 @@ def test_no_damage_gives_another_value_or_another_error(seeds, stores, tmp_path,
         values = store.get(entry)
         assert values is None or bits(values) == bits(features(number)), seed
         assert (values is None) == ("it is computed again" in caplog.text), seed
-        told += values is None
+        refused_count += values is None
         path.write_bytes(whole[path])
-    assert told > 0.9 * len(seeds)
+    assert refused_count > 0.9 * len(seeds)

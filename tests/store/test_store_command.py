@@ -191,7 +191,7 @@ def test_a_run_goes_on_when_everything_is_pruned_under_it(typed, stores, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("ls --root nowhere", "there is no store at nowhere. Give --root DIR, or set SEMCORR_STORE=DIR"),
         ("verify --root nowhere", "there is no store at nowhere"),
@@ -206,11 +206,11 @@ def test_a_run_goes_on_when_everything_is_pruned_under_it(typed, stores, tmp_pat
         ("list", "there is no command `list`. Did you mean ls?"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence_and_nothing_goes(typed, stores, tmp_path, capfd, monkeypatch, line, told):
+def test_a_mistake_ends_in_a_sentence_and_nothing_goes(typed, stores, tmp_path, capfd, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
     assert typed(line) == 2
 
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err
     assert entries(tmp_path) == "abcd"
 
 

@@ -13,7 +13,9 @@ from semcorr.data.record import ImageRecord
 from semcorr.store.cache import FeatureCache, SweepFeatureCache
 
 
-def shown(path: Path, name: str = "a", upright: bool = True, mirrored: bool = False, **how: object) -> ImageVariant:
+def build_variant(
+    path: Path, name: str = "a", upright: bool = True, mirrored: bool = False, **how: object
+) -> ImageVariant:
     box = (0.0, 0.0, 9.0, 9.0)
     record = ImageRecord(name, path, (40, 30), torch.zeros(0, 2), torch.zeros(0).bool(), box, mirrored, upright=upright)
     return ImageVariant(record, **how)
@@ -29,37 +31,37 @@ def test_the_same_images_are_computed_once(tmp_path):
     cache, made = SweepFeatureCache(), []
 
     for _ in range(3):
-        cache("key", [shown(path), shown(path, mirrored=False)], lambda: made.append(0) or held())
+        cache("key", [build_variant(path), build_variant(path, mirrored=False)], lambda: made.append(0) or held())
 
     assert len(made) == 1
 
 
 def changed(path: Path) -> ImageVariant:
     picture(path, (41, 30))
-    return shown(path)
+    return build_variant(path)
 
 
 def touched(path: Path) -> ImageVariant:
     os.utime(path, (1, 1))
-    return shown(path)
+    return build_variant(path)
 
 
 def replaced(path: Path) -> ImageVariant:
     os.replace(picture(path.with_name("b.png")), path)
-    return shown(path)
+    return build_variant(path)
 
 
 OTHERS = {
-    "another file of one name": lambda path: shown(picture(path.with_name("b.png"))),
-    "another folder": lambda path: shown(picture(path.parent / "sub/a.png")),
+    "another file of one name": lambda path: build_variant(picture(path.with_name("b.png"))),
+    "another folder": lambda path: build_variant(picture(path.parent / "sub/a.png")),
     "changed": changed,
     "touched": touched,
     "replaced": replaced,
-    "gone": lambda path: path.unlink() or shown(path),
-    "as stored": lambda path: shown(path, upright=False),
-    "a mirrored record": lambda path: shown(path, mirrored=True),
-    "turned": lambda path: shown(path, turned=90),
-    "another name": lambda path: shown(path, "b"),
+    "gone": lambda path: path.unlink() or build_variant(path),
+    "as stored": lambda path: build_variant(path, upright=False),
+    "a mirrored record": lambda path: build_variant(path, mirrored=True),
+    "turned": lambda path: build_variant(path, turned=90),
+    "another name": lambda path: build_variant(path, "b"),
 }
 
 
@@ -67,13 +69,13 @@ OTHERS = {
 def test_other_pixels_are_computed_anew(tmp_path, other):
     path = picture(tmp_path / "a.png")
     cache = SweepFeatureCache()
-    first = cache("key", [shown(path)], held)
+    first = cache("key", [build_variant(path)], held)
 
     assert cache("key", [other(path)], held) is not first
 
 
 def test_other_corruptions_of_an_image_are_computed_anew(tmp_path):
-    image = shown(picture(tmp_path / "a.png"))
+    image = build_variant(picture(tmp_path / "a.png"))
     cache, made = SweepFeatureCache(), []
     for corruption in (None, Fog(), Fog(severity=4), Fog(seed=1), Snow(), Snow()):
         changed_image = image._replace(record=image.record._replace(corruption=corruption))
@@ -85,9 +87,9 @@ def test_other_corruptions_of_an_image_are_computed_anew(tmp_path):
 def test_another_key_or_a_cleared_cache_computes_again(tmp_path):
     path = picture(tmp_path / "a.png")
     cache = SweepFeatureCache()
-    first = cache("key", [shown(path)], held)
+    first = cache("key", [build_variant(path)], held)
 
-    second = cache("another", [shown(path)], held)
+    second = cache("another", [build_variant(path)], held)
     cache.clear()
 
-    assert len({id(first), id(second), id(cache("another", [shown(path)], held))}) == 3
+    assert len({id(first), id(second), id(cache("another", [build_variant(path)], held))}) == 3

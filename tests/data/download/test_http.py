@@ -150,8 +150,8 @@ def test_no_network_names_the_address_and_the_way_out(tmp_path):
         free.bind(("127.0.0.1", 0))
         archive = ArchiveInfo("a.zip", f"http://127.0.0.1:{free.getsockname()[1]}/a.zip")
 
-    assert "cannot be reached (no connection)" in (told := refused(archive, tmp_path))
-    assert "--archive a.zip" in told
+    assert "cannot be reached (no connection)" in (message := refused(archive, tmp_path))
+    assert "--archive a.zip" in message
     assert fetch.remote_size(archive.url) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -159,16 +159,16 @@ def test_no_network_names_the_address_and_the_way_out(tmp_path):
 def test_a_missing_file_is_told_with_its_code(server, archive, tmp_path):
     server.files.clear()
 
-    assert "answers 404 Not Found" in (told := refused(archive, tmp_path))
-    assert "--archive a.zip" in told
+    assert "answers 404 Not Found" in (message := refused(archive, tmp_path))
+    assert "--archive a.zip" in message
     assert fetch.remote_size(archive.url) is None
 
 
 def test_a_web_page_is_not_taken_for_the_file(server, archive, tmp_path):
     server.files["a.zip"] = b"\n<!DOCTYPE html><html>Google Drive cannot scan this file for viruses.</html>"
 
-    assert "sent a web page, not the file" in (told := refused(archive, tmp_path))
-    assert "--archive a.zip" in told
+    assert "sent a web page, not the file" in (message := refused(archive, tmp_path))
+    assert "--archive a.zip" in message
     assert not (tmp_path / "a.zip").exists()
     assert not (tmp_path / "a.zip.part").exists()
 

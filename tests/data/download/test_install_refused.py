@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from repository import ROOT
 from tiny_archives import Server, listing, packed
-from tiny_install import ARCHIVES, FILES, TREE, Differs, given, told, unreadable
+from tiny_install import ARCHIVES, FILES, TREE, Differs, catch_message, given, unreadable
 from tiny_install import prepare as prepare
 from tiny_install import root as root
 from tiny_install import server as server
@@ -27,7 +27,7 @@ def test_a_foreign_folder_is_refused_and_untouched(prepare, root, tmp_path):
     (root / "thesis.tex").write_text("do not lose")
     before = listing(tmp_path)
 
-    assert "is not empty and is not a whole bench tree: no Layout/test.txt" in told(prepare)
+    assert "is not empty and is not a whole bench tree: no Layout/test.txt" in catch_message(prepare)
     assert listing(tmp_path) == before
 
 
@@ -37,7 +37,7 @@ def test_a_tree_by_hand_that_is_not_whole_is_refused_and_untouched(prepare, root
     (root / "Layout/test.txt").write_text("half")
     before = listing(tmp_path)
 
-    message = told(prepare, check)
+    message = catch_message(prepare, check)
     assert "is not a list" in message or "official counts" in message
     assert listing(tmp_path) == before
 
@@ -97,7 +97,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("mistake", "parts"), MISTAKES.items(), ids=lambda it: getattr(it, "__name__", ""))
 def test_what_goes_wrong_is_told_in_a_sentence_and_no_tree_appears(prepare, server, root, tmp_path, mistake, parts):
-    message = told(prepare, **mistake(server))
+    message = catch_message(prepare, **mistake(server))
 
     assert all(part in message for part in parts), message
     left = {name for name in listing(tmp_path) if "downloads" not in name} - {"data"}
@@ -119,15 +119,15 @@ except UserError as error:
     program = [sys.executable, "-c", code, server.url(""), str(tmp_path / "data" / "Bench"), str(limit)]
     done = subprocess.run(program, capture_output=True, text=True, cwd=HERE)
 
-    [told] = [line for line in done.stdout.splitlines() if line.startswith("told")]
-    assert "told" in told
-    assert "File too large. See to its room and permissions and run again" in told, done.stderr
+    [message] = [line for line in done.stdout.splitlines() if line.startswith("told")]
+    assert "told" in message
+    assert "File too large. See to its room and permissions and run again" in message, done.stderr
     assert not {name for name in listing(tmp_path) if "downloads" not in name} - {"data"}
 
 
 @pytest.mark.parametrize("mistake", [damaged, wrong_sum])
 def test_a_bad_download_is_fetched_anew_by_the_next_run(prepare, server, root, mistake):
-    told(prepare, **mistake(server))
+    catch_message(prepare, **mistake(server))
     server.files.update(ARCHIVES)
     prepare()
 
@@ -140,12 +140,12 @@ def test_a_bad_file_of_the_users_is_not_deleted(prepare, server, root, tmp_path,
     changes = mistake(server)
     mine[0].write_bytes(server.files["bench.tar.gz"])
 
-    assert f"Get it again from {server.url('bench.tar.gz')}" in told(prepare, given=mine, **changes)
+    assert f"Get it again from {server.url('bench.tar.gz')}" in catch_message(prepare, given=mine, **changes)
     assert mine[0].read_bytes() == server.files["bench.tar.gz"]
 
 
 def test_an_unreadable_tree_is_told_by_the_name_it_would_have_had(prepare, root, tmp_path):
-    assert told(prepare, unreadable) == (
+    assert catch_message(prepare, unreadable) == (
         "the archives do not make a whole bench tree: Bench/Layout/test.txt is not a list."
     )
     assert not root.exists()
@@ -157,7 +157,7 @@ def test_files_that_are_not_asked_for_are_refused_by_name(prepare, server, tmp_p
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes(b"x") if file != "absent" else None
 
-    message = told(prepare, given=[tmp_path / file for file in files])
+    message = catch_message(prepare, given=[tmp_path / file for file in files])
 
     known = ["bench.tar.gz, pairs.csv", "is given for pairs.csv already", "no such file"]
     assert any(part in message for part in known)
@@ -167,7 +167,7 @@ def test_files_that_are_not_asked_for_are_refused_by_name(prepare, server, tmp_p
 def test_two_at_once_are_one_too_many(prepare, root):
     root.parent.mkdir()
     with FileLock(root.with_name(".Bench.lock")):
-        assert "is being prepared by another process" in told(prepare)
+        assert "is being prepared by another process" in catch_message(prepare)
     prepare()
 
 
@@ -175,5 +175,5 @@ def test_nothing_is_left_where_the_user_declines(prepare, root, tmp_path):
     def decline(sources: object) -> None:
         raise UserError("nothing is downloaded")
 
-    assert told(prepare, announce=decline) == "nothing is downloaded"
+    assert catch_message(prepare, announce=decline) == "nothing is downloaded"
     assert listing(tmp_path) == {}

@@ -108,8 +108,8 @@ def test_a_benchmark_goes_to_its_data_root(typed, server, tmp_path, capfd, monke
     root = tmp_path / "elsewhere" / "SPair-71k"
     assert {"JPEGImages", "Layout", "prepared.json", "verify.json"} <= {path.name for path in root.iterdir()}
     assert list(tmp_path.rglob(".*")) == []
-    told = json.loads((root / "verify.json").read_text())
-    assert told["root"] == "elsewhere/SPair-71k"
+    report = json.loads((root / "verify.json").read_text())
+    assert report["root"] == "elsewhere/SPair-71k"
     assert "preparing" not in (root / "verify.json").read_text() + capfd.readouterr().out
 
 

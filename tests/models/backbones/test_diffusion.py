@@ -149,7 +149,7 @@ def test_the_projections_of_attention_are_there_for_lora():
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"timestep": 1000}, "`backbone.timestep` must be between 0 and 999, got 1000"),
         ({"timestep": [50, 50]}, "`backbone.timestep` must be a timestep, or several without repetition, got [50, 50]"),
@@ -167,11 +167,11 @@ def test_the_projections_of_attention_are_there_for_lora():
         ({"parts": None, "pretrained": False}, "must end in stable-diffusion-2-1 or stable-diffusion-v1-5, got tiny"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, told):
+def test_an_option_out_of_range_is_told_its_range(options, message):
     with pytest.raises(UserError) as error:
         tiny_sd(**options)
 
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_where_one_part_needs_both_images_the_whole_does():
 
 
 @pytest.mark.parametrize(
-    ("attempt", "told"),
+    ("attempt", "message"),
     [
         (lambda: fused((1,)), "`backbone.balance` must be 2 weights"),
         (lambda: fused((-1, 2)), "none negative"),
@@ -202,11 +202,11 @@ def test_where_one_part_needs_both_images_the_whole_does():
         (lambda: fused().prefix(IMAGE, 99), "`depth` must be between 0 and 17"),
     ],
 )
-def test_parts_that_do_not_go_together_are_told_why(attempt, told):
+def test_parts_that_do_not_go_together_are_told_why(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("given", [{"size": 192}, {"size": None, "grid": 12}])

@@ -225,8 +225,8 @@ def test_scikit_images_hog_and_daisy_are_alike():
 
     # Four cells of 8 pixels around a corner between cells; our cells have their middles there at an even stride.
     ours = HOG(size=96, stride=16, window=32)(grey).values[0, :, 2, 2]
-    theirs = hog[3:6, 3:6].transpose(0, 1, 4, 2, 3).ravel()
-    assert np.corrcoef(ours, theirs)[0, 1] > 0.85
+    reference = hog[3:6, 3:6].transpose(0, 1, 4, 2, 3).ravel()
+    assert np.corrcoef(ours, reference)[0, 1] > 0.85
     rings = DAISY(size=96, stride=32, window=32)(grey).values[0, :, 1, 1]
     assert np.corrcoef(rings, np.roll(daisy.reshape(25, 8), 4, axis=1).ravel())[0, 1] > 0.9  # it begins at 180 degrees
 

@@ -48,11 +48,11 @@ def test_the_hubs_refusals_are_told_with_three_ways_out(monkeypatch, error, part
     monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: [])
 
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as message:
         TransformersModel("facebook/dinov3", size=64)
 
     for part in [*parts, "Three ways out", "backbone.weights=FILE", "backbone.pretrained=false"]:
-        assert part in str(told.value)
+        assert part in str(message.value)
 
 
 def test_a_gated_repository_is_named_where_it_is_not_the_networks_name():

@@ -88,14 +88,14 @@ def test_a_network_by_name_is_built_cut_at_three_depths_and_tuned(name):
 
 def test_vjepa2_is_the_librarys_video_encoder_on_one_frame(tmp_path):
     torch.manual_seed(0)
-    theirs = VJEPA2Model(VJEPA2Config(**VIDEO)).eval()
-    theirs.save_pretrained(tmp_path)
+    reference = VJEPA2Model(VJEPA2Config(**VIDEO)).eval()
+    reference.save_pretrained(tmp_path)
     image = torch.rand(2, 3, 64, 64)
 
     ours = VJEPA2("any", size=64, weights=str(tmp_path), mean=[0.5] * 3, std=[0.25] * 3).eval()
 
     with torch.no_grad():
-        expected = theirs.get_vision_features(((image - 0.5) / 0.25)[:, None])
+        expected = reference.get_vision_features(((image - 0.5) / 0.25)[:, None])
         assert_close(ours(image).values.flatten(2).mT, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -130,10 +130,10 @@ def test_franca_reads_the_teacher_of_a_release_file(tmp_path):
     """Blocks in chunks, each with empty places before its own; two prefixes; heads of its training beside it."""
     shape = {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 56}
     torch.manual_seed(0)
-    theirs = Franca("vitb14", size=56, pretrained=False, **shape).eval()
+    reference = Franca("vitb14", size=56, pretrained=False, **shape).eval()
     names = {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
     teacher = {"module.backbone.mask_token": torch.zeros(1, 48), "module.dino_head.mlp.0.weight": torch.zeros(2, 2)}
-    for key, value in theirs.model.state_dict().items():
+    for key, value in reference.model.state_dict().items():
         for ours, official in names.items():
             key = key.replace(ours, official)
         if key.startswith("blocks."):
@@ -144,7 +144,7 @@ def test_franca_reads_the_teacher_of_a_release_file(tmp_path):
     torch.manual_seed(1)
     ours = Franca("vitb14", size=56, weights=str(tmp_path / "franca.pth"), **shape).eval()
 
-    assert ours.sha256 == theirs.sha256
+    assert ours.sha256 == reference.sha256
     with pytest.raises(UserError, match=r"Franca's weights are on no hub\. Download franca_vitb14_\*\.pth"):
         Franca("vitb14", size=56)
     with pytest.raises(UserError, match=r"`backbone\.img_size` must be at least 1 or a list, got 0"):

@@ -139,10 +139,10 @@ def test_an_option_that_would_have_no_effect_is_refused(option):
 
 
 def test_without_a_network_there_are_three_ways_out(monkeypatch, tmp_path):
-    asked = []
+    requested = []
 
     def refuse(url: str, path: str, hash_prefix: str) -> None:
-        asked.append((url, hash_prefix))
+        requested.append((url, hash_prefix))
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -152,7 +152,7 @@ def test_without_a_network_there_are_three_ways_out(monkeypatch, tmp_path):
         SegmentAnything("vit_l", embed_dim=16, depth=1, num_heads=1)
 
     file, digest = FILES["vit_l"]
-    assert asked == [(f"https://dl.fbaipublicfiles.com/segment_anything/{file}", digest)]
+    assert requested == [(f"https://dl.fbaipublicfiles.com/segment_anything/{file}", digest)]
     assert len(digest) == 64  # all of it: the digits in the name are of another kind
 
 
@@ -191,8 +191,8 @@ def test_global_attention_head_by_head_is_timms_own_gradients_too():
 
     assert replaced
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
-    for ours, theirs in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for ours, released in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(ours, released, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (128, 128)])
@@ -212,5 +212,5 @@ def test_global_attention_without_matrices_is_timms_own_gradients_too(height, wi
         results.append([values, source.grad, *(parameter.grad for parameter in module.parameters())])
 
     assert isinstance(attention, HeadwiseAttention)
-    for ours, theirs in zip(*results, strict=True):
-        assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for ours, released in zip(*results, strict=True):
+        assert_close(ours, released, rtol=1e-5, atol=1e-5)

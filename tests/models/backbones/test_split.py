@@ -134,7 +134,7 @@ def test_a_side_is_given_in_pixels_or_in_cells(given, side):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ((14, 14, 838, None), "must be a multiple of 14 pixels, got 838. Set `backbone.size` to 826 or 840"),
         ((14, 14, None, None), "got 0. Set `backbone.size` to 14"),
@@ -143,11 +143,11 @@ def test_a_side_is_given_in_pixels_or_in_cells(given, side):
         ((14, 14, 840, -3), "got -42. Set `backbone.grid` to 1, for instance"),
     ],
 )
-def test_a_side_that_does_not_fit_is_told_which_do(given, told):
+def test_a_side_that_does_not_fit_is_told_which_do(given, message):
     stride, multiple, size, grid = given
     with pytest.raises(UserError) as error:
         CellGrid(stride, multiple).side("net", size, grid)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_grid_is_kept_by_the_backbone():

@@ -64,12 +64,12 @@ def test_cells_are_in_reading_order_and_prefix_tokens_are_left_out(family):
 
 def test_layers_are_the_librarys_hidden_states_before_the_norm(tmp_path):
     weights = dinov2(tmp_path)
-    theirs = Dinov2Model.from_pretrained(weights).eval()
+    reference = Dinov2Model.from_pretrained(weights).eval()
 
     with torch.no_grad():
         for layer in (0, 1, -1):
             ours = TransformersModel("any", size=64, weights=weights, layers=[layer], norm=False).eval()
-            states = theirs((IMAGE - 0.5) / 0.25, output_hidden_states=True).hidden_states[1:]
+            states = reference((IMAGE - 0.5) / 0.25, output_hidden_states=True).hidden_states[1:]
             expected = states[layer][:, 1:].unflatten(1, (8, 12)).movedim(-1, 1)
             assert_close(ours(IMAGE).values, expected, atol=1e-5, rtol=1e-5)
 
@@ -112,12 +112,12 @@ def test_facets_are_what_the_projections_give(place):
 )
 def test_stages_of_a_convolutional_network_are_the_librarys_hidden_states(tmp_path, network, stages):
     weights = saved(network(), tmp_path)
-    theirs = type(network()).from_pretrained(weights).eval()
+    reference = type(network()).from_pretrained(weights).eval()
 
     for layer, stride in enumerate(stages):
         ours = TransformersModel("any", size=64, weights=weights, layers=[layer]).eval()
         with torch.no_grad():
-            expected = theirs((IMAGE - 0.5) / 0.25, output_hidden_states=True).hidden_states[layer + 1]
+            expected = reference((IMAGE - 0.5) / 0.25, output_hidden_states=True).hidden_states[layer + 1]
             assert_close(ours(IMAGE).values, expected, atol=1e-5, rtol=1e-5)
         assert (ours.stride, ours.channels, len(ours.blocks)) == (stride, (8, 16, 24, 32)[layer], layer + 1)
 
@@ -143,12 +143,12 @@ def test_of_clip_the_image_encoder_is_built(tmp_path):
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
     text |= {"intermediate_size": 16, "bos_token_id": 1, "eos_token_id": 2}
     weights = saved(CLIPModel(CLIPConfig(vision_config=HUGGING_FACE, text_config=text)), tmp_path)
-    theirs = CLIPModel.from_pretrained(weights).vision_model.eval()
+    reference = CLIPModel.from_pretrained(weights).vision_model.eval()
 
     ours = TransformersModel("any", size=32, weights=weights, norm=False).eval()
 
     with torch.no_grad():
-        expected = theirs((IMAGE[..., :32, :32] - 0.5) / 0.25).last_hidden_state[:, 1:]
+        expected = reference((IMAGE[..., :32, :32] - 0.5) / 0.25).last_hidden_state[:, 1:]
         assert_close(ours(IMAGE[..., :32, :32]).values.flatten(2).mT, expected, atol=1e-5, rtol=1e-5)
 
 

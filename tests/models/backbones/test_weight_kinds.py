@@ -29,22 +29,22 @@ def own() -> dict[str, torch.Tensor]:
 def refused(build, path) -> str:
     with pytest.raises(UserError) as error:
         build(weights=str(path))
-    told = str(error.value)
-    assert "\n" not in told
-    assert str(path) in told or "the file" in told
-    assert not any(word in told for word in UNSAFE), told
-    return told
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(path) in message or "the file" in message
+    assert not any(word in message for word in UNSAFE), message
+    return message
 
 
 @pytest.mark.parametrize("kind", OTHER)
 def test_a_file_of_another_kind_is_named_whatever_its_ending(own, tmp_path, kind) -> None:
-    write, told = OTHER[kind]
+    write, message = OTHER[kind]
     content = write(own)
     for ending in ("pth", "bin", "safetensors"):
         path = tmp_path / f"model.{ending}"
         path.write_bytes(content)
 
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_weights(path)
 
         assert refused(lambda weights: read_weights(weights), path).startswith(f"`backbone.weights`: {path}")
@@ -92,15 +92,15 @@ def test_dinov2_with_and_without_registers_are_not_taken_for_each_other(tmp_path
     torch.save(layout(whole), tmp_path / "model.pth")
 
     loaded = dinov2(registers, weights=str(tmp_path / "model.pth")).model.state_dict()
-    told = refused(lambda **options: dinov2(not registers, **options), tmp_path / "model.pth")
+    message = refused(lambda **options: dinov2(not registers, **options), tmp_path / "model.pth")
 
     assert all(torch.equal(loaded[key], whole[key]) for key in whole)
-    assert f"The file is of DINOv2 {'with' if registers else 'without'} registers" in told
-    assert f"backbone=dinov2{'_reg' if registers else ''}" in told
+    assert f"The file is of DINOv2 {'with' if registers else 'without'} registers" in message
+    assert f"backbone=dinov2{'_reg' if registers else ''}" in message
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"patch_size": 16}, r"the file is of patches of 8 pixels, and this backbone has patches of 16"),
         ({"embed_dim": 96}, "of another shape"),
@@ -108,10 +108,10 @@ def test_dinov2_with_and_without_registers_are_not_taken_for_each_other(tmp_path
         ({"depth": 2}, "not known to this backbone"),
     ],
 )
-def test_weights_of_another_size_are_refused(own, tmp_path, change, told) -> None:
+def test_weights_of_another_size_are_refused(own, tmp_path, change, message) -> None:
     torch.save(own, tmp_path / "model.pth")
 
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         tiny(weights=str(tmp_path / "model.pth"), **change)
 
 
@@ -168,7 +168,7 @@ def test_random_damage_is_refused_or_has_changed_nothing(tmp_path, how, seeds) -
             same += equal
     print(f"{how}: of {len(seeds)}, {len(refusals)} refused, {same} with the same numbers")
     assert len(refusals) > len(seeds) / 4
-    assert not [said for said in refusals if "\n" in said or any(word in said for word in UNSAFE)]
+    assert not [output for output in refusals if "\n" in output or any(word in output for word in UNSAFE)]
 
 
 def test_chunks_are_left_alone_where_there_are_none(own) -> None:

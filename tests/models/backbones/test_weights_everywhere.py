@@ -68,13 +68,13 @@ WRONG: dict[str, tuple[Callable[[State], bytes], str]] = {
 }
 
 
-def told(read: Callable[[], object]) -> str:
+def catch_message(read: Callable[[], object]) -> str:
     with pytest.raises(UserError) as error:
         read()
-    said = str(error.value)
-    assert "\n" not in said
-    assert not any(word in said for word in (*UNSAFE, "trust")), said
-    return said
+    output = str(error.value)
+    assert "\n" not in output
+    assert not any(word in output for word in (*UNSAFE, "trust")), output
+    return output
 
 
 @pytest.mark.sampled(6)
@@ -86,9 +86,9 @@ def test_every_family_says_what_a_file_is_and_reads_what_wraps_its_own(tmp_path,
 
     for kind, (write, expected) in (WRONG | {"adapter": (lambda o: saved(lora(o)), r"is an adapter \(LoRA\)")}).items():
         path.write_bytes(write(own))
-        said = told(lambda: build(weights=str(path)))
-        assert said.startswith("`backbone.weights`: ")
-        assert re.search(expected, said), kind
+        output = catch_message(lambda: build(weights=str(path)))
+        assert output.startswith("`backbone.weights`: ")
+        assert re.search(expected, output), kind
     for wrapped in (
         {"state_dict": under("net.backbone.", own), "optimizer_states": [{}], "hyper_parameters": {"lr": 0.1}},
         under("module._orig_mod.", own),
@@ -114,7 +114,7 @@ def test_a_file_is_looked_at_before_a_network_is_built(tmp_path, monkeypatch) ->
     monkeypatch.setattr("semcorr.models.backbones.transformers_weights._find_config", build)
 
     for family in (tiny, sam, squeezenet, hf_vit("dinov2")):
-        assert "is a Git LFS pointer" in told(lambda family=family: family(weights=str(path)))
+        assert "is a Git LFS pointer" in catch_message(lambda family=family: family(weights=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_line_is_refused_before_data_is_drawn(tmp_path, line) -> None:
 
     for content, expected in ((PAGE, "is an HTML page"), ("", "is empty"), (None, "does not exist")):
         path.unlink() if content is None else path.write_text(content)
-        assert f"{path} {expected}" in told(lambda: check_config(cfg))
+        assert f"{path} {expected}" in catch_message(lambda: check_config(cfg))
 
 
 def test_weights_that_do_not_fit_are_not_said_to_be_taken_by_the_backbone_that_refused_them(tmp_path) -> None:
@@ -143,9 +143,9 @@ def test_weights_that_do_not_fit_are_not_said_to_be_taken_by_the_backbone_that_r
         (dinov2(False, embed_dim=384, num_heads=6, depth=1).model.state_dict(), "384 channels wide: backbone=dinov2_s"),
     ):
         torch.save(content, path)
-        said = told(lambda: dinov2(False, weights=str(path)))
-        assert expected in said
-        assert "backbone=dinov2 takes it" not in said
+        output = catch_message(lambda: dinov2(False, weights=str(path)))
+        assert expected in output
+        assert "backbone=dinov2 takes it" not in output
 
 
 @pytest.mark.slow
@@ -163,21 +163,21 @@ def test_every_part_of_stable_diffusion_says_what_its_file_is(tmp_path, folder) 
     path.unlink()
     for write, expected in WRONG.values() if folder == "unet" else [WRONG["pointer"], WRONG["NaN"]]:
         old.write_bytes(write(own))
-        said = told(load)
-        assert re.search(expected, said)
-        assert f"{folder} " in said
+        output = catch_message(load)
+        assert re.search(expected, output)
+        assert f"{folder} " in output
     old.unlink()
     for content, expected in ((POINTER.encode(), "is a Git LFS pointer"), (packed(own)[:-100], "is cut short")):
         path.write_bytes(content)
-        assert f"{path} {expected}" in told(load)
+        assert f"{path} {expected}" in catch_message(load)
     path.write_bytes(saved(own))
-    assert f"is a file of PyTorch. Call it {old.name}." in told(load)
+    assert f"is a file of PyTorch. Call it {old.name}." in catch_message(load)
     path.write_bytes(packed(own))
     old.write_text(POINTER)  # the library passes over it
     load()
     old.unlink()
     path.rename(path.with_name(f"{stem}.fp16.safetensors"))
-    assert f"Call {stem}.fp16.safetensors in it {stem}.safetensors" in told(load)
+    assert f"Call {stem}.fp16.safetensors in it {stem}.safetensors" in catch_message(load)
 
 
 def test_what_is_no_folder_of_stable_diffusion_is_told(tmp_path) -> None:
@@ -191,8 +191,8 @@ def test_what_is_no_folder_of_stable_diffusion_is_told(tmp_path) -> None:
         "absent": "does not exist",
         "sd/unet": f"Give the whole: {tmp_path / 'sd'}",
     }.items():
-        assert expected in told(lambda given=given: tiny_sd(parts=None, weights=str(tmp_path / given)))
-    assert "Take backbone=sd" in told(lambda: tiny(weights=str(tmp_path / "sd")))
+        assert expected in catch_message(lambda given=given: tiny_sd(parts=None, weights=str(tmp_path / given)))
+    assert "Take backbone=sd" in catch_message(lambda: tiny(weights=str(tmp_path / "sd")))
 
 
 def test_folders_of_transformers_say_which_file_is_none(tmp_path) -> None:
@@ -207,9 +207,9 @@ def test_folders_of_transformers_say_which_file_is_none(tmp_path) -> None:
         whole = (tmp_path / name).read_bytes()
         for content, expected in ((POINTER, "is a Git LFS pointer"), (PAGE, "is an HTML page"), ("", "is empty")):
             (tmp_path / name).write_text(content)
-            said = told(load)
-            assert name in said
-            assert expected in said
+            output = catch_message(load)
+            assert name in output
+            assert expected in output
         (tmp_path / name).write_bytes(whole)
 
 
@@ -224,14 +224,14 @@ def test_shards_of_two_models_and_folders_of_adapters_are_told(tmp_path) -> None
     assert all(torch.equal(value, own[key]) for key, value in read_weights(tmp_path).items())
 
     (tmp_path / names[1]).write_bytes(packed(own))
-    assert "so does another part: they are of two models" in told(lambda: tiny(weights=str(tmp_path)))
+    assert "so does another part: they are of two models" in catch_message(lambda: tiny(weights=str(tmp_path)))
     (tmp_path / "model.safetensors.index.json").write_text(PAGE)
-    assert "index.json is an HTML page" in told(lambda: tiny(weights=str(tmp_path)))
+    assert "index.json is an HTML page" in catch_message(lambda: tiny(weights=str(tmp_path)))
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(packed(lora({})))
     for path in (tmp_path / "adapter", tmp_path / "adapter" / "adapter_model.safetensors"):
-        assert "merge_and_unload" in told(lambda path=path: tiny(weights=str(path)))
+        assert "merge_and_unload" in catch_message(lambda path=path: tiny(weights=str(path)))
 
 
 def test_a_heads_file_is_told_from_others(tmp_path) -> None:
@@ -245,11 +245,11 @@ def test_a_heads_file_is_told_from_others(tmp_path) -> None:
         path.write_bytes(write(own))
         with pytest.raises(UserError, match=expected):
             load()
-        assert told(load).startswith(f"`head.weights`: {path}")
+        assert catch_message(load).startswith(f"`head.weights`: {path}")
     path.write_bytes(saved(network(squeezenet())))
-    assert "The file is of SqueezeNet: backbone=squeezenet takes it" in told(load)
+    assert "The file is of SqueezeNet: backbone=squeezenet takes it" in catch_message(load)
     path.write_bytes(saved(own))
-    assert "a head, not a backbone: head.weights takes it" in told(lambda: tiny(weights=str(path)))
+    assert "a head, not a backbone: head.weights takes it" in catch_message(lambda: tiny(weights=str(path)))
     for content in (saved({"state_dict": under("model.", own), "epoch": 1}), legacy(own), packed(own)):
         path.write_bytes(content)
         assert all(torch.equal(value, own[key]) for key, value in load().state_dict().items())
@@ -270,10 +270,10 @@ def test_segment_anything_as_a_mask_is_looked_at_before_images_are(tmp_path, mon
             load_box_prompted_sam(str(path), CPU)
     for content in (POINTER, PAGE, ""):
         path.write_text(content)
-        said = told(lambda: AdaptivePose(mirror=True, mask="sam", sam_weights=str(path)))
-        assert said.startswith(f"`pose.sam_weights`: {path} is ")
+        output = catch_message(lambda: AdaptivePose(mirror=True, mask="sam", sam_weights=str(path)))
+        assert output.startswith(f"`pose.sam_weights`: {path} is ")
     path.write_bytes(saved({k: v for k, v in own.items() if k.startswith("image_encoder.")}))
-    told(lambda: load_box_prompted_sam(str(path), CPU))
+    catch_message(lambda: load_box_prompted_sam(str(path), CPU))
     path.write_bytes(saved({"model": under("module.", own)}))
     loaded = load_box_prompted_sam(str(path), CPU).predictor.model.state_dict()
     assert all(torch.equal(loaded[key], own[key]) for key in own)
@@ -288,13 +288,13 @@ def test_weights_are_no_run_and_a_run_is_no_weights(tmp_path) -> None:
     own = tiny(seed=5).model.state_dict()
     path.write_bytes(saved(own))
 
-    assert f"as 'backbone=dinov2 backbone.weights={path}'" in told(lambda: restore_model(path))
-    assert "backbone.weights" in told(lambda: restore_model(f"checkpoint={path}"))
+    assert f"as 'backbone=dinov2 backbone.weights={path}'" in catch_message(lambda: restore_model(path))
+    assert "backbone.weights" in catch_message(lambda: restore_model(f"checkpoint={path}"))
     best.write_bytes(saved({"state_dict": own, "base": {"backbone": "tiny", "sha256": "0"}}))
-    assert f"Give the run: {run}" in told(lambda: restore_model(str(best)))
+    assert f"Give the run: {run}" in catch_message(lambda: restore_model(str(best)))
     for given in (run, best):
-        assert "checkpoint=" in told(lambda given=given: tiny(weights=str(given)))
+        assert "checkpoint=" in catch_message(lambda given=given: tiny(weights=str(given)))
     for content in (POINTER.encode(), PAGE.encode(), gzip.compress(PAGE.encode()), b"Not found", b"", bytes(999),
                     saved(own)[:999], packed(own), legacy(own), saved(own), saved({"optimizer": {}})):  # fmt: skip
         best.write_bytes(content)
-        assert told(lambda: load_checkpoint(best)).startswith(f"`checkpoint`: {best} is damaged (")
+        assert catch_message(lambda: load_checkpoint(best)).startswith(f"`checkpoint`: {best} is damaged (")

@@ -137,7 +137,7 @@ class Odd(Stack):
 
 
 @pytest.mark.parametrize(
-    ("attempt", "told"),
+    ("attempt", "message"),
     [
         (lambda: houlsby(tiny(), width=0), "`finetune.width` must be at least 1, got 0"),
         (lambda: adaptformer(tiny(), width=-1), "`finetune.width` must be at least 1, got -1"),
@@ -148,10 +148,10 @@ class Odd(Stack):
         (lambda: houlsby(Odd(nn.Identity(), nn.Linear(1, 1))), "Identity of stack has neither attention"),
     ],
 )
-def test_what_cannot_be_done_is_told_with_what_can(attempt, told):
+def test_what_cannot_be_done_is_told_with_what_can(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("tune", [houlsby, adaptformer])

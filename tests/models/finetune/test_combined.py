@@ -78,7 +78,7 @@ def test_a_rate_is_the_backbones_times_a_factor():
 
 
 @pytest.mark.parametrize(
-    ("backbone", "options", "told"),
+    ("backbone", "options", "message"),
     [
         (tiny, {"ways": {"a": None}}, "`finetune.ways` tunes the parts of a fused backbone, and vit_tiny_patch16_224"),
         (
@@ -94,11 +94,11 @@ def test_a_rate_is_the_backbones_times_a_factor():
         (fused, {"ways": {"a": None, "b": None}, "rates": {"b": -2}}, "`finetune.rates.b` must be positive, got -2"),
     ],
 )
-def test_what_cannot_be_combined_is_told_why(backbone, options, told):
+def test_what_cannot_be_combined_is_told_why(backbone, options, message):
     with pytest.raises(UserError) as error:
         combine(backbone(), **options)
 
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_the_yaml_is_the_prompt_and_one_block(config):

@@ -126,7 +126,7 @@ def test_in_a_convolutional_network_every_convolution_with_a_low_rank_is_adapted
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("targets", "message"),
     [
         (["kv"], "ends with kv. There are qkv, proj, fc1, fc2."),  # not at a dot
         (["qkv", "query"], "ends with query. There are qkv, proj, fc1, fc2."),
@@ -134,13 +134,13 @@ def test_in_a_convolutional_network_every_convolution_with_a_low_rank_is_adapted
         ([], "ends with nothing."),
     ],
 )
-def test_a_target_that_matches_nothing_is_told_what_there_is(targets, told):
+def test_a_target_that_matches_nothing_is_told_what_there_is(targets, message):
     backbone = tiny()
 
     with pytest.raises(UserError) as error:
         lora(backbone, targets=targets)
 
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert all(parameter.requires_grad for parameter in backbone.parameters())  # nothing has changed
 
 
@@ -158,7 +158,7 @@ def test_a_layer_whose_weight_is_read_without_a_call_is_no_target():
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"rank": 0}, "`finetune.rank` must be at least 1, got 0"),
         ({"dropout": 1.0}, "`finetune.dropout` must be at least 0 and below 1, got 1.0"),
@@ -166,10 +166,10 @@ def test_a_layer_whose_weight_is_read_without_a_call_is_no_target():
         ({"blocks": 0}, "`finetune.blocks` must be between 1 and 4, the depth of this backbone, or null, got 0"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, told):
+def test_an_option_out_of_range_is_told_its_range(options, message):
     with pytest.raises(UserError) as error:
         lora(tiny(), **options)
-    assert str(error.value) == told
+    assert str(error.value) == message
 
 
 def test_a_facet_is_read_from_the_adapted_layer():

@@ -132,7 +132,7 @@ def test_a_tuner_that_is_not_for_this_is_refused_with_the_reason_and_what_there_
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"tuner": "lohaa"}, "`finetune.tuner`: peft has no tuner 'lohaa' that works here. There are beft, boft"),
         ({"tuner": "loha", "rank": 4}, "`finetune.rank` is no option of loha. It has alpha, "),
@@ -140,10 +140,10 @@ def test_a_tuner_that_is_not_for_this_is_refused_with_the_reason_and_what_there_
         ({"tuner": "road", "group_size": 10}, "peft cannot put road into vit_tiny_patch16_224 (The out_features"),
     ],
 )
-def test_what_peft_does_not_know_is_told_what_it_does(options, told):
+def test_what_peft_does_not_know_is_told_what_it_does(options, message):
     with pytest.raises(UserError) as error:
         peft_tuner(tiny(), **options)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_tuner_without_convolutions_says_so():

@@ -213,7 +213,7 @@ def test_a_prompt_is_learned_in_a_fused_backbone_too(pairwise):
 
 
 @pytest.mark.parametrize(
-    ("attempt", "told"),
+    ("attempt", "message"),
     [
         (lambda: prompt(tiny()), "vit_tiny_patch16_224 has no prompt to learn: give backbone=sd"),
         (lambda: conditional_prompt(tiny(), **DINO), "has no prompt to learn"),
@@ -223,11 +223,11 @@ def test_a_prompt_is_learned_in_a_fused_backbone_too(pairwise):
         (lambda: conditioned(conditional=0), "`finetune.conditional` must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_prompted_is_told_why(attempt, told):
+def test_what_cannot_be_prompted_is_told_why(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(("choice", "tokens"), [("prompt", 75), ("cpm", 25)])

@@ -50,14 +50,14 @@ def write(network: Dinov2Backbone, path: Path, first: int) -> Path:
 
 @pytest.mark.parametrize(("first", "blocks"), [(1, 2), (1, 3)], ids=["as many", "the last of more"])
 def test_features_are_those_of_the_network_that_wrote_the_file(network, tmp_path, first, blocks):
-    theirs, folder = network
+    reference, folder = network
     backbone = ours(folder)
     before = {name: value.clone() for name, value in backbone.named_parameters()}
 
-    last_blocks(backbone, blocks, norm=False, block_weights=str(write(theirs, tmp_path / "best_weights.pt", first)))
+    last_blocks(backbone, blocks, norm=False, block_weights=str(write(reference, tmp_path / "best_weights.pt", first)))
 
     with torch.no_grad():
-        expected = theirs((IMAGE - backbone.mean) / backbone.std).feature_maps[0]
+        expected = reference((IMAGE - backbone.mean) / backbone.std).feature_maps[0]
         assert_close(backbone(IMAGE).values, expected, atol=1e-4, rtol=1e-4)
     moved = {name for name, value in backbone.named_parameters() if not torch.equal(value, before[name])}
     assert {re.match(r"model\.(blocks\.\d+)\.", name)[1] for name in moved} == {"blocks.1", "blocks.2"}
@@ -66,8 +66,8 @@ def test_features_are_those_of_the_network_that_wrote_the_file(network, tmp_path
 
 
 def test_a_file_of_more_blocks_than_are_tuned_is_refused(network, tmp_path):
-    theirs, folder = network
-    path = write(theirs, tmp_path / "best_weights.pt", 1)
+    reference, folder = network
+    path = write(reference, tmp_path / "best_weights.pt", 1)
 
     for blocks in (0, 1):
         with pytest.raises(UserError, match=rf"has 2 blocks, and {blocks} are tuned.*Set finetune\.blocks=2"):
@@ -75,19 +75,19 @@ def test_a_file_of_more_blocks_than_are_tuned_is_refused(network, tmp_path):
 
 
 def test_other_files_are_told_what_they_are(network, tmp_path):
-    theirs, folder = network
+    reference, folder = network
     whole, short, text = (tmp_path / name for name in ("whole.pt", "short.pt", "notes.pt"))
-    torch.save(theirs.state_dict(), whole)
-    torch.save({"dino": list(theirs.parameters())[:5]}, short)
+    torch.save(reference.state_dict(), whole)
+    torch.save({"dino": list(reference.parameters())[:5]}, short)
     text.write_text("no weights")
-    told = {
+    messages = {
         whole: "is no file of tuned blocks.*given as backbone.weights",
         short: "has 5 tensors, and a block of DINOv2 has 18",
         text: "finetune.block_weights",
         tmp_path / "none.pt": "does not exist",
     }
 
-    for path, message in told.items():
+    for path, message in messages.items():
         with pytest.raises(UserError, match=message):
             last_blocks(ours(folder), 2, block_weights=str(path))
 

@@ -229,7 +229,7 @@ def test_blocks_go_to_the_maps_that_channels_or_the_user_name(tmp_path, blocks, 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "output"),
     [
         (
             {},
@@ -245,13 +245,13 @@ def test_blocks_go_to_the_maps_that_channels_or_the_user_name(tmp_path, blocks, 
         ({"weights_order": [0, 1, 2]}, "does not fit this head. "),
     ],
 )
-def test_a_file_that_does_not_tell_its_order_is_asked_about_and_not_guessed(tmp_path, options, said):
+def test_a_file_that_does_not_tell_its_order_is_asked_about_and_not_guessed(tmp_path, options, output):
     torch.save(published((16, 32, 32), 8, 32), tmp_path / "best.pth")
 
     with pytest.raises(UserError) as error:
         Aggregation([32, 32, 16], 32, 8, 4, **({"weights": str(tmp_path / "best.pth")} | options))
 
-    assert said in str(error.value)
+    assert output in str(error.value)
 
 
 def test_a_head_reads_what_was_exported_of_one(tmp_path):
@@ -270,7 +270,7 @@ def test_a_head_reads_what_was_exported_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         ({"position": torch.zeros(3)}, "1 not known to this head: position"),
         ({"bottleneck_layers.0.1.conv1.weight": torch.zeros(3)}, "1 not known to this head: bottleneck_layers.0.1"),
@@ -279,11 +279,11 @@ def test_a_head_reads_what_was_exported_of_one(tmp_path):
         ({"bottleneck_layers.0.0.conv3.norm.bias": None}, r"1 missing: blocks.0.conv3.1.bias"),
     ],
 )
-def test_another_heads_file_is_refused_by_name(tmp_path, change, said):
+def test_another_heads_file_is_refused_by_name(tmp_path, change, output):
     state = {key: value for key, value in (published(32, 8, 32) | change).items() if value is not None}
     torch.save(state, tmp_path / "best.pth")
 
-    with pytest.raises(UserError, match=rf"`head\.weights`: .*best\.pth does not fit this head\. {said}"):
+    with pytest.raises(UserError, match=rf"`head\.weights`: .*best\.pth does not fit this head\. {output}"):
         small(tmp_path / "best.pth")
 
 

@@ -63,10 +63,10 @@ def test_a_cell_hears_of_its_whole_image_and_of_the_other_one_only_where_it_shou
 @pytest.mark.parametrize("name", ["self_attention", "cross_attention"])
 def test_the_scale_of_a_backbone_does_not_matter_to_attention(name):
     """Concatenated layers have cells of length 1, DINOv2 of about 50."""
-    head, source, target, asked = built(name), maps(1, 4, 6), maps(1, 4, 6), points(1, 5)
+    head, source, target, requested = built(name), maps(1, 4, 6), maps(1, 4, 6), points(1, 5)
     scaled = [FeatureMap(each.values * factor, 8) for each, factor in ((source, 100), (target, 0.01))]
 
-    assert_close(head(*scaled, asked), head(source, target, asked), atol=1e-5, rtol=0)
+    assert_close(head(*scaled, requested), head(source, target, requested), atol=1e-5, rtol=0)
 
 
 def test_the_same_image_twice_is_adapted_to_the_same_twice():

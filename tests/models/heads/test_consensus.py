@@ -85,12 +85,12 @@ def test_the_second_pass_sees_the_transposed_volume():
 
 
 def test_consensus_lies_between_0_and_1_whatever_the_filters_scale_is():
-    head, pair, asked = built("consensus"), (maps(), maps()), centres().expand(2, -1, -1)
-    similarity = head(*pair, asked)
+    head, pair, requested = built("consensus"), (maps(), maps()), centres().expand(2, -1, -1)
+    similarity = head(*pair, requested)
     with torch.no_grad():
         head.layers[-1].weight *= 100
         head.layers[-1].bias *= 100
-    louder = head(*pair, asked)
+    louder = head(*pair, requested)
 
     assert similarity.min() >= 0
     assert similarity.amax((1, 2, 3)).tolist() == pytest.approx([1, 1], abs=1e-2)

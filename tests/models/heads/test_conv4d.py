@@ -63,12 +63,12 @@ def test_it_is_the_sum_over_all_neighbours_and_so_are_its_gradients(case, way, m
         request.getfixturevalue("by_volumes")
     else:
         monkeypatch.setattr(module, "CACHED", way)
-    ours, theirs = ([one.clone().requires_grad_() for one in drawn(case)] for _ in range(2))
+    ours, reference = ([one.clone().requires_grad_() for one in drawn(case)] for _ in range(2))
 
-    found, expected = conv4d(*ours), slow(*theirs)
+    found, expected = conv4d(*ours), slow(*reference)
     seeds = torch.randn(expected.shape)
     gradients, expected_gradients = (
-        torch.autograd.grad((it * seeds).sum(), of) for it, of in ((found, ours), (expected, theirs))
+        torch.autograd.grad((it * seeds).sum(), of) for it, of in ((found, ours), (expected, reference))
     )
 
     assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -174,10 +174,10 @@ def test_a_layer_seen_from_the_other_side_is_the_layer_on_the_transposed_volume(
 
 
 def test_a_layer_starts_within_the_bounds_of_pytorchs_convolutions():
-    layer, theirs = Conv4d(4, 8, 3), nn.Conv3d(4, 8, 3)
+    layer, reference = Conv4d(4, 8, 3), nn.Conv3d(4, 8, 3)
 
     assert sum(p.numel() for p in layer.parameters()) == 4 * 8 * 81 + 8
-    for own, other in ((layer.weight, theirs.weight), (layer.bias, theirs.bias)):
+    for own, other in ((layer.weight, reference.weight), (layer.bias, reference.bias)):
         assert own.abs().max() < (4 * 81) ** -0.5
         assert own.abs().max() < other.abs().max()  # fewer inputs, larger bounds
 

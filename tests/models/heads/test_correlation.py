@@ -40,13 +40,13 @@ def test_mutual_matching_is_the_published_formula():
 
 def test_rows_of_points_are_interpolated_over_the_sources_cells():
     """PyTorch's own interpolation; points inside, on the border and beyond; its gradient too."""
-    volume, asked = torch.randn(2, 3, 5, 2, 4, requires_grad=True), points(2, 30)
-    grid = (asked + 0.5) * 2 / torch.tensor([5 * STRIDE, 3 * STRIDE]) - 1
+    volume, requested = torch.randn(2, 3, 5, 2, 4, requires_grad=True), points(2, 30)
+    grid = (requested + 0.5) * 2 / torch.tensor([5 * STRIDE, 3 * STRIDE]) - 1
     images = volume.flatten(3).permute(0, 3, 1, 2)
 
     expected = grid_sample(images, grid[:, :, None], padding_mode="border", align_corners=False)
     expected = expected[..., 0].transpose(1, 2).unflatten(-1, (2, 4))
-    found = sample_correlation(volume, asked, STRIDE)
+    found = sample_correlation(volume, requested, STRIDE)
 
     assert_close(found, expected, atol=1e-5, rtol=1e-5)
     weights = torch.randn_like(found)

@@ -65,22 +65,22 @@ def test_gradients_in_half_precision_are_finite_and_reach_everything(name):
 
 @heads
 def test_images_of_a_batch_do_not_meet(name):
-    head, source, target, asked = built(name).eval(), maps(), maps(), points(2, 5)
+    head, source, target, requested = built(name).eval(), maps(), maps(), points(2, 5)
 
-    together = head(source, target, asked)
-    alone = head(FeatureMap(source.values[1:], STRIDE), FeatureMap(target.values[1:], STRIDE), asked[1:])
+    together = head(source, target, requested)
+    alone = head(FeatureMap(source.values[1:], STRIDE), FeatureMap(target.values[1:], STRIDE), requested[1:])
 
     assert_close(together[1:], alone, atol=1e-5, rtol=1e-4)
 
 
 @heads
 def test_without_gradients_the_answer_is_the_same(name):
-    head, source, target, asked = built(name), maps(), maps(), points(2, 5)
+    head, source, target, requested = built(name), maps(), maps(), points(2, 5)
 
     with torch.no_grad():
-        lean = head(source, target, asked)
+        lean = head(source, target, requested)
 
-    assert_close(lean, head(source, target, asked), atol=1e-6, rtol=1e-5)
+    assert_close(lean, head(source, target, requested), atol=1e-6, rtol=1e-5)
 
 
 @heads

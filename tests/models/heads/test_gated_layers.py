@@ -203,12 +203,12 @@ def test_it_sees_both_images_and_adds_to_the_loss():
     assert isinstance(built(), PenalisedHead)
 
 
-@pytest.mark.parametrize(("options", "told"), [
+@pytest.mark.parametrize(("options", "message"), [
     ({"maps": []}, "at least one map"), ({"reduction": 5}, "at most 4"), ({"rate": 1.5}, "`head.rate` must be"),
     ({"hidden": 0}, "`head.hidden` must be"), ({"selection": -1.0}, "`head.selection` must be"),
 ])  # fmt: skip
-def test_bad_options_are_refused(options, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
         built(**options)
 
 

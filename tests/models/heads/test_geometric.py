@@ -34,9 +34,9 @@ def steered(transform: str, affine: list[float] | None = None, offsets: torch.Te
 
 def place(head: Geometric, h: int = 20, w: int = 20) -> torch.Tensor:
     """Where it sends the middle part of a map, in cells; and these cells."""
-    asked = torch.tensor(list(product(range(7, 13), repeat=2))).float()
-    similarity = head(maps(1, h, w), maps(1, h, w), to_image(asked, STRIDE)[None])
-    return window_soft_argmax(similarity)[0], asked
+    requested = torch.tensor(list(product(range(7, 13), repeat=2))).float()
+    similarity = head(maps(1, h, w), maps(1, h, w), to_image(requested, STRIDE)[None])
+    return window_soft_argmax(similarity)[0], requested
 
 
 # -- warps --
@@ -44,11 +44,11 @@ def place(head: Geometric, h: int = 20, w: int = 20) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_an_untrained_head_leaves_every_point_where_it_is(name):
-    head, asked = built("geometric", trained=False, transform=name), centres(20, 20)
+    head, requested = built("geometric", trained=False, transform=name), centres(20, 20)
 
-    similarity = head(maps(1, 20, 20), maps(1, 20, 20), asked)
+    similarity = head(maps(1, 20, 20), maps(1, 20, 20), requested)
 
-    assert torch.equal(argmax(similarity)[0], to_grid(asked[0], STRIDE))
+    assert torch.equal(argmax(similarity)[0], to_grid(requested[0], STRIDE))
 
 
 @pytest.mark.parametrize("transform", ["affine", "affine_tps"])
@@ -62,31 +62,31 @@ def test_an_untrained_head_leaves_every_point_where_it_is(name):
     ids=["translation", "rotation", "enlargement"],
 )
 def test_known_affine_maps_take_points_where_they_say(transform, numbers, expected):
-    found, asked = place(steered(transform, [float(number) for number in numbers]))
+    found, requested = place(steered(transform, [float(number) for number in numbers]))
 
-    assert_close(found, torch.stack(expected(*asked.unbind(-1)), dim=-1), atol=0.01, rtol=0)
+    assert_close(found, torch.stack(expected(*requested.unbind(-1)), dim=-1), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize("transform", ["tps", "affine_tps"])
 def test_a_thin_plate_takes_points_where_scipys_does(transform):
     offsets = 0.2 * torch.randn(9, 2)
-    found, asked = place(steered(transform, offsets=offsets))
+    found, requested = place(steered(transform, offsets=offsets))
 
-    unit = cells_to_unit(asked, 20, 20)
+    unit = cells_to_unit(requested, 20, 20)
     expected = RBFInterpolator(control_points(3).numpy(), offsets.numpy(), kernel="thin_plate_spline", degree=1)
     places = unit_to_cells(unit + torch.from_numpy(expected(unit.numpy())).float(), 20, 20)
-    assert (places - asked).norm(dim=-1).max() > 0.5  # something to compare
+    assert (places - requested).norm(dim=-1).max() > 0.5  # something to compare
     assert_close(found, places, atol=0.01, rtol=0)
 
 
 def test_of_a_thin_plate_and_an_affine_map_the_plate_comes_first():
     """The plate leads to the target as the affine map shows it."""
     offsets, numbers = 0.2 * torch.randn(9, 2), [0.2, -0.3, 0.1, 0.3, 0.1, -0.2]
-    head, asked = steered("affine_tps", numbers, offsets), torch.rand(1, 6, 2) - 0.5
+    head, requested = steered("affine_tps", numbers, offsets), torch.rand(1, 6, 2) - 0.5
 
-    found = head.locate(maps(1).values, maps(1).values, asked)
+    found = head.locate(maps(1).values, maps(1).values, requested)
 
-    plate = steered("tps", offsets=offsets).locate(maps(1).values, maps(1).values, asked)
+    plate = steered("tps", offsets=offsets).locate(maps(1).values, maps(1).values, requested)
     assert_close(found, apply_affine(torch.tensor([numbers]), plate), atol=1e-6, rtol=1e-5)
 
 
@@ -117,8 +117,8 @@ def test_the_same_warp_is_found_on_grids_of_any_size(transform):
     )
     shapes, places = [((20, 20), (20, 20)), ((40, 40), (40, 40)), ((20, 30), (30, 25))], []
     for (h, w), (height, width) in shapes:
-        asked = unit_to_cells(torch.tensor([[0.1, 0.2], [-0.2, 0.15]]), w, h)
-        similarity = head(maps(1, h, w), maps(1, height, width), to_image(asked, STRIDE)[None])
+        requested = unit_to_cells(torch.tensor([[0.1, 0.2], [-0.2, 0.15]]), w, h)
+        similarity = head(maps(1, h, w), maps(1, height, width), to_image(requested, STRIDE)[None])
         places.append(cells_to_unit(window_soft_argmax(similarity)[0], width, height))
 
     assert_close(places[1], places[0], atol=1e-3, rtol=0)
@@ -216,10 +216,13 @@ def test_gradients_are_those_of_finite_differences():
     """In double precision; places are smooth in the numbers of every warp, and in the features."""
     head = Geometric("affine_tps").double()
     numbers, offsets = (0.1 * torch.randn(2, n, dtype=torch.float64, requires_grad=True) for n in (6, 18))
-    asked, values = torch.rand(2, 4, 2).double() - 0.5, torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    requested, values = (
+        torch.rand(2, 4, 2).double() - 0.5,
+        torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True),
+    )
 
     def warped(numbers: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        bent = asked + head.bend(offsets, asked)
+        bent = requested + head.bend(offsets, requested)
         return place_similarity(unit_to_cells(apply_affine(numbers, bent), 5, 4), 4, 5)
 
     assert torch.autograd.gradcheck(warped, (numbers, offsets))
@@ -230,13 +233,17 @@ def test_gradients_are_those_of_finite_differences():
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_gradients_of_features_are_those_of_finite_differences(transform):
     """Along a direction, in a step that crosses few of the ReLUs' kinks."""
-    head, (a, b), asked = built("geometric", transform=transform), torch.randn(2, 1, 12, 15, 15), torch.rand(1, 3, 2)
+    head, (a, b), requested = (
+        built("geometric", transform=transform),
+        torch.randn(2, 1, 12, 15, 15),
+        torch.rand(1, 3, 2),
+    )
     (p, q), step = torch.randn(2, 1, 12, 15, 15), 1e-4
     a.requires_grad_()
     b.requires_grad_()
 
     def total(t: float) -> torch.Tensor:
-        return head.locate(a + t * p, b + t * q, asked).sum()
+        return head.locate(a + t * p, b + t * q, requested).sum()
 
     total(0.0).backward()
     with torch.no_grad():
@@ -254,15 +261,15 @@ def test_it_learns_the_warps_of_a_map_without_keypoints():
     torch.manual_seed(0)
     head = Geometric(cells=11)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3)
-    asked = (torch.rand(1, 30, 2) - 0.5).expand(8, -1, -1)
+    requested = (torch.rand(1, 30, 2) - 0.5).expand(8, -1, -1)
 
     def errors() -> tuple[torch.Tensor, torch.Tensor]:
         source = interpolate(torch.randn(8, 16, 6, 6), (11, 11), mode="bicubic")
         shift = 0.4 * (torch.rand(8, 2) * 2 - 1)
         numbers = torch.zeros(8, 6).index_copy(1, torch.tensor([2, 5]), -shift)
         target = warp_features(source, numbers)  # at q the target shows q - shift: p is seen at p + shift
-        found = head.locate(source, target, asked)
-        return (found - asked - shift[:, None]).norm(dim=-1).mean(), shift.norm(dim=-1).mean()
+        found = head.locate(source, target, requested)
+        return (found - requested - shift[:, None]).norm(dim=-1).mean(), shift.norm(dim=-1).mean()
 
     for _ in range(80):
         optimizer.zero_grad()

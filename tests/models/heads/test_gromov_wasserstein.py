@@ -120,11 +120,11 @@ def test_gradients_are_those_of_differences():
 
 
 def test_without_structure_it_is_transport():
-    source, target, asked = maps(2, 3, 4), maps(2, 4, 2), points(2, 5)
+    source, target, requested = maps(2, 3, 4), maps(2, 4, 2), points(2, 5)
 
-    found = GromovWasserstein(structure=0, temperature=0.1, steps=1, iterations=9)(source, target, asked)
+    found = GromovWasserstein(structure=0, temperature=0.1, steps=1, iterations=9)(source, target, requested)
 
-    assert_close(found, Transport(temperature=0.1, iterations=9)(source, target, asked), atol=1e-5, rtol=1e-4)
+    assert_close(found, Transport(temperature=0.1, iterations=9)(source, target, requested), atol=1e-5, rtol=1e-4)
 
 
 def test_a_softmax_of_the_head_is_the_row_of_the_plan():
@@ -162,9 +162,9 @@ def test_two_parts_that_look_the_same_are_told_apart_by_their_neighbours():
 @pytest.mark.parametrize(("h", "w"), [(6, 8), (7, 5)])
 def test_averaged_maps_change_the_cosines_smoothly_on_the_whole_grid(h, w):
     """Structure of 3 x 4 or 4 x 3 cells is enlarged; features stay as fine as they are."""
-    source, target, asked = maps(1, h, w), maps(1, w, h), points(1, 4)
+    source, target, requested = maps(1, h, w), maps(1, w, h), points(1, 4)
 
-    change = built("gromov_wasserstein", cells=4)(source, target, asked) - Cosine()(source, target, asked)
+    change = built("gromov_wasserstein", cells=4)(source, target, requested) - Cosine()(source, target, requested)
 
     assert change.shape == (1, 4, w, h)
     assert change.std() > 1e-3

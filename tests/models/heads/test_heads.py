@@ -106,18 +106,18 @@ def test_gradients_reach_every_weight_and_the_features(name, autocast):
 
 @heads
 def test_bf16_autocast_changes_a_similarity_by_little(name):
-    head, source, target, asked = built(name), maps(1, 4, 6), maps(1, 4, 6), points(1, 5)
+    head, source, target, requested = built(name), maps(1, 4, 6), maps(1, 4, 6), points(1, 5)
 
     with torch.autocast("cpu", torch.bfloat16):
-        similarity = head(source, target, asked)
+        similarity = head(source, target, requested)
 
-    assert_close(similarity, head(source, target, asked), atol=0.05, rtol=0)
+    assert_close(similarity, head(source, target, requested), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if isinstance(built(name), SiameseHead)])
 def test_an_image_adapted_alone_is_what_it_is_in_a_batch(name):
     """And a call is its three parts."""
-    head, source, target, asked = built(name), maps(3, 4, 6), maps(3, 4, 6), points(3, 5)
+    head, source, target, requested = built(name), maps(3, 4, 6), maps(3, 4, 6), points(3, 5)
 
     together = head.transform(source)
     alone = [head.transform(FeatureMap(one[None], 8)) for one in source.values]
@@ -125,8 +125,8 @@ def test_an_image_adapted_alone_is_what_it_is_in_a_batch(name):
     assert_close(torch.cat([one.values for one in alone]), together.values, atol=1e-5, rtol=1e-5)
     assert {one.stride for one in alone} == {together.stride}
     assert together.stride * together.values.shape[-1] == 8 * 6  # the grid still spans the image
-    in_parts = head.compare(head.describe(together, asked), head.transform(target))
-    assert_close(in_parts, head(source, target, asked), atol=1e-6, rtol=0)
+    in_parts = head.compare(head.describe(together, requested), head.transform(target))
+    assert_close(in_parts, head(source, target, requested), atol=1e-6, rtol=0)
 
 
 @heads
@@ -145,9 +145,9 @@ def test_exchanging_the_images_transposes_the_similarity_of_cells(name):
 
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_before_training_it_is_the_cosine_of_the_features(name):
-    head, source, target, asked = built(name, trained=False), maps(2, 4, 6), maps(2, 5, 3), points(2, 7)
+    head, source, target, requested = built(name, trained=False), maps(2, 4, 6), maps(2, 5, 3), points(2, 7)
 
-    assert torch.equal(head(source, target, asked), Cosine()(source, target, asked))
+    assert torch.equal(head(source, target, requested), Cosine()(source, target, requested))
 
 
 @heads
@@ -165,13 +165,13 @@ def test_a_checkpoint_brings_the_trained_head_back(name):
     fresh.load_state_dict(checkpoint["state_dict"], strict=False)
 
     assert set(checkpoint["state_dict"]) == {f"head.{key}" for key in trained.head.state_dict()}
-    source, target, asked = maps(1, 4, 4), maps(1, 4, 4), points(1, 5)
-    assert torch.equal(fresh.head(source, target, asked), trained.head(source, target, asked))
+    source, target, requested = maps(1, 4, 4), maps(1, 4, 4), points(1, 5)
+    assert torch.equal(fresh.head(source, target, requested), trained.head(source, target, requested))
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if {"channels", "maps"} & yaml(name).keys()])
 def test_features_of_other_channels_are_refused_before_it_is_built(name):
-    key, told, own = ("maps", "[32,16]", r"\[16, 32\]") if name == "aggregation" else ("channels", "32", "48")
+    key, message, own = ("maps", "[32,16]", r"\[16, 32\]") if name == "aggregation" else ("channels", "32", "48")
 
     with pytest.raises(UserError, match=rf"`head\.{key}` must be {own} for this backbone, .* got (32|\[32, 16\])"):
-        built(name, f"{key}={told}")
+        built(name, f"{key}={message}")

@@ -44,11 +44,11 @@ def test_a_step_looks_where_the_map_of_a_cell_takes_its_neighbours():
 
 def test_a_point_goes_where_the_maps_of_the_cells_around_it_take_it():
     g, field = 4, 0.3 * torch.randn(1, 4, 4, 6).double()
-    asked = torch.rand(1, 20, 2).double() * 1.4 - 0.7  # within the outer cells' centres
+    requested = torch.rand(1, 20, 2).double() * 1.4 - 0.7  # within the outer cells' centres
 
-    found = read_field(field, asked)
+    found = read_field(field, requested)
 
-    for point, place in zip(asked[0], found[0], strict=True):
+    for point, place in zip(requested[0], found[0], strict=True):
         expected, (x, y) = torch.zeros(2).double(), ((point + 1) * g / 2 - 0.5).tolist()
         for i, j in product(range(g), range(g)):
             turn, shift = field[0, i, j].view(2, 3).split((2, 1), dim=1)
@@ -61,37 +61,37 @@ def test_cells_that_all_have_one_affine_map_apply_it():
     g, linear, move = 8, torch.tensor([[0.2, -0.4], [0.3, -0.1]]), torch.tensor([0.1, -0.2])
     places = cells_to_unit(torch.stack(torch.meshgrid(*[torch.arange(8.0)] * 2, indexing="xy"), dim=-1), g, g)
     field = torch.cat((linear.expand(g, g, 2, 2), (places @ linear.T + move)[..., None]), dim=-1).flatten(2)[None]
-    asked = torch.rand(1, 30, 2) * 1.8 - 0.9
+    requested = torch.rand(1, 30, 2) * 1.8 - 0.9
 
-    assert_close(read_field(field, asked), asked + asked @ linear.T + move, atol=1e-5, rtol=0)
+    assert_close(read_field(field, requested), requested + requested @ linear.T + move, atol=1e-5, rtol=0)
 
 
 def test_an_untrained_head_leaves_every_point_where_it_is():
-    asked = centres(20, 20)
+    requested = centres(20, 20)
 
-    similarity = built("local_affine", trained=False)(maps(1, 20, 20), maps(1, 20, 20), asked)
+    similarity = built("local_affine", trained=False)(maps(1, 20, 20), maps(1, 20, 20), requested)
 
-    assert torch.equal(argmax(similarity)[0], to_grid(asked[0], STRIDE))
+    assert torch.equal(argmax(similarity)[0], to_grid(requested[0], STRIDE))
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_every_step_adds_to_the_field(steps):
-    head, asked = LocalAffine(steps=steps), centres(20, 20)[:, 168:172]
+    head, requested = LocalAffine(steps=steps), centres(20, 20)[:, 168:172]
     head.decode.bias.data[[2, 5]] = torch.tensor([0.1, -0.05])  # a cell to the right, half a cell up
 
-    found = window_soft_argmax(head(maps(1, 20, 20), maps(1, 20, 20), asked))
+    found = window_soft_argmax(head(maps(1, 20, 20), maps(1, 20, 20), requested))
 
-    assert_close(found[0], to_grid(asked[0], STRIDE) + steps * torch.tensor([1.0, -0.5]), atol=0.01, rtol=0)
+    assert_close(found[0], to_grid(requested[0], STRIDE) + steps * torch.tensor([1.0, -0.5]), atol=0.01, rtol=0)
 
 
 def test_gradients_are_those_of_finite_differences():
     """In double precision; window positions lie between cells, where interpolation is smooth."""
     matches = torch.rand(1, 3, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     field = (0.2 * torch.randn(1, 3, 3, 6).double() + 0.05).requires_grad_()
-    asked = torch.rand(1, 4, 2).double() - 0.5
+    requested = torch.rand(1, 4, 2).double() - 0.5
 
     assert torch.autograd.gradcheck(lambda a, b: sample_windows(a, b, 3), (matches, field))
-    assert torch.autograd.gradcheck(lambda a: read_field(a, asked), field)
+    assert torch.autograd.gradcheck(lambda a: read_field(a, requested), field)
 
 
 @pytest.mark.slow
@@ -106,9 +106,9 @@ def test_it_learns_shifts_that_one_step_cannot_reach():
             source = interpolate(torch.randn(4, 16, 6, 6), (12, 12), mode="bicubic")
             shift = 0.5 * (torch.rand(4, 2) * 2 - 1)
             numbers = torch.zeros(4, 6).index_copy(1, torch.tensor([2, 5]), -shift)
-            asked = torch.rand(4, 30, 2) - 0.5
-            found = read_field(head.refine(source, warp_features(source, numbers)), asked)
-            error = (found - asked - shift[:, None]).norm(dim=-1).mean()
+            requested = torch.rand(4, 30, 2) - 0.5
+            found = read_field(head.refine(source, warp_features(source, numbers)), requested)
+            error = (found - requested - shift[:, None]).norm(dim=-1).mean()
             optimizer.zero_grad()
             error.backward()
             optimizer.step()

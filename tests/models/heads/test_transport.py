@@ -195,9 +195,9 @@ def test_a_softmax_of_the_head_is_the_row_of_the_plan():
 
 @pytest.mark.parametrize("options", [{}, {"marginals": "staircase"}, {"dustbin": 0.3}], ids=str)
 def test_only_prices_of_target_cells_come_to_the_cosines(options):
-    source, target, asked = maps(), maps(), points(2, 7)
+    source, target, requested = maps(), maps(), points(2, 7)
 
-    prices = built("transport", **options)(source, target, asked) - Cosine()(source, target, asked)
+    prices = built("transport", **options)(source, target, requested) - Cosine()(source, target, requested)
 
     assert prices.std((2, 3)).min() > 1e-3
     assert_close(prices, prices[:, :1].expand_as(prices), atol=1e-5, rtol=0)

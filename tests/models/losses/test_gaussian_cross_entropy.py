@@ -66,16 +66,17 @@ def masked_loss(similarity: torch.Tensor, cells: torch.Tensor, mask: torch.Tenso
 def test_masking_without_selecting_is_selecting(temperature):
     similarity = torch.rand(2, 3, 9, 12, dtype=torch.double)
     mask = torch.tensor([[True, False, True], [True, True, False]])
-    ours, theirs = similarity.clone().requires_grad_(), similarity.clone().requires_grad_()
+    ours, reference = similarity.clone().requires_grad_(), similarity.clone().requires_grad_()
 
     loss, expected = (
-        loss_of(s, CELLS, mask, temperature) for loss_of, s in ((gaussian_cross_entropy, ours), (masked_loss, theirs))
+        loss_of(s, CELLS, mask, temperature)
+        for loss_of, s in ((gaussian_cross_entropy, ours), (masked_loss, reference))
     )
     loss.backward()
     expected.backward()
 
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("rubbish", [torch.nan, torch.inf, -torch.inf])

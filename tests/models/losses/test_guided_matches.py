@@ -48,8 +48,8 @@ def test_places_are_those_of_the_process_written_out(mirrored):
     mean, variance = expect_places(source, hidden, mask, points, PRIOR)
 
     found = torch.cat((mean, variance[..., None]), dim=-1)
-    for i, shown in enumerate(mask):
-        rows = [each[i][shown].double().tolist() for each in (source, target)]
+    for i, visible in enumerate(mask):
+        rows = [each[i][visible].double().tolist() for each in (source, target)]
         expected = torch.tensor(slow_places(*rows, points[i].double().tolist(), PRIOR), dtype=torch.float32)
         torch.testing.assert_close(found[i], expected, atol=2e-5, rtol=1e-4)
 
