@@ -93,7 +93,7 @@ def test_a_click_on_what_is_drawn_is_the_point_that_was_drawn(begun):
 # -- answers --
 
 
-def test_answers_are_the_matchers(begun, models):
+def test_the_page_gives_the_matches_of_the_matcher(begun, models):
     marked = session.flip_target(session.add_point(session.add_point(begun, (20.5, 30)), (60, 50)))
     found = match_session(models, marked, (40, 30))
     matcher = Matcher.load("tiny", device="cpu")

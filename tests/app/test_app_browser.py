@@ -147,7 +147,7 @@ def test_a_picture_dropped_on_a_side_is_opened_there(page, tmp_path):
     assert page.locator("#b img").get_attribute("src") != displayed["#b"]
 
 
-def test_of_two_dropped_pictures_none_is_taken_without_a_word(page, tmp_path):
+def test_two_dropped_pictures_are_refused_with_a_message(page, tmp_path):
     paths = [tmp_path / name for name in ("a.png", "b.png")]
     for path in paths:
         Image.new("RGB", (60, 20)).save(path)
@@ -209,7 +209,7 @@ def test_a_run_that_was_made_meanwhile_is_chosen_from_the_list_and_its_matches_a
 
 
 @pytest.mark.slow
-def test_a_large_picture_is_reduced_and_its_points_are_told_in_its_own_pixels(page, tmp_path):
+def test_a_large_picture_is_reduced_and_its_points_are_in_its_own_pixels(page, tmp_path):
     Image.effect_noise((6000, 3000), 60).convert("RGB").save(tmp_path / "<i>large.jpg")
     with page.expect_file_chooser() as chooser:
         page.get_by_text("Open left").click()

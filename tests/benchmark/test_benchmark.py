@@ -146,7 +146,7 @@ def test_a_small_tree_is_read_as_spair_with_exactly_its_counts(tree):
     assert found["images with keypoints outside", "all"] == found["images with keypoints outside the box", "all"] == 0
 
 
-def test_its_pairs_share_about_eight_keypoints_and_its_pictures_differ(tree):
+def test_synthetic_pairs_share_about_eight_keypoints_and_pictures_differ(tree):
     pairs = SPair(root=str(tree), size=64).records("train")
     shared = [int((pair.source.visible & pair.target.visible).sum()) for pair in pairs]
     assert min(shared) >= 3
@@ -157,7 +157,7 @@ def test_its_pairs_share_about_eight_keypoints_and_its_pictures_differ(tree):
         assert max(image.size) == 500
 
 
-def test_it_is_written_once_and_the_same_everywhere(tree, tmp_path):
+def test_the_synthetic_tree_is_written_once_and_the_same_everywhere(tree, tmp_path):
     before = (tree / spair_scale.MANIFEST).stat().st_mtime_ns
     assert spair_scale.write_spair_scale(tree, 0.05) == tree
     assert (tree / spair_scale.MANIFEST).stat().st_mtime_ns == before
@@ -201,7 +201,7 @@ def test_a_peak_is_of_the_process_that_worked_and_not_of_the_one_that_asked():
 
 
 @pytest.mark.slow
-def test_a_users_mistake_in_the_other_process_is_told_here():
+def test_a_user_error_in_another_process_is_reported_here():
     with pytest.raises(UserError, match="--device must be one of"):
         measure.measure(measure.resolve_device_name, "tpu")
 
@@ -382,7 +382,7 @@ def test_a_process_that_encodes_is_timed_until_its_first_image():
         ("startup --tries 0", "--tries must be at least 1"),
     ],
 )
-def test_bad_input_ends_in_a_sentence_and_exit_code_2(line, message, tmp_path, monkeypatch):
+def test_bad_input_ends_in_a_user_error_and_exit_code_2(line, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, line.split())
     assert result.exit_code == 2
@@ -440,7 +440,7 @@ def test_what_a_head_adds_is_the_difference_from_cosines(typed):
     assert found["settings"]["head"] == "aggregation"
 
 
-def test_a_head_that_there_is_not_is_told_before_anything_is_built(tmp_path):
+def test_a_head_that_there_is_not_is_reported_before_anything_is_built(tmp_path):
     result = CliRunner().invoke(app, ["head", "--head=none_such", "--out", str(tmp_path / "benchmark.json")])
     assert result.exit_code == 2
     assert "none_such" in result.output

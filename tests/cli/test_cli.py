@@ -42,7 +42,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 # -- the lines of ARCHITECTURE.md --
 
 
-def test_train_dinov2_last_two_blocks(config):
+def test_the_last_two_blocks_of_dinov2_are_trained(config):
     """python -m semcorr.train backbone=dinov2 finetune.blocks=2: the baseline, at 840 pixels."""
     cfg = config("train", "backbone=dinov2", "finetune.blocks=2")
     assert (cfg.backbone.name, cfg.backbone.size) == ("vit_base_patch14_dinov2.lvd142m", 840)
@@ -176,7 +176,7 @@ def test_a_checkpoint_brings_its_own_configuration(typed, tmp_path, tiny):
     assert saved.data._target_ == "semcorr.data.synthetic.Synthetic"
 
 
-def test_a_group_typed_anew_replaces_the_one_a_checkpoint_brings(config, tmp_path):
+def test_a_group_typed_again_replaces_the_one_a_checkpoint_brings(config, tmp_path):
     save_run(config("train", "localise=argmax", "data=synthetic", "seed=3"), tmp_path)
     typed = ["data=pf_willow", "localise.window=9", f"checkpoint={tmp_path}"]
 
@@ -254,7 +254,7 @@ def accepts_its_keys(node: Mapping) -> bool:
         (evaluate, "backbone=timm data=synthetic", "no value for `backbone.name`"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence_and_exit_code_2(typed, capfd, tmp_path, verb, line, message):
+def test_a_mistake_ends_in_a_user_error_and_exit_code_2(typed, capfd, tmp_path, verb, line, message):
     assert typed(verb, *line.split()) == 2
     error = capfd.readouterr().err
     assert message in error

@@ -212,7 +212,7 @@ def test_a_way_to_tune_is_the_same_where_nothing_is_trained(config):
 # unified/, the losses and pairs of geo_aware/; by backbones, which are replaced; and by how many blocks move.
 @pytest.mark.sampled(16)
 @experiments
-def test_it_trains_on_tiny_parts(config, tiny, name):
+def test_an_experiment_trains_on_tiny_parts(config, tiny, name):
     plain = config("train", f"experiment={name}", *tiny)
     scores = train(config("train", f"experiment={name}", *shrink_training(plain, name, tiny)))
 

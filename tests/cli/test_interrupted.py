@@ -70,7 +70,7 @@ QUICK = ["data.steps=2", "data.batch_size=2", "finetune.blocks=1"]
 
 
 @pytest.mark.parametrize("rest", ["time.sleep(60)", "pass", "raise SystemExit(0)", "raise KeyError(1)"])
-def test_a_signal_between_a_block_and_its_end_passes_nobody_by(tmp_path, rest):
+def test_a_signal_between_a_block_and_its_end_is_not_lost(tmp_path, rest):
     """Raised while a `with` block is left it would be nobody's: it is raised a moment later, or when the block ends."""
     program = Program("-c", LEAVING, rest, cwd=tmp_path)
 
@@ -221,7 +221,7 @@ PRINTS = {
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("also_errors", [False, True])
 @pytest.mark.parametrize("how", PRINTS)
-def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word(tmp_path, how, also_errors):
+def test_a_closed_pipe_ends_a_command_silently(tmp_path, how, also_errors):
     reading, writing = os.pipe()
     os.close(reading)
     with (tmp_path / "err").open("w") as errors:

@@ -55,7 +55,7 @@ def test_a_signal_before_the_guard_is_in_place_is_no_traceback(monkeypatch, capf
     assert capfd.readouterr().err == "Interrupted. Nothing was written. Run the same line again\n"
 
 
-def test_in_the_midst_of_several_files_those_that_are_there_are_told(tmp_path, capfd, monkeypatch):
+def test_in_the_midst_of_several_files_those_that_are_there_are_reported(tmp_path, capfd, monkeypatch):
     own = Path.replace
 
     def replace(self: Path, target: Path) -> Path:
@@ -71,7 +71,7 @@ def test_in_the_midst_of_several_files_those_that_are_there_are_told(tmp_path, c
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
 
 
-def test_after_the_last_file_all_are_told_and_not_those_of_another_command(tmp_path, capfd):
+def test_after_the_last_file_all_are_reported_and_not_those_of_another_command(tmp_path, capfd):
     write_text(tmp_path / "before", "of another")
 
     assert interrupted(lambda: two_files(tmp_path / "out")) == 130
@@ -79,7 +79,7 @@ def test_after_the_last_file_all_are_told_and_not_those_of_another_command(tmp_p
     assert capfd.readouterr().err == f"Interrupted. {message}"
 
 
-def test_a_file_that_a_thread_has_written_is_told(tmp_path, capfd):
+def test_a_file_that_a_thread_has_written_is_reported(tmp_path, capfd):
     def work() -> None:
         thread = threading.Thread(target=write_text, args=(tmp_path / "a", "of a worker"))
         thread.start()
@@ -98,7 +98,7 @@ def test_a_command_does_not_tell_the_files_of_the_one_before(tmp_path, capfd):
     assert capfd.readouterr().err == "Interrupted. Nothing was written. Run the same line again\n"
 
 
-def test_a_file_that_went_again_is_not_told(tmp_path, capfd):
+def test_a_file_that_went_again_is_not_reported(tmp_path, capfd):
     def work() -> None:
         write_text(tmp_path / "temporary", "x")
         (tmp_path / "temporary").unlink()

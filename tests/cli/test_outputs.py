@@ -136,7 +136,7 @@ def listing(root: Path) -> dict[str, object]:
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(("verb", "place"), CASES, ids=[f"{verb}-{place.__name__}" for verb, place in CASES])
-def test_a_bad_place_is_told_before_the_work_and_nothing_is_left(
+def test_a_bad_place_is_reported_before_the_work_and_nothing_is_left(
     verb, place, inputs, no_work, tmp_path, monkeypatch, capfd
 ):
     line, _, option = VERBS[verb]
@@ -261,7 +261,7 @@ def test_a_log_that_cannot_be_written_is_warned_of_once_and_scoring_goes_on(tmp_
 
 
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"step\nx\n", b"\xff\xfe\x00", b"step,a\n1,2,3\n,\n"])
-def test_a_damaged_log_begins_anew_with_a_warning(content, tmp_path, caplog):
+def test_a_damaged_log_begins_again_with_a_warning(content, tmp_path, caplog):
     (tmp_path / "metrics.csv").write_bytes(content)
     logger = CSVScalarLogger(tmp_path)
     logger.resume(5)

@@ -59,7 +59,7 @@ def install_tree(site: Path, name: str, entry: str, files: dict[str, str]) -> No
         (site / path).write_text(text)
 
 
-def test_it_trains_by_its_experiment_and_is_scored_and_loaded_again(installed, tmp_path, monkeypatch, capsys):
+def test_a_users_backbone_trains_by_its_experiment_and_is_scored_and_loaded(installed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     root, run = f"data.root={tmp_path / 'creatures'}", tmp_path / "run"
     line = ["experiment=my_experiment", root, *SMALL_DATA, "backbone.size=64", "trainer=cpu"]
@@ -75,7 +75,7 @@ def test_it_trains_by_its_experiment_and_is_scored_and_loaded_again(installed, t
     assert type(Matcher.load(run).module.head).__name__ == "MyHead"
 
 
-def test_its_names_are_taken_wherever_a_name_is(installed):
+def test_names_of_the_package_are_accepted_wherever_a_name_is(installed):
     assert compose_config("evaluate", ["data=my_data"]).data.root.endswith("my_data")
     assert type(Matcher.load("my_backbone").module.backbone).__name__ == "MyBackbone"
     assert "my_backbone" in list_backbone_names()  # of the page
@@ -94,7 +94,7 @@ def test_its_names_are_taken_wherever_a_name_is(installed):
         (evaluate, ["backbone=my_backbone", "backbone.widt=3"], "Did you mean backbone.width or"),
     ],
 )
-def test_near_misses_know_its_names(installed, monkeypatch, tmp_path, capsys, verb, line, expected):
+def test_suggestions_include_the_names_of_the_package(installed, monkeypatch, tmp_path, capsys, verb, line, expected):
     monkeypatch.chdir(tmp_path)
 
     assert run_verb(monkeypatch, verb, *line) == 2
@@ -130,7 +130,7 @@ def test_a_folder_on_the_line_does_without_an_installation(site, monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_its_own_tests_pass(site, tmp_path):
+def test_the_tests_of_the_package_pass(site, tmp_path):
     """In a process of their own, as a user would run them."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(site), str(ROOT / "src"))), "OMP_NUM_THREADS": "1"}
     line = ["pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(PACKAGE / "tests")]
@@ -150,7 +150,7 @@ def test_its_own_tests_pass(site, tmp_path):
         ("broken.conf", {"broken/conf/backbone/dinov2.yaml": ""}, "has the name of a file of semcorr. Rename it"),
     ],
 )
-def test_a_tree_that_cannot_be_read_is_one_sentence(monkeypatch, tmp_path, capsys, entry, files, expected):
+def test_a_tree_that_cannot_be_read_is_a_user_error(monkeypatch, tmp_path, capsys, entry, files, expected):
     install_tree(tmp_path / "site", "broken", entry, files)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.chdir(tmp_path)
@@ -168,7 +168,7 @@ def test_a_tree_that_cannot_be_read_is_one_sentence(monkeypatch, tmp_path, capsy
     ("code", "reason"),
     [("import no_such_package", "no_such_package"), ("1 / 0", "division by zero"), ("def f(:", "invalid syntax")],
 )
-def test_a_package_that_fails_to_import_is_one_sentence(monkeypatch, tmp_path, capsys, code, reason):
+def test_a_package_that_fails_to_import_is_a_user_error(monkeypatch, tmp_path, capsys, code, reason):
     name = f"failing_{len(code)}"
     target = f"_target_: {name}.net.Net\nsize: 64\n"
     files = {f"{name}/__init__.py": "", f"{name}/net.py": code, f"{name}/conf/backbone/own.yaml": target}
@@ -184,7 +184,7 @@ def test_a_package_that_fails_to_import_is_one_sentence(monkeypatch, tmp_path, c
     assert "Traceback" not in error
 
 
-def test_its_page_shows_its_files():
+def test_the_page_shows_the_files_of_the_package():
     page = (ROOT / "docs/adding/your_package.md").read_text()
 
     for language, text in re.findall(r"^```(toml|yaml)\n(.*?)^```$", page, re.M | re.S):

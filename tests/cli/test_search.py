@@ -121,7 +121,7 @@ def test_the_last_value_of_a_range_is_searched_whatever_its_steps_sum_to():
         ("seed=interval(3,1)", "cannot be searched"),
     ],
 )
-def test_what_cannot_be_searched_is_told(text, message):
+def test_what_cannot_be_searched_is_reported(text, message):
     pytest.importorskip("optuna")
     with pytest.raises(UserError, match=message):
         build_space(parse(text))
@@ -194,7 +194,7 @@ def test_choices_that_are_made_twice_are_run_once(typed, tmp_path, tiny, capfd, 
         (["hydra.sweeper.n_trials=0"], "`hydra.sweeper.n_trials` must be at least 1"),
     ],
 )
-def test_a_mistake_is_told_before_the_first_job(typed, tmp_path, tiny, capfd, line, message):
+def test_a_user_error_is_reported_before_the_first_job(typed, tmp_path, tiny, capfd, line, message):
     pytest.importorskip("optuna")
     assert typed(train, "-m", SEARCH, RATE, *QUICK, *tiny, *line, "run_dir=S") == 2
     assert message in capfd.readouterr().err
@@ -221,7 +221,7 @@ def test_without_optuna_or_without_a_search(typed, tmp_path, tiny, capfd, monkey
 
 
 @pytest.mark.integration
-def test_a_number_that_only_the_scores_can_name_is_told_after_the_first_job(typed, tmp_path, tiny, capfd):
+def test_a_number_that_only_the_scores_can_name_is_reported_after_the_first_job(typed, tmp_path, tiny, capfd):
     pytest.importorskip("optuna")
     line = ["-m", SEARCH, "localise=argmax,window_5", "objective=category.unicorn.all.image.0.1", *tiny, "run_dir=S"]
     assert typed(evaluate, *line) == 2

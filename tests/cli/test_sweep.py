@@ -148,7 +148,7 @@ def build_backbone(run: Path):
 
 
 @pytest.mark.slow
-def test_read_outs_are_swept_by_their_short_names(typed, tmp_path, tiny):
+def test_readouts_are_swept_by_their_short_names(typed, tmp_path, tiny):
     assert typed(evaluate, "-m", "localise=window_3,soft,kernel_2,argmax", *tiny, "run_dir=S") == 0
     readouts = [scores(tmp_path / "S")[number]["localise"] for number in "0123"]
     assert readouts == ["window_soft_argmax(window=3)", "soft_argmax", "kernel_soft_argmax(sigma=2.0)", "argmax"]
@@ -236,7 +236,7 @@ def test_the_table_at_the_end_has_mean_and_spread_over_seeds(typed, tmp_path, ti
         ("hydra/launcher=submitit_slurm", "`hydra/launcher` needs submitit, which is not installed"),
     ],
 )
-def test_what_a_sweep_cannot_do_is_told_before_it_starts(typed, tmp_path, tiny, capfd, monkeypatch, line, message):
+def test_what_a_sweep_cannot_do_is_reported_before_it_starts(typed, tmp_path, tiny, capfd, monkeypatch, line, message):
     for module in ("joblib", "ray", "submitit"):
         monkeypatch.setitem(sys.modules, module, None)
     assert typed(train, "-m", "seed=1,2", line, *tiny, "run_dir=S") == 2

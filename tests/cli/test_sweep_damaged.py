@@ -59,7 +59,7 @@ def test_what_is_whole_is_not_done_again(go_on) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "not", "[]", '{"pck": {"all": NaN}}', '{"pck":' * 50_000])
-def test_a_job_whose_scores_are_damaged_is_done_again_and_that_is_said(go_on, tmp_path, caplog, text) -> None:
+def test_a_job_whose_scores_are_damaged_is_done_again_and_that_is_reported(go_on, tmp_path, caplog, text) -> None:
     (tmp_path / "1" / "metrics.json").write_text(text)
 
     ran, outcomes = go_on()

@@ -106,7 +106,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize(("line", "message"), WRONG, ids=[line for line, _ in WRONG])
-def test_it_is_told_and_nothing_is_left(typed, tmp_path, capfd, line, message):
+def test_the_error_is_reported_and_nothing_is_left(typed, tmp_path, capfd, line, message):
     parts = line.split(" ") if line.startswith("-m") or "project" in line or " ~" in line else [line]
 
     assert typed(train, [*BASE, *parts]) == 2
@@ -147,7 +147,7 @@ def test_a_path_that_hydra_does_not_take_is_quoted_so_that_it_does(value):
         assert "ive " in str(error.value)
 
 
-def test_of_two_values_of_a_key_the_last_counts_and_this_is_said(caplog):
+def test_of_two_values_of_a_key_the_last_counts_and_this_is_reported(caplog):
     check_line(["seed=1", "seed=2"], "train", conf_dir())
     assert "`seed` is given twice: seed=2 counts, not seed=1" in caplog.text
 
@@ -214,7 +214,7 @@ def test_damage_to_a_line_is_refused_or_changes_only_what_it_names(seed, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40, 540))
-def test_much_damage(seed, tmp_path, monkeypatch):
+def test_random_damage_to_a_line_is_refused_or_read(seed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_damage(seed)
 
@@ -232,7 +232,7 @@ def test_what_an_experiment_gives_its_loss_is_taken_out_for_another_loss(config)
     assert "temperature" not in cfg.loss
 
 
-def test_a_fault_of_ours_is_not_told_as_the_mistake_that_it_met():
+def test_a_fault_of_ours_is_not_reported_as_the_mistake_that_it_met():
     def fail() -> None:
         try:
             raise UserError("no such folder")

@@ -207,7 +207,7 @@ LINES = [f"{verb} {line}".strip() for verb, lines in WRONG.items() for line in l
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", LINES)
-def test_it_is_told_and_nothing_is_left(typed, place, case):
+def test_a_wrong_line_of_a_verb_is_refused_and_nothing_is_left(typed, place, case):
     line, _, message = case.rpartition("-> ")
     before = listing(place)
 
@@ -270,5 +270,5 @@ def test_damage_to_a_line_is_refused_or_is_a_line(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 600))
-def test_much_damage(seed):
+def test_random_damage_to_a_line_of_a_verb_is_refused_or_read(seed):
     check_damage(seed)

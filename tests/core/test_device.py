@@ -37,7 +37,7 @@ def test_similarities_are_not_in_tf32_inside_a_run_that_is():
 
 
 @pytest.mark.parametrize("function", [similarity.cosine_similarity, similarity.product_similarity])
-def test_every_similarity_asks_for_it(monkeypatch, function):
+def test_every_similarity_asks_for_full_precision(monkeypatch, function):
     requested = []
 
     def record(device_type: str):

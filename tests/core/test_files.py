@@ -44,7 +44,7 @@ def test_an_error_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_cannot_be_written_is_a_sentence_that_names_it(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_a_user_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(UserError, match=r"`run_dir`: .*file/a cannot be written \(Not a directory\)"):

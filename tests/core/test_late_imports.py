@@ -139,7 +139,7 @@ def require_success(*scripts: str) -> None:
     assert json.loads(done.stdout) == [0] * len(scripts), done.stderr
 
 
-def test_what_waits_is_loaded_when_it_is_asked_for_and_pytorch_is_as_the_stand_in_of_its_compiler_takes_it_to_be():
+def test_postponed_modules_load_on_use_and_pytorch_is_as_the_stand_in_assumes():
     """It saves an evaluation 4 of 16 seconds of a processor.
 
     Where `RELIED_ON` fails, PyTorch or an importer has changed: follow it in core/late_imports.py, or delete
@@ -149,7 +149,7 @@ def test_what_waits_is_loaded_when_it_is_asked_for_and_pytorch_is_as_the_stand_i
 
 
 @pytest.mark.slow
-def test_whatever_else_is_asked_of_the_compiler_loads_it_in_its_place():
+def test_any_other_attribute_of_the_compiler_loads_it():
     require_success(*(ASKED_FOR.format(line=line) for line in LINES[1:]))
 
 

@@ -56,13 +56,13 @@ def test_a_file_is_no_folder(home, out):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_is_told_before_anything_is_computed(home):
+def test_a_folder_that_may_not_be_written_is_reported_before_anything_is_computed(home):
     home.chmod(0o500)
     with pytest.raises(UserError, match=r"--draw: new cannot be written"), atomic_output_dir(Path("new"), "--draw"):
         pytest.fail("nothing is computed")
 
 
-def test_what_is_in_the_way_is_told_by_the_option(home):
+def test_what_is_in_the_way_is_reported_by_the_option(home):
     (home / "one.png").mkdir()
     with (
         pytest.raises(UserError, match=r"^--draw: \. cannot be written"),

@@ -55,7 +55,7 @@ NOT_FOUND = {
 
 
 @pytest.mark.parametrize(("files", "name"), NOT_FOUND.values(), ids=NOT_FOUND)
-def test_none_is_guessed(tmp_path, files, name):
+def test_no_file_is_guessed_from_a_similar_name(tmp_path, files, name):
     for file in files:
         picture(tmp_path / file)
 

@@ -308,7 +308,7 @@ def test_the_held_out_pairs_are_those_of_the_test(tmp_path):
     assert [pair.name for pair in held_out] == [pair.name for pair in data.pairs("test") if pair.category in HELD_OUT]
 
 
-def test_a_list_without_those_species_is_told(tmp_path):
+def test_a_list_without_those_species_is_reported(tmp_path):
     with pytest.raises(UserError, match="has no pair of argali sheep, black bear, king cheetah"):
         AP10K(root=str(write_released(tmp_path)), size=32).pairs("test_held_out")
 

@@ -243,7 +243,7 @@ def test_points_of_a_grid_stay_on_the_same_pixels_of_both_images(number):
         ),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, message):
+def test_an_option_out_of_range_is_refused_with_its_range(options, message):
     with pytest.raises(UserError) as error:
         Augmentation(**options)
 

@@ -34,7 +34,7 @@ def test_colours_move_nothing_and_stay_between_0_and_1(kind):
         (ColourChange(), [0.8, 0.4, 0.2]),
     ],
 )
-def test_known_colours(colours, expected):
+def test_changes_of_colour_give_known_colours(colours, expected):
     image = torch.tensor([0.8, 0.4, 0.2])[:, None, None].expand(3, 2, 2)
 
     found = transform_colours(image, colours)

@@ -78,7 +78,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("box", OUTSIDE.values(), ids=OUTSIDE)
-def test_a_box_that_reaches_outside_is_used_as_it_is_and_said(tmp_path, caplog, box):
+def test_a_box_that_reaches_outside_is_used_as_it_is_and_reported(tmp_path, caplog, box):
     form = content()
     form["annotations"][0]["bbox"] = box
 
@@ -89,7 +89,7 @@ def test_a_box_that_reaches_outside_is_used_as_it_is_and_said(tmp_path, caplog, 
 
 
 @pytest.mark.parametrize("stray", [0.0, 0.5, 1.0])
-def test_within_a_pixel_nothing_is_said(tmp_path, caplog, stray):
+def test_within_a_pixel_nothing_is_reported(tmp_path, caplog, stray):
     form = content()
     form["annotations"][0]["bbox"] = [-stray, -stray, SIZE[0] + 2 * stray, SIZE[1] + 2 * stray]
 

@@ -53,7 +53,7 @@ def edit(root, old, new):
         (lambda root: (root / "test_pairs_caltech_with_category.csv").unlink(), "holds none of test_pairs_caltech"),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, damage, message):
+def test_damage_is_reported_before_anything_runs(tmp_path, damage, message):
     write_caltech(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):

@@ -22,7 +22,7 @@ def names(pairs) -> list[tuple[str, str]]:
     return [(pair.source.name, pair.target.name) for pair in pairs]
 
 
-def test_coco_keypoints_boxes_and_groups(tmp_path):
+def test_keypoints_boxes_and_groups_of_coco_are_read(tmp_path):
     pairs = coco(write_coco(tmp_path), val=0, test=0).pairs("train")
 
     pair = next(pair for pair in pairs if names([pair]) == [("01", "04")])
@@ -103,7 +103,7 @@ def test_categories_may_have_different_numbers_of_keypoints(tmp_path):
     assert not any(pair.source.visible[3] for pair in pairs if pair.category == "dog")
 
 
-def test_categories_without_a_pair_are_told_and_no_pair_at_all_is_refused(tmp_path, caplog):
+def test_categories_without_a_pair_are_reported_and_no_pair_at_all_is_refused(tmp_path, caplog):
     edit(write_coco(tmp_path) / "keypoints.json", lambda content: with_a_cup(content, ["a", "b"], images=2))
 
     data = coco(tmp_path, val=0, test=0.5)

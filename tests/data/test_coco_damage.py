@@ -81,7 +81,7 @@ def check(root: Path, draw: random.Random, seen: list[str]) -> None:
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(500, marks=pytest.mark.slow)])
-def test_damage_to_its_fields_is_a_right_answer_or_one_sentence(tmp_path, count):
+def test_damage_to_its_fields_is_a_right_answer_or_a_user_error(tmp_path, count):
     root, seen = write(tmp_path), []
     healthy = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 

@@ -129,7 +129,7 @@ SUPPOSED = {
 
 
 @pytest.mark.parametrize("case", SUPPOSED)
-def test_the_box_of_the_keypoints_serves_where_there_is_none_and_is_said(tmp_path, caplog, case):
+def test_the_box_of_the_keypoints_serves_where_there_is_none_and_is_reported(tmp_path, caplog, case):
     drop = (lambda c: c["annotations"][0].pop("bbox")) if case == "absent" else put("annotations", bbox=SUPPOSED[case])
 
     with caplog.at_level(logging.WARNING):
@@ -155,7 +155,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("change", "words"), TOLD.values(), ids=TOLD)
-def test_what_is_supposed_is_said_and_read(tmp_path, caplog, change, words):
+def test_what_is_supposed_is_reported_and_read(tmp_path, caplog, change, words):
     with caplog.at_level(logging.WARNING):
         assert list_scored(read(write(tmp_path, changed(change)))) == EXPECTED
     assert words in caplog.text

@@ -111,7 +111,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "words"), REFUSED.values(), ids=REFUSED)
-def test_it_is_one_sentence_for_the_benchmark_and_for_transfer(tmp_path, change, words):
+def test_a_damaged_file_is_a_user_error_for_the_benchmark_and_for_transfer(tmp_path, change, words):
     write(tmp_path, changed(change))
     picture(tmp_path / "images/new.jpg")
 
@@ -143,7 +143,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize(("text", "words"), TEXTS.values(), ids=TEXTS)
-def test_what_is_no_such_file_is_one_sentence(tmp_path, text, words):
+def test_what_is_no_such_file_is_a_user_error(tmp_path, text, words):
     write(tmp_path)
     (tmp_path / "keypoints.json").write_bytes(text)
 

@@ -55,7 +55,7 @@ def change(name: str, severity: int, image: np.ndarray, seed: int = 5) -> np.nda
     return corruption(name, severity).change(image, np.random.default_rng(seed))
 
 
-def test_there_are_fourteen():
+def test_there_are_fourteen_corruptions():
     assert len(NAMES) == 14
 
 

@@ -75,7 +75,7 @@ def test_how_a_program_writes_a_table_does_not_matter(tmp_path, count):
 
 
 @COUNTS
-def test_damage_to_a_cell_is_the_same_answer_or_one_sentence(tmp_path, count):
+def test_damage_to_a_cell_is_the_same_answer_or_a_user_error(tmp_path, count):
     expected, seen = list_scored(write(tmp_path, PLAIN)), []
 
     def each(draw: random.Random) -> None:

@@ -98,7 +98,7 @@ def test_what_says_the_same_otherwise_is_read_the_same(tmp_path, expected, conte
     assert list_scored(write(tmp_path, content)) == expected
 
 
-def test_windows_1252_is_read_where_its_paths_make_sense_and_is_said(tmp_path, caplog):
+def test_windows_1252_is_read_where_its_paths_make_sense_and_is_reported(tmp_path, caplog):
     rows = [[cell.replace("two", "größe") for cell in row] for row in ROWS]
     write(tmp_path, text(rows).encode("cp1252"), ("one", "größe"))
 
@@ -171,7 +171,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("content", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_read_is_one_sentence_with_file_and_line(tmp_path, content, words):
+def test_what_cannot_be_read_is_a_user_error_with_file_and_line(tmp_path, content, words):
     write(tmp_path, content)
 
     with pytest.raises(UserError, match=r"pairs\.csv") as error:

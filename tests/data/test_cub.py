@@ -165,7 +165,7 @@ def test_across_species_few_images_give_all_pairs_that_share_enough(tmp_path):
         ("parts/part_locs", "4 2 6.0 4.0 1\n", "", r"image 4: part_locs\.txt has no line '4 2'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, table, old, new, message):
+def test_the_error_names_the_problem_in_a_table(tmp_path, table, old, new, message):
     root = write_cub(tmp_path)
     change(root, table, old, new)
     with pytest.raises(UserError, match=message) as error:
@@ -185,7 +185,7 @@ def test_what_is_not_there_is_named_with_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(150, marks=pytest.mark.slow)])
-def test_random_damage_is_read_or_refused_in_one_sentence(tmp_path, count):
+def test_random_damage_is_read_or_refused_with_a_message(tmp_path, count):
     root = write_cub(tmp_path)
     refused = 0
     for table in TABLES:

@@ -50,7 +50,7 @@ def test_hidden_files_are_no_frames(tmp_path):
     assert len(davis(tmp_path).cases("val")[0].frames) == 4
 
 
-def test_it_is_counted(tmp_path):
+def test_verify_counts_videos_frames_and_objects(tmp_path):
     write_davis(tmp_path, split="val", a=drifting(), b=still())
     write_davis(tmp_path, split="train", c=still())
     checks = {(check.what, check.where): check for check in verify_benchmark(davis(tmp_path)).checks}
@@ -84,7 +84,7 @@ def break_list(root, text):
         ),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, damage, message):
+def test_damage_is_reported_before_anything_runs(tmp_path, damage, message):
     write_davis(tmp_path, a=still())
     damage(tmp_path)
     with pytest.raises(UserError, match=message):

@@ -52,7 +52,7 @@ NAMES = st.lists(st.sampled_from(["a", "A", "cat", *ENDS]), max_size=5).map("".j
 
 @given(st.sets(NAMES, min_size=2, max_size=6))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_no_two_images_and_no_two_of_their_poses_are_held_by_one_name(names):
+def test_no_two_images_and_no_two_poses_share_a_cache_name(names):
     every = [pose.image_variant(record(name)).name for name in names for pose in POSES]
     every += [ImageVariant(record(name), mirrored=True, turned=90).name for name in names]
 

@@ -241,7 +241,7 @@ def test_batches_from_the_table_are_the_pairs_collated(creatures):
     assert all(type(batch) is PairBatch and batch.source.image.shape[1:] == (3, 0, SIDE) for batch in fast)
 
 
-def test_an_image_annotated_anew_for_every_pair_keeps_all_its_annotations(tmp_path):
+def test_an_image_annotated_again_for_every_pair_keeps_all_its_annotations(tmp_path):
     one, two = file_record(tmp_path / "a.jpg"), file_record(tmp_path / "a.jpg", keypoints=torch.ones(1, 2))
     pairs = [PairRecord(f"{k}", "cat", first, two, 4.0) for k, first in enumerate((one, two))]
 

@@ -97,7 +97,7 @@ def test_an_object_without_a_visible_point_is_none(tmp_path):
         (TEST, lambda content: content.pop("images"), "no field `images`"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, file, change, message):
+def test_the_error_names_the_problem_in_a_file(tmp_path, file, change, message):
     root = write_mp100(tmp_path)
     edit(root / file, change)
     with pytest.raises(UserError, match=message):

@@ -44,7 +44,7 @@ STARTS = {  # first bytes, what they are taken for, and the remedy
 
 
 @pytest.mark.parametrize("kind", STARTS)
-def test_what_a_file_is_and_what_to_do_is_said(tmp_path, kind):
+def test_what_a_file_is_and_what_to_do_is_reported(tmp_path, kind):
     start, message, remedy = STARTS[kind]
     path = tmp_path / "a.jpg"
     path.write_bytes(start)
@@ -75,7 +75,7 @@ ORIENTATIONS = {  # type of the field, its count and value; whether it turns, an
 
 
 @pytest.mark.parametrize("case", ORIENTATIONS)
-def test_an_orientation_of_an_odd_type_turns_or_is_said(tmp_path, caplog, case):
+def test_an_orientation_of_an_odd_type_turns_or_is_reported(tmp_path, caplog, case):
     kind, count, value, turns, message = ORIENTATIONS[case]
     stored = np.ascontiguousarray(TURNS[6](PIXELS)) if turns else PIXELS
     path = tmp_path / "a.webp"

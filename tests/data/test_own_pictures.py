@@ -175,7 +175,7 @@ def test_entries_of_before_are_not_served_for_what_is_read_otherwise_now(tmp_pat
 ANIMATED = ["animated PNG", "animated WebP", "pages"]
 
 
-def test_animations_are_told_each_once_or_counted_together(tmp_path, caplog):
+def test_animations_are_reported_each_once_or_counted_together(tmp_path, caplog):
     paths = [WAYS[way](photograph(), tmp_path / f"{way[:8]}{i}") for i in range(2) for way in ANIMATED]
     for path in [*paths, *paths]:
         load_picture(path)

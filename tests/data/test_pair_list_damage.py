@@ -37,7 +37,7 @@ def outcomes(path: Path, contents: Iterable[bytes], read: Callable[[], None]) ->
     ("write", "read", "file", "least"),
     [(write_mp100, read_mp100, TEST, 20), (write_mp100, read_mp100, LIST, 1), (write_soco, read_soco, PAIR, 20)],
 )
-def test_damaged_fields_and_bytes(tmp_path, write, read, file, least):
+def test_damaged_fields_and_bytes_are_read_or_refused(tmp_path, write, read, file, least):
     root, draw = write(tmp_path), random.Random(file)
     original = (root / file).read_bytes()
     fields = [json.dumps(spoil_tree(json.loads(original), draw)).encode() for _ in range(200)]

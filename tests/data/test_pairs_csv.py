@@ -87,7 +87,7 @@ def test_pairs_of_training_and_validation_may_be_limited_and_those_of_the_test_a
     }
 
 
-def test_samples_come_out_of_it(tmp_path):
+def test_samples_are_loaded_from_the_table(tmp_path):
     sample = PairDataset(PairsCSV(root=write(tmp_path), size=32).pairs("test"), 32, "squash")[0]
     assert sample.shared.tolist() == [True, False, False, True]
     assert sample.source.image.shape == (3, 32, 32)

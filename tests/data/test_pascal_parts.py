@@ -95,7 +95,7 @@ def test_an_object_with_one_part_is_read(tmp_path):
         (lambda root: (root / "pairs.csv").unlink(), r"pairs\.csv does not exist"),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, damage, message):
+def test_damage_is_reported_before_anything_runs(tmp_path, damage, message):
     write_parts(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message):

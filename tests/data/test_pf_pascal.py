@@ -178,7 +178,7 @@ def test_a_mat_that_is_none_or_absent_is_named(tmp_path):
         pascal(root).pairs("train")
 
 
-def test_missing_lists_and_images_are_said_to_be_missing(tmp_path):
+def test_missing_lists_and_images_are_reported_as_missing(tmp_path):
     with pytest.raises(UserError, match="No list of PF-PASCAL's test pairs"):
         pascal(tmp_path).pairs("test")
     (tmp_path / "test_pairs.csv").write_text("source_image,target_image,class\n")

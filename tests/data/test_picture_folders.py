@@ -89,7 +89,7 @@ def test_folders_links_and_pipes_are_not_left_out_in_silence(tmp_path, caplog):
     assert "4 not read as images: below/c.heic, gone.jpg, linked/ and 1 more" in caplog.text
 
 
-def test_a_folder_that_cannot_be_listed_is_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_listed_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"nothing cannot be listed \(No such file or directory\)\. Give a folder"):
         list_image_files(tmp_path / "nothing")
 
@@ -103,7 +103,7 @@ def test_a_pillow_without_avif_does_not_take_it(tmp_path, monkeypatch, caplog):
     assert ".avif" not in readable_suffixes()
 
 
-def test_no_image_at_all_is_a_sentence_and_what_there_is_is_named(tmp_path, caplog):
+def test_no_image_at_all_is_a_user_error_and_what_there_is_is_named(tmp_path, caplog):
     with pytest.raises(UserError, match=r"has no images \(\.jpg, .*\)\. Give a folder of images"):
         list_pictures(filled(tmp_path, "a.heic"))
     assert "1 not read as images: a.heic" in caplog.text
@@ -230,7 +230,7 @@ NO_PICTURES = {
 
 @pytest.mark.parametrize("kind", NO_PICTURES)
 @pytest.mark.parametrize("read", [load_picture, lambda path: read_whole(path, upright=True)])
-def test_what_cannot_be_shown_is_one_sentence_with_its_name(tmp_path, kind, read):
+def test_what_cannot_be_shown_is_a_user_error_with_its_name(tmp_path, kind, read):
     write, message = NO_PICTURES[kind]
 
     with pytest.raises(UserError) as caught:
@@ -241,7 +241,7 @@ def test_what_cannot_be_shown_is_one_sentence_with_its_name(tmp_path, kind, read
 
 
 @pytest.mark.parametrize("way", [*WAYS, "MPO"])
-def test_a_file_cut_anywhere_is_a_picture_or_a_sentence(tmp_path, way):
+def test_a_file_cut_anywhere_is_a_picture_or_a_user_error(tmp_path, way):
     """Never anything else, whoever reads it."""
     frames = {"save_all": True, "append_images": [Image.fromarray(GREY)]}
     whole = WAYS[way](photograph(), tmp_path / "a") if way in WAYS else saved(

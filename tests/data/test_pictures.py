@@ -122,7 +122,7 @@ def test_a_png_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path, sid
         load_picture(bomb(tmp_path / "bomb.png", side))
 
 
-def test_a_jpeg_above_pillows_limit_is_a_sentence(tmp_path, monkeypatch):
+def test_a_jpeg_above_pillows_limit_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
     Image.new("L", (2000, 1001)).save(tmp_path / "huge.jpg")
 
@@ -130,7 +130,7 @@ def test_a_jpeg_above_pillows_limit_is_a_sentence(tmp_path, monkeypatch):
         load_picture(tmp_path / "huge.jpg")
 
 
-def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_their_name(tmp_path):
+def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_user_error_with_their_name(tmp_path):
     whole = tmp_path / "whole.jpg"
     Image.fromarray(RGB).resize((300, 200)).save(whole)
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:2000])
@@ -147,12 +147,12 @@ def test_a_truncated_jpeg_a_text_and_a_missing_file_are_each_a_sentence_with_the
     "source",
     [RGB.astype(np.int32), RGB * 2.0, np.full((3, 3), np.nan), RGB[None], np.zeros((0, 4)), torch.zeros(5, 6, 7)],
 )
-def test_an_array_that_is_no_picture_is_a_sentence(source):
+def test_an_array_that_is_no_picture_is_a_user_error(source):
     with pytest.raises(UserError, match=r"`image`.*got|`image`.*must"):
         load_picture(source)
 
 
-def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_sentence(tmp_path):
+def test_a_folder_gives_its_pictures_in_order_and_an_empty_one_a_user_error(tmp_path):
     for name in ("b.PNG", "a.jpg", "notes.txt", "._a.jpg", ".hidden.png"):
         (tmp_path / name).touch()
     (tmp_path / "none").mkdir()
@@ -196,7 +196,7 @@ def test_a_point_of_a_padded_picture_lies_in_the_view_where_its_pixel_is(resize)
     assert torch.allclose(place.from_view(point), torch.tensor([[33.0, 16.0]]), atol=1e-4)
 
 
-def test_a_tiff_that_pil_does_not_turn_is_a_sentence_and_not_a_picture_on_its_side(tmp_path):
+def test_a_tiff_that_pil_does_not_turn_is_a_user_error_and_not_a_picture_on_its_side(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("CMYK", (45, 30)).save(tmp_path / "turned.tif", exif=exif)

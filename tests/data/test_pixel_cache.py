@@ -100,7 +100,7 @@ def test_a_square_half_written_is_written_again():
     assert torch.equal(cache.get(0, lambda: pytest.fail("it is there")), square)
 
 
-def test_nobody_pays_for_a_cache_that_pixels_do_not_need(data):
+def test_no_cache_is_made_that_pixels_do_not_need(data):
     data.cache_gb = 1.0
     assert data.train_dataloader().dataset.pairs.views.cache is not None
 

@@ -143,7 +143,7 @@ def test_without_a_box_the_image_is_the_extent(tmp_path):
         (lambda entry: entry.update(trg_image="car_9.JPEG"), r"car_9\.JPEG, which does not exist"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, change, message):
+def test_the_error_names_the_problem_in_a_pair(tmp_path, change, message):
     root = write_soco(tmp_path)
     edit(root / "PairAnnotations/intra/car/00001.json", change)
     with pytest.raises(UserError, match=message) as error:

@@ -27,7 +27,7 @@ def write_spair_u(root, prefix: str = "") -> None:
 
 
 @pytest.mark.parametrize("linked", [True, False], ids=["own tree, linked", "own tree"])
-def test_its_own_tree_borrows_images_and_pair_list_of_spair(tmp_path, linked):
+def test_a_tree_of_its_own_borrows_images_and_pair_list_of_spair(tmp_path, linked):
     spair, root = write_spair(tmp_path / "SPair-71k"), tmp_path / "SPair-U"
     write_spair_u(root)
     if linked:  # as its authors say to do
@@ -43,7 +43,7 @@ def test_its_own_tree_borrows_images_and_pair_list_of_spair(tmp_path, linked):
     assert pair.groups == ()  # the symmetry groups are of other keypoints
 
 
-def test_it_is_also_read_out_of_spairs_own_tree_where_its_loader_looks(tmp_path):
+def test_annotations_in_spairs_own_tree_are_read_where_the_loader_looks(tmp_path):
     root = write_spair(tmp_path / "SPair-71k")
     write_spair_u(root, "Extra")
 

@@ -109,7 +109,7 @@ def test_an_option_that_no_benchmark_has_is_refused_from_python():
     TSS(root=".", size=0, batch_size=3, all_pairs=None)  # a backbone's size may not be known yet
 
 
-def test_it_is_counted_in_pairs_and_flows(tmp_path):
+def test_verify_counts_pairs_and_flows(tmp_path):
     checks = {check.what: check for check in verify_benchmark(tss(write_tss(tmp_path))).checks}
     assert (checks["pairs"].found, checks["pairs"].official, checks["flows"].found) == (3, 400, 6)
 
@@ -126,7 +126,7 @@ def test_it_is_counted_in_pairs_and_flows(tmp_path):
         ("image2.png", b"no", r"image2\.png is damaged"),
     ],
 )
-def test_damage_is_told_before_anything_runs(tmp_path, file, content, message):
+def test_damage_is_reported_before_anything_runs(tmp_path, file, content, message):
     folder = write_tss(tmp_path) / "FG3DCar" / "a"
     write_tss_pair(folder)
     (folder / file).unlink()

@@ -136,7 +136,7 @@ def test_frames_are_turned_upright(decoder, rotation, size, red):
         ([FFmpegError("")], True, r"clip.mp4 is damaged or no video \(FFmpegError\)"),
     ],
 )
-def test_what_cannot_be_decoded_is_a_sentence(decoder, frames, codec, message):
+def test_what_cannot_be_decoded_is_a_user_error(decoder, frames, codec, message):
     with pytest.raises(UserError, match=message) as error:
         list(read_frames(decoder(frames, codec)))
     assert "folder of frames" in str(error.value)
@@ -152,7 +152,7 @@ def test_without_a_decoder_a_sentence_says_what_to_do(tmp_path, monkeypatch):
         require_video(tmp_path / "absent.mp4")
 
 
-def test_a_damaged_animation_is_a_sentence(tmp_path):
+def test_a_damaged_animation_is_a_user_error(tmp_path):
     frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(3)]
     frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
     (tmp_path / "clip.gif").write_bytes((tmp_path / "clip.gif").read_bytes()[:2500])
@@ -255,7 +255,7 @@ def test_a_video_of_one_frame_is_read(tmp_path):
     assert len(list(read_frames(encode_clip(tmp_path / "clip.mp4", paint_frames(1))))) == 1
 
 
-def test_a_video_with_fewer_frames_than_it_says_is_told(tmp_path, caplog):
+def test_a_video_with_fewer_frames_than_it_says_is_reported(tmp_path, caplog):
     path = encode_clip(tmp_path / "clip.avi", paint_frames(3))
     content = path.read_bytes()
     last = content.rindex(b"00dc", 0, content.index(b"idx1"))
@@ -266,7 +266,7 @@ def test_a_video_with_fewer_frames_than_it_says_is_told(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("ending", ["avi", "mkv", "mp4", "gif", "webp", "png"])
-def test_a_damaged_video_is_read_or_is_one_sentence(tmp_path, ending):
+def test_a_damaged_video_is_read_or_is_a_user_error(tmp_path, ending):
     path = tmp_path / f"clip.{ending}"
     frames = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)) for i in range(3)]
     if ending in ("avi", "mkv", "mp4"):
@@ -281,7 +281,7 @@ def test_a_damaged_video_is_read_or_is_one_sentence(tmp_path, ending):
     assert refused >= 3
 
 
-def test_a_video_that_was_cut_off_is_a_sentence(encoded_video, tmp_path):
+def test_a_video_that_was_cut_off_is_a_user_error(encoded_video, tmp_path):
     (tmp_path / "cut.mp4").write_bytes(encoded_video.read_bytes()[:600])
 
     with pytest.raises(UserError, match=r"cut\.mp4 (is damaged or no video|has no stream of video)"):

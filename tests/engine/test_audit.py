@@ -110,7 +110,7 @@ def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
     ],
     ids=["partial", "empty", "damaged", "foreign", "not ours"],
 )
-def test_a_folder_that_cannot_be_audited_is_told_what_it_lacks(tmp_path, scored, spoil, message):
+def test_a_folder_that_cannot_be_audited_is_refused_with_what_it_lacks(tmp_path, scored, spoil, message):
     run = tmp_path / "copy"
     run.mkdir()
     for name in ("config.yaml", "metrics.json"):
@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_audited_is_told_what_it_lacks(tmp_path, scored,
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path):
+def test_a_folder_that_is_not_there_is_reported(tmp_path):
     result = CliRunner().invoke(app, [str(tmp_path / "nowhere")])
 
     assert result.exit_code == 2
@@ -199,7 +199,7 @@ def test_a_protocol_brings_its_pixels_and_its_readout_unless_others_are_typed(co
         (["protocol=dift", "data.resize=letterbox"], "must be squash for dift"),
     ],
 )
-def test_a_mistake_in_a_list_is_a_sentence(monkeypatch, tmp_path, tiny, capsys, line, message):
+def test_a_mistake_in_a_list_is_a_user_error(monkeypatch, tmp_path, tiny, capsys, line, message):
     assert typed(monkeypatch, tmp_path, *tiny, *line, "run_dir=OUT") == 2
 
     assert message in capsys.readouterr().err

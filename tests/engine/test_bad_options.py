@@ -146,7 +146,7 @@ def test_absent_weights_are_named(tmp_path):
         (lambda: COCOKeypoints(root=".", size=32, box="cxcywh"), "`data.box` must be one of xywh, xyxy, got 'cxcywh'"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(attempt, message):
+def test_an_option_out_of_range_is_refused_with_its_range(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 

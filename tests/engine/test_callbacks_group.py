@@ -273,7 +273,7 @@ class Counted(Callback):
         Counted.batches += 1
 
 
-def test_an_evaluation_calls_them_too(config, tiny):
+def test_an_evaluation_calls_a_users_callbacks(config, tiny):
     evaluate(config("evaluate", *tiny, f"+callbacks.mine._target_={__name__}.Counted"))
 
     assert Counted.batches > 0

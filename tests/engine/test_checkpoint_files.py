@@ -181,7 +181,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_no_checkpoint_of_ours_is_a_sentence(run, what) -> None:
+def test_what_is_no_checkpoint_of_ours_is_a_user_error(run, what) -> None:
     change, message = WRONG[what]
     path = checkpoint_path(run)
     torch.save(change(torch.load(path, weights_only=True)), path)
@@ -207,7 +207,7 @@ def test_weights_that_are_not_finite_are_named(run, value) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x02}q\x00.", bytes(1000)])
-def test_what_is_no_archive_is_a_sentence(run, content) -> None:
+def test_what_is_no_archive_is_a_user_error(run, content) -> None:
     checkpoint_path(run).write_bytes(content)
 
     with pytest.raises(UserError, match=r"best\.ckpt is damaged \(.+\)\. Take another copy"):
@@ -257,7 +257,7 @@ def test_a_run_is_gone_on_with_in_another_place_and_at_another_speed(run, begun)
     assert resume_training(cfg, *built) == str(checkpoint_path(run, "last"))
 
 
-def test_what_a_run_cannot_go_on_from_is_a_sentence_before_it_starts(run, begun) -> None:
+def test_what_a_run_cannot_go_on_from_is_a_user_error_before_it_starts(run, begun) -> None:
     """Of last.ckpt every part that Lightning reads, taken away or made something else."""
     path = checkpoint_path(run, "last")
     whole = torch.load(path, weights_only=True)

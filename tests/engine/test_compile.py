@@ -49,6 +49,6 @@ def test_blocks_share_their_code_and_none_is_left_uncompiled(monkeypatch):
     assert frames["ok"] == frames["total"] > 8
 
 
-def test_an_unknown_compiler_is_told_the_known_ones(config, tiny):
+def test_an_unknown_compiler_is_refused_with_the_known_ones(config, tiny):
     with pytest.raises(UserError, match=r"`compile` must be a backend .*inductor.* or null, got 'fast'"):
         train(config("train", *tiny, "compile=fast"))

@@ -112,7 +112,7 @@ class Nameless(interfaces.Backbone):
         (Nameless(), r"Nameless has no name, channels, widths, blocks, sha256\. Add what"),
     ],
 )
-def test_a_network_that_is_no_backbone_is_told_what_it_lacks(backbone, message):
+def test_a_network_that_is_no_backbone_is_refused_with_what_it_lacks(backbone, message):
     with pytest.raises(UserError, match=message):
         require_backbone(backbone)
 
@@ -189,7 +189,7 @@ def test_a_configuration_is_composed_inside_a_hydra_application_of_the_users():
     assert not GlobalHydra.instance().is_initialized()
 
 
-def test_similarities_that_are_no_numbers_are_told_before_points_are_matched_back():
+def test_similarities_that_are_no_numbers_are_reported_before_points_are_matched_back():
     matcher = Matcher.load("backbone=tiny")
     matcher.module.head = Siamese(similarity=lambda values: values * torch.nan)
 

@@ -203,7 +203,7 @@ def test_a_readout_that_would_change_nothing_is_refused(tmp_path, typed):
     compose_config("evaluate", ["data=tss", "backbone=tiny", typed])
 
 
-def test_read_outs_that_a_checkpoint_brings_along_are_no_hindrance(config, tiny, tmp_path):
+def test_readouts_that_a_checkpoint_brings_along_are_no_hindrance(config, tiny, tmp_path):
     root, metrics = write_davis(tmp_path / "davis", still=still()), {}
     for name in ("all", "argmax"):
         save_run(config("train", *tiny, f"localise={name}"), tmp_path / "trained" / name)
@@ -246,7 +246,7 @@ def test_two_processes_and_one_give_the_same_metrics(tmp_path):
         ("head=consensus", "`head`: labels are propagated by features of single frames"),
     ],
 )
-def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, message):
+def test_an_option_out_of_range_is_refused_with_what_is_allowed(config, tmp_path, option, message):
     root = write_davis(tmp_path / "davis", still=still())
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line(root, option)))

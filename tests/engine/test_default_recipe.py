@@ -166,7 +166,7 @@ def test_a_score_that_is_not_logged_is_refused(config, tiny, name):
         train(config("train", *tiny, *LINE, f"monitor={name}"))
 
 
-def test_a_score_without_a_value_is_told(config, tiny, monkeypatch):
+def test_a_score_without_a_value_is_reported(config, tiny, monkeypatch):
     """As where no keypoint of the validation has a twin."""
     log = CorrespondenceModule.log
 

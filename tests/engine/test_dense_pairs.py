@@ -153,7 +153,7 @@ def test_a_head_that_compares_both_images_carries_labels_that_cosines_alone_lose
         ("localise=all", "`localise`: TSS is scored by one readout, got 4"),
     ],
 )
-def test_an_option_out_of_range_is_told_what_is_allowed(config, tmp_path, option, message):
+def test_an_option_out_of_range_is_refused_with_what_is_allowed(config, tmp_path, option, message):
     root = write_tss(tmp_path / "data")
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line("tss", root, option)))

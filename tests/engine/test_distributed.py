@@ -156,7 +156,7 @@ def test_two_processes_that_divide_a_batch_train_the_weights_of_one(creatures, t
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_divide_ends_in_one_sentence(creatures, tmp_path):
+def test_a_batch_that_does_not_divide_ends_in_a_user_error(creatures, tmp_path):
     line = ["data=synthetic", f"data.root={creatures}", *SMALL, "finetune.blocks=1", "data.global_batch_size=5"]
 
     done = _started("train", tmp_path / "run", *line, *TWO)

@@ -89,7 +89,7 @@ MISTAKES = {
 
 @pytest.mark.sampled(16)
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_ends_in_a_sentence_and_exit_code_2(typed, run, tmp_path, capfd, line):
+def test_a_mistake_ends_in_a_user_error_and_exit_code_2(typed, run, tmp_path, capfd, line):
     trained = run("last_blocks")
     assert typed(*(trained if part == "RUN" else part for part in line.split())) == 2
 

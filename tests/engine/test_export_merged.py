@@ -122,7 +122,7 @@ def test_the_last_checkpoint_is_another_than_the_best(typed, run, tmp_path):
     assert load_file(other / "export/backbone.safetensors")["blocks.1.mlp.fc2.bias"].unique().tolist() == [7]
 
 
-def test_base_weights_that_have_moved_are_given_anew(typed, run, tmp_path):
+def test_base_weights_that_have_moved_are_given_again(typed, run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run("lora"), other)
     torch.save(base_weights(other), tmp_path / "moved.pth")

@@ -93,7 +93,7 @@ def test_a_graph_too_large_for_one_file_has_its_weights_beside_it(typed, run, tm
 # -- mistakes --
 
 
-def test_what_the_exporter_cannot_do_is_a_sentence_and_its_own_words_are_not_shown(tmp_path, capfd):
+def test_what_the_exporter_cannot_do_is_a_user_error_and_its_own_words_are_not_shown(tmp_path, capfd):
     class Odd(Backbone):
         name, size, stride, pairwise = "odd", 8, 8, False
 

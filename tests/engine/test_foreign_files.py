@@ -55,7 +55,7 @@ def test_commands_leave_a_folder_of_the_users_as_it_was(config, tiny, tmp_path, 
     assert content(run) == before
 
 
-def test_a_typed_line_ends_in_a_sentence_and_exit_code_2(tiny, tmp_path, capsys):
+def test_a_typed_line_ends_in_a_user_error_and_exit_code_2(tiny, tmp_path, capsys):
     write(tmp_path / "own" / "matches.png")
 
     assert main([*tiny, f"run_dir={tmp_path / 'own'}"]) == 2

@@ -260,7 +260,7 @@ def outcome(group: str, node: dict[str, Any]) -> tuple[BaseException | None, lis
         ("backbone.grid=0", "`backbone.grid` must be at least 1 or null, got 0"),
     ],
 )
-def test_it_is_refused_before_any_data_or_weights_are_read(config, line, message):
+def test_a_bad_option_is_refused_before_any_data_or_weights_are_read(config, line, message):
     others = ["protocol=semcorr", "scheduler=one_cycle"]  # with a readout and a schedule that have options
     with pytest.raises(UserError) as error:
         train(config("train", "data=spair", "data.root=nowhere", "backbone=tiny", "trainer=cpu", *others, line))
@@ -303,7 +303,7 @@ def test_kap_must_be_true_or_false(config):
         (lambda: TimmModel(pretrained=False, **TINY | {"size": 80_000}), "`backbone.size` must be at most 16384 for"),
     ],
 )
-def test_python_is_told_the_same(attempt, message):
+def test_a_call_in_python_gives_the_same_message(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 
@@ -317,7 +317,7 @@ def test_options_of_a_librarys_config_are_the_librarys_to_refuse(config, line):
     check_config(config("evaluate", *line.split(), "+backbone.hidden_size=48", "data=spair", "data.root=nowhere"))
 
 
-def test_options_of_a_head_that_a_function_builds_are_told_their_range_and_kind(config):
+def test_options_of_a_head_that_a_function_builds_are_refused_with_their_range_and_kind(config):
     for line, message in (
         ("head=decoder head.fineness=x", "`head.fineness` must be a whole number, between 2 and 16, got 'x'"),
         ("head=decoder head.window=4", "`head.window` must be odd and positive or null, got 4"),

@@ -127,7 +127,7 @@ def test_gpus_are_counted(monkeypatch, devices, right):
 
 
 @pytest.mark.parametrize("nodes", [0, -1, "two", 2])
-def test_nodes_that_nobody_has_started_are_refused(monkeypatch, nodes):
+def test_nodes_that_are_not_started_are_refused(monkeypatch, nodes):
     for name in ("MASTER_ADDR", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"`trainer\.num_nodes`"):
@@ -167,18 +167,18 @@ def of_number(number: int, *name: str) -> OSError:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "the GPU has run out of memory"),
     ],
 )  # fmt: skip
-def test_what_a_machine_cannot_do_is_a_sentence(error, output):
+def test_what_a_machine_cannot_do_is_a_user_error(error, output):
     assert (explain_limit(error) or "").startswith(output)
 
 
 @pytest.mark.parametrize(
     "error", [FileNotFoundError(2, "No such file", "a"), ValueError("a"), RuntimeError("shape mismatch"), KeyError("a")]
 )
-def test_a_defect_is_none(error):
+def test_a_defect_is_not_explained_as_a_limit(error):
     assert explain_limit(error) is None
 
 
-def test_memory_that_there_is_not_is_told_as_pytorch_has_it():
+def test_memory_that_there_is_not_is_reported_as_pytorch_has_it():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 59, dtype=torch.uint8)
     assert (explain_limit(error.value) or "").startswith("there is not enough memory")
@@ -195,7 +195,7 @@ class Dying(Dataset):
         return i
 
 
-def test_a_loader_process_that_is_killed_is_a_sentence():
+def test_a_loader_process_that_is_killed_is_a_user_error():
     with pytest.raises(RuntimeError) as error:
         list(DataLoader(Dying(), num_workers=1))
     assert (explain_limit(error.value) or "").startswith("a loader process was killed, as the system does when memory")

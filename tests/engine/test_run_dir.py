@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_who_comes_second_is_told_who_writes_there_and_since_when(tmp_path: Path) -> None:
+def test_a_second_writer_learns_who_writes_there_and_since_when(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with (
         lock_folder(run, "train"),
@@ -108,7 +108,7 @@ def test_where_a_file_system_has_no_locks_a_lock_that_is_left_must_be_removed_by
     assert names(tmp_path) == ["config.yaml"]
 
 
-def test_names_that_nobody_has_chosen_are_unlike(tmp_path: Path) -> None:
+def test_generated_names_differ(tmp_path: Path) -> None:
     """At the same time, and after one another within a second."""
     time = tmp_path / "evaluate" / "2025-01-01_00-00-00"
     with lock_new_folder(time, "evaluate") as first, lock_new_folder(time, "evaluate") as second:
@@ -190,7 +190,7 @@ def test_there_is_no_metrics_json_while_results_are_exchanged(tmp_path: Path, mo
     ["", "{", "[]", "7", "[" * 100_000, '{"a":' * 100_000, "{}", '{"pck": 3}', '{"pck": {"all": {"image": NaN}}}',
      '{"pck": {"all": {"image": {"0.1": 1.5}}}}', '{"pck": {}, "tracking": {}}', "\udcff"],
 )  # fmt: skip
-def test_damaged_scores_are_a_sentence_with_the_file(tmp_path: Path, text: str) -> None:
+def test_damaged_scores_are_a_user_error_with_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
 

@@ -42,7 +42,7 @@ def test_of_two_that_train_in_one_directory_one_finishes_with_its_own_weights(cr
 
 
 @pytest.mark.slow
-def test_two_that_nobody_has_named_both_finish_with_their_own_digits(creatures, tmp_path) -> None:
+def test_two_unnamed_runs_both_finish_with_their_own_digits(creatures, tmp_path) -> None:
     frozen = [*QUICK[:-4], f"data.root={creatures}"]
     lines = [[*frozen, "localise=argmax"], [*frozen, "localise=window_3"]]
 

@@ -177,7 +177,7 @@ def test_the_command_takes_a_tree_of_the_users(run, tmp_path, monkeypatch, capfd
     assert "`head._target_`: there is no 'my.Head'" in outcomes[2][1]  # the run was taken
 
 
-def test_a_target_that_is_typed_and_not_there_is_a_sentence():
+def test_a_target_that_is_typed_and_not_there_is_a_user_error():
     with pytest.raises(InstantiationException) as error:
         instantiate({"_target_": "my.Head"})
 

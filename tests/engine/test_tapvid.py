@@ -240,7 +240,7 @@ def test_two_processes_and_one_give_the_same_metrics(davis, tmp_path):
         ("data.encode_batch=0", "`data.encode_batch` must be at least 1 or null, got 0"),
     ],
 )
-def test_an_option_out_of_range_is_told_what_is_allowed(config, davis, option, message):
+def test_an_option_out_of_range_is_refused_with_what_is_allowed(config, davis, option, message):
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *line(davis, option)))
     assert message in (user_message(error.value, "evaluate") or "")

@@ -76,7 +76,7 @@ def test_a_training_that_keeps_no_best_epoch_needs_no_validation(config, tiny):
         ("limit_test_batches=0.01", "`trainer`: You requested to check 0.01 of the `test_dataloader` but 0.01 * 15 "),
     ],
 )
-def test_a_limit_that_leaves_no_batch_is_a_sentence(config, tiny, option, output):
+def test_a_limit_that_leaves_no_batch_is_a_user_error(config, tiny, option, output):
     with pytest.raises(Exception) as error:
         evaluate(config("evaluate", *tiny, f"+trainer.{option}"))
 

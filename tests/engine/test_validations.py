@@ -117,6 +117,6 @@ def test_a_training_that_time_ends_before_a_validation_says_so(config, tiny, tmp
 @pytest.mark.parametrize(
     "saved", [None, {}, {"time_elapsed": 3}, {"time_elapsed": {"train": "3"}}, {"time_elapsed": {"train": math.nan}}]
 )
-def test_a_damaged_time_is_told(tmp_path, saved):
+def test_a_damaged_time_is_reported(tmp_path, saved):
     with pytest.raises(UserError, match=r"last\.ckpt is damaged \(its callbacks\.Timer holds no times\)"):
         require_times(saved, tmp_path / "last.ckpt")

@@ -229,7 +229,7 @@ def test_tensorboard_holds_the_scalars_of_csv_pictures_and_hparams(typed, tmp_pa
 
 
 @pytest.mark.parametrize(("name", "allowed"), [("WANDB_MODE", "'offline'"), ("WANDB_CONSOLE", "'redirect'")])
-def test_variables_that_wandb_refuses_are_a_sentence(monkeypatch, tmp_path, name, allowed):
+def test_variables_that_wandb_refuses_are_a_user_error(monkeypatch, tmp_path, name, allowed):
     monkeypatch.setenv(name, "foo")
     with pytest.raises(UserError, match=f"^the environment variable {name}: .*{allowed}.*, got 'foo'. Correct or"):
         build_wandb_logger(tmp_path)

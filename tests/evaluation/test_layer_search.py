@@ -123,7 +123,7 @@ def test_the_line_that_is_printed_can_be_typed(creatures, config, monkeypatch, c
     (["backbone=dino2"], "Did you mean dinov2"),
     (["backbone=squeezenet", "backbone.pretrained=false", "backbone.grid=16"], "have different grids"),
 ])  # fmt: skip
-def test_a_search_that_cannot_be_is_refused_in_a_sentence(creatures, monkeypatch, capsys, overrides, message):
+def test_a_search_that_cannot_be_is_refused_with_a_message(creatures, monkeypatch, capsys, overrides, message):
     typed = ["data=synthetic", f"data.root={creatures}", *SMALL, "data.workers=0", "trainer=cpu", *overrides]
     code = search.main(["layers", *typed])
     output = capsys.readouterr().err

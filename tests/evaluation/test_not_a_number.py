@@ -112,7 +112,7 @@ def test_an_infinite_running_variance_would_make_features_zero_and_is_refused():
     assert layer.running_var.isfinite().all()  # nothing was loaded
 
 
-def test_large_weights_are_weights():
+def test_large_weights_are_accepted():
     require_finite_weights({"a": torch.full((4,), 3e38), "b": torch.zeros(0), "c": torch.tensor(3)}, "x")
 
 
@@ -158,7 +158,7 @@ def test_an_image_whose_features_are_not_finite_is_named(config, tiny, tmp_path,
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_features_too_large_for_the_stores_half_precision_are_told_not_stored(config, tiny, tmp_path, monkeypatch):
+def test_features_too_large_for_the_stores_half_precision_are_reported_not_stored(config, tiny, tmp_path, monkeypatch):
     spoil_one_image(monkeypatch, value=1e6)  # finite as computed, infinite in float16
 
     with pytest.raises(UserError, match=r"not finite.*try trainer\.precision=32-true and store\.dtype=float32"):

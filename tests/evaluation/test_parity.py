@@ -128,7 +128,7 @@ def test_timm_and_transformers_agree_on_a_folder_of_hugging_faces_layout(tmp_pat
 
 
 @pytest.mark.parametrize("name", ["dinov2_reg", "dinov3"])
-def test_they_agree_at_other_sizes_where_both_follow_the_authors(tmp_path, name):
+def test_backbones_agree_at_other_sizes_where_both_follow_the_authors(tmp_path, name):
     """Registers came with resizing without aliasing; DINOv3 rotates by relative places and resizes nothing."""
     found = both(tmp_path, name, WIDER)
 

@@ -301,7 +301,7 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
         (lambda: ReadoutList(["argmax", "argmax"]), "names argmax twice"),
     ],
 )
-def test_a_mistake_is_told(mistake, message):
+def test_a_user_error_is_reported(mistake, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         mistake()
 

@@ -110,7 +110,7 @@ MISTAKES = {
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("message", "spoil"), MISTAKES.items(), ids=list(MISTAKES))
-def test_a_mistake_in_the_file_is_a_sentence_and_nothing_is_written(creatures, tmp_path, message, spoil):
+def test_a_mistake_in_the_file_is_a_user_error_and_nothing_is_written(creatures, tmp_path, message, spoil):
     content = coco(creatures)
     spoil(content)
     (tmp_path / "a.json").write_text(json.dumps(content))

@@ -124,7 +124,7 @@ def test_mutual_neighbours_are_as_many_as_asked_for(typed, tmp_path):
         ("a.jpg b.jpg --model bob's", "bob's is no directory, and no line of words"),
     ],
 )
-def test_a_mistake_is_a_sentence_and_leaves_nothing(typed, folder, tmp_path, line, message):
+def test_a_mistake_is_a_user_error_and_leaves_nothing(typed, folder, tmp_path, line, message):
     (folder / "text.jpg").write_text("no picture")
     (folder / "cut").mkdir(exist_ok=True)
     (folder / "cut/a.jpg").write_bytes((folder / "b.jpg").read_bytes())

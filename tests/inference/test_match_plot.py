@@ -81,7 +81,7 @@ def test_a_path_is_found_again_from_another_folder(matcher, files, tmp_path, mon
     match.plot()
 
 
-def test_a_file_that_is_gone_or_another_is_said(matcher, files, caplog):
+def test_a_file_that_is_gone_or_replaced_is_reported(matcher, files, caplog):
     match = matcher.match(*files, [(20, 30)])
     Image.new("RGB", (40, 30)).save(files[1])
 

@@ -41,7 +41,7 @@ def test_points_are_found_by_one_readout(option, message):
         Matcher.load(f"backbone=tiny {option}", device="cpu")
 
 
-def test_what_a_run_was_scored_with_is_said_once(config, tmp_path, caplog):
+def test_what_a_run_was_scored_with_is_reported_once(config, tmp_path, caplog):
     run = save_run(
         config("evaluate", "backbone=tiny", "pose=adaptive", "corrupt=fog", "localise=all"), tmp_path / "run"
     )
@@ -54,7 +54,7 @@ def test_what_a_run_was_scored_with_is_said_once(config, tmp_path, caplog):
     )
 
 
-def test_tuning_without_a_run_is_said_to_be_untrained(caplog):
+def test_tuning_without_a_run_is_reported_as_untrained(caplog):
     restore_model("backbone=tiny finetune=lora")
 
     assert "finetune=lora: its weights are untrained" in caplog.text

@@ -34,14 +34,14 @@ def cats(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize("points", [[[1000, 3]], [[3, -1]], [[np.nan, 2]]])
-def test_a_point_outside_is_told_the_size_of_the_picture(random, cats, points):
+def test_a_point_outside_is_refused_with_the_size_of_the_picture(random, cats, points):
     width, height = size_of(cats[0])
     with pytest.raises(UserError, match=f"outside .*{cats[0].name}, which is {width} x {height} pixels"):
         random.match(cats[0], cats[1], points)
 
 
 @pytest.mark.parametrize("points", [[1, 2, 3], "here", [[1, 2, 3]], [["a", "b"]], [[1j, 2]], [[True, False]]])
-def test_what_are_no_points_is_a_sentence(random, cats, points):
+def test_what_are_no_points_is_a_user_error(random, cats, points):
     with pytest.raises(UserError, match="must be rows of x and y"):
         random.match(cats[0], cats[1], points)
 
@@ -187,7 +187,7 @@ def test_the_most_matches_are_a_number_of_matches(random, cats):
         random.mutual(cats[0], cats[1], most=-1)
 
 
-def test_an_opened_image_that_cannot_be_decoded_is_a_sentence(random, cats):
+def test_an_opened_image_that_cannot_be_decoded_is_a_user_error(random, cats):
     closed, cut = Image.open(cats[0]), Image.open(io.BytesIO(cats[0].read_bytes()[:2000]))
     closed.close()
     for image in (closed, cut):
@@ -216,13 +216,13 @@ def test_no_points_have_no_matches(random, cats):
         ("bob's", "bob's is no directory, and no line of words"),
     ],
 )
-def test_a_model_that_there_is_not_is_a_sentence(line, message):
+def test_a_model_that_there_is_not_is_a_user_error(line, message):
     with pytest.raises(UserError, match=message):
         Matcher.load(line)
 
 
 @pytest.mark.parametrize("options", [{"device": "toaster"}, {"precision": "8"}, {"cycle": 0}, {"batch": 0}])
-def test_options_that_there_are_not_are_a_sentence(options):
+def test_options_that_there_are_not_are_a_user_error(options):
     with pytest.raises(UserError, match=f"`{next(iter(options))}`"):
         Matcher.load("tiny", **options)
 

@@ -47,7 +47,7 @@ def outcomes(root: Path, contents: list[tuple[str, bytes]]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["cvat", "label-studio", "deeplabcut"])
-def test_damaged_bytes(root, tmp_path, kind):
+def test_damaged_bytes_are_read_or_refused(root, tmp_path, kind):
     path = write_tool_files(tmp_path)[kind]
 
     read, refused = outcomes(root, [(path.name, damage(path.read_bytes(), seed)) for seed in range(70)])
@@ -64,7 +64,7 @@ def test_damaged_bytes(root, tmp_path, kind):
         ("CollectedData_me.csv", SEVERAL, r"([^,\n]*)[,\n]"),
     ],
 )
-def test_damaged_fields(root, name, text, pattern):
+def test_damaged_fields_are_read_or_refused(root, name, text, pattern):
     draw = random.Random(pattern)
 
     read, refused = outcomes(root, [(name, spoil_text(text, pattern, draw).encode()) for _ in range(80)])
@@ -73,7 +73,7 @@ def test_damaged_fields(root, name, text, pattern):
     assert refused > 20
 
 
-def test_damaged_tasks_of_label_studio(root):
+def test_damaged_tasks_of_label_studio_are_read_or_refused(root):
     draw = random.Random(0)
     contents = [json.dumps(spoil_tree(copy.deepcopy(LABEL_STUDIO), draw)).encode() for _ in range(150)]
 

@@ -65,7 +65,7 @@ def test_an_image_that_is_not_there_is_named(tmp_path, kind):
         read_annotations(path, folder)
 
 
-def test_what_is_no_annotation_file_is_told_what_there_is(tmp_path):
+def test_what_is_no_annotation_file_is_refused_with_what_there_is(tmp_path):
     for name, text, message in (
         ("a.csv", "a,b\n1,2\n", "does not begin with `scorer`"),
         ("a.txt", "hello", "begins as no known annotation file"),
@@ -188,7 +188,7 @@ CVAT_MISTAKES = {
 
 
 @pytest.mark.parametrize(("message", "change"), CVAT_MISTAKES.items(), ids=list(CVAT_MISTAKES))
-def test_a_mistake_in_a_file_of_cvat_is_a_sentence(tmp_path, message, change):
+def test_a_mistake_in_a_file_of_cvat_is_a_user_error(tmp_path, message, change):
     old, new = change
     assert old in CVAT
     text = CVAT.replace(old, new).replace("</box" if new == "<bax " else "\0", "</bax")
@@ -238,7 +238,7 @@ LABEL_STUDIO_MISTAKES = {
 
 
 @pytest.mark.parametrize(("message", "change"), LABEL_STUDIO_MISTAKES.items(), ids=list(LABEL_STUDIO_MISTAKES))
-def test_a_mistake_in_a_file_of_label_studio_is_a_sentence(tmp_path, message, change):
+def test_a_mistake_in_a_file_of_label_studio_is_a_user_error(tmp_path, message, change):
     with pytest.raises(UserError, match=message) as error:
         read_annotations(edited(tmp_path, changed(change), "p.json"), write_images(tmp_path))
     assert len(str(error.value).splitlines()) == 1
@@ -350,7 +350,7 @@ DEEPLABCUT_MISTAKES = {
 
 
 @pytest.mark.parametrize(("message", "change"), DEEPLABCUT_MISTAKES.items(), ids=list(DEEPLABCUT_MISTAKES))
-def test_a_mistake_in_a_table_of_deeplabcut_is_a_sentence(tmp_path, message, change):
+def test_a_mistake_in_a_table_of_deeplabcut_is_a_user_error(tmp_path, message, change):
     assert change[0] in DEEPLABCUT
     with pytest.raises(UserError, match=message) as error:
         read_annotations(edited(tmp_path, DEEPLABCUT.replace(*change), "CollectedData_me.csv"), write_images(tmp_path))

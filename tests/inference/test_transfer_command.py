@@ -112,7 +112,7 @@ def test_images_that_only_the_folder_has_are_labelled_whole(creatures, written, 
         (["--category", "cat", "--model", "backbone=tiny localise=bilinear_nn"], "Choose another"),
     ],
 )
-def test_a_mistake_on_the_line_is_a_sentence(creatures, written, options, message):
+def test_a_mistake_on_the_line_is_a_user_error(creatures, written, options, message):
     annotations = written(coco(creatures, ("cat", "dog")))
 
     code, output = typed(annotations, creatures / "JPEGImages", "--out", annotations.with_name("o.json"), *options)
@@ -177,7 +177,7 @@ def test_a_broken_source_is_left_out_while_another_remains(creatures, written, t
     assert "None of the annotated images of cat can be read" in output
 
 
-def test_a_category_without_a_name_is_told_by_its_id(creatures, written, tmp_path):
+def test_a_category_without_a_name_is_reported_by_its_id(creatures, written, tmp_path):
     content = coco(creatures)
     del content["categories"][0]["name"]
 
@@ -226,7 +226,7 @@ def test_pictures_of_labels_lie_over_no_image(creatures, written, tmp_path):
     assert (folder / clash).read_bytes() == before
 
 
-def test_what_is_wrong_with_the_folder_of_pictures_is_told_of_draw(creatures, written, tmp_path):
+def test_an_error_in_the_folder_of_pictures_names_the_option_draw(creatures, written, tmp_path):
     (tmp_path / "file").touch()
     folder = alone(creatures, tmp_path)
     line = (written(coco(creatures)), folder, "--out", tmp_path / "o.json")

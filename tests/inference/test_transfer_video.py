@@ -209,7 +209,7 @@ def test_frames_of_a_file_are_named_as_the_annotated_ones(tmp_path):
     assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["overview.png"]
 
 
-def test_frames_that_are_counted_from_one_are_told(tmp_path):
+def test_frames_that_are_counted_from_one_are_reported(tmp_path):
     frames = draw_frames([(0, 0), (30, 0), (60, 0)])
     folder = write_clip(tmp_path / "labelled", [])
     frames[0].save(folder / "img0001.png")  # as ffmpeg numbers them
@@ -226,7 +226,7 @@ def test_frames_that_are_counted_from_one_are_told(tmp_path):
     assert sorted(read_labels(tmp_path / "o.json")) == [2, 3]
 
 
-def test_a_first_number_that_is_too_large_is_told(tmp_path):
+def test_a_first_number_that_is_too_large_is_reported(tmp_path):
     frames = draw_frames([(0, 0), (30, 0), (60, 0)])
     folder = write_clip(tmp_path / "labelled", [])
     frames[1].save(folder / "img0001.png")
@@ -334,7 +334,7 @@ def test_an_individual_of_deeplabcut_is_followed_from_where_it_is(matcher, tmp_p
         (["cover.png"], FrameNames("", 6, ".png")),
     ],
 )
-def test_names_of_frames(names, message):
+def test_names_of_frames_are_derived_from_the_annotated_ones(names, message):
     assert derive_names(names) == message
     assert all(message.find_index(message.name(i)) == i for i in (0, 5, 1234567))
     assert message.find_index("other.png") is None
@@ -413,7 +413,7 @@ def test_copies_of_annotated_frames_are_those_frames_and_others_of_their_name_ar
     assert labels == [folder / "img0001.png", folder / "img0002.png"]
 
 
-def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_are_told(tmp_path, caplog):
+def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_are_reported(tmp_path, caplog):
     frames = draw_frames(SHIFTS[:3])
     folder = write_clip(tmp_path / "labelled", frames)
     (folder / "img0001.png").rename(folder / "other_7.png")
@@ -439,7 +439,7 @@ def test_annotated_pictures_that_are_named_otherwise_than_the_frames_of_a_file_a
         (lambda folder: None, "clip.mp4 does not exist. Give a video file, or a folder of frames"),
     ],
 )
-def test_a_wrong_clip_is_a_sentence(tmp_path, monkeypatch, change, message):
+def test_a_wrong_clip_is_a_user_error(tmp_path, monkeypatch, change, message):
     folder = write_clip(tmp_path / "frames", draw_frames(SHIFTS[:3]))
     annotations = annotate(tmp_path / "a.json", {0: [POINTS]})
     change(folder)
@@ -465,7 +465,7 @@ def refuse_extra(purpose: str, extra: str, *packages: str) -> None:
         (["--draw", "FRAMES/drawn"], "lies in"),
     ],
 )
-def test_a_mistake_on_the_line_of_a_clip_is_a_sentence(tmp_path, options, message):
+def test_a_mistake_on_the_line_of_a_clip_is_a_user_error(tmp_path, options, message):
     folder = write_clip(tmp_path / "frames", draw_frames(SHIFTS[:2]))
     annotations = annotate(tmp_path / "a.json", {0: [POINTS]})
     options = [option.replace("FRAMES", str(folder)) for option in options]

@@ -68,7 +68,7 @@ def random_similarity(shape: tuple[int, ...], low: float, high: float) -> torch.
 
 @pytest.mark.parametrize("span", [(-0.3, 0.9), (-1.0, -0.2), (-0.5, 0.0), (20.0, 30.0)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_read_outs_agree_with_a_slow_twin_together_and_alone(shape, span):
+def test_readouts_agree_with_a_slow_reference_together_and_alone(shape, span):
     """Maps that are negative everywhere too: a Gaussian then lifts far cells above the best one."""
     similarity = random_similarity(shape, *span)
     before = similarity.clone()

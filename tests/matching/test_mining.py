@@ -81,7 +81,7 @@ def test_neighbours_are_those_of_a_loop_however_many_rows_come_at_once(ratio, ro
     assert found
 
 
-def test_nothing_has_no_neighbours():
+def test_without_cells_there_are_no_neighbours():
     assert [part.tolist() for part in mutual_neighbours([])] == [[], []]
 
 
@@ -131,7 +131,7 @@ def test_k_means_ends_where_every_value_is_nearest_to_its_own_mean(seed):
     assert len(means) == 5
 
 
-def test_k_means_finds_three_heaps(rng):
+def test_k_means_finds_three_clusters(rng):
     heaps = rng.permutation(
         np.concatenate([centre + 0.01 * rng.random((30, 2)) for centre in ([0, 0], [1, 0], [0, 1])])
     )

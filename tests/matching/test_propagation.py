@@ -73,7 +73,7 @@ def test_a_label_moves_no_further_than_the_radius():
     assert (near, far) == (0.0, 1.0)
 
 
-def test_shares_stay_shares():
+def test_propagated_labels_stay_shares():
     labels = torch.rand(4, 3, 6, 6).softmax(1)
     moved = propagate_labels(torch.randn(8, 6, 6), torch.randn(4, 8, 6, 6), labels, PropagationRule())
     assert torch.allclose(moved.sum(0), torch.ones(6, 6), atol=1e-5)

@@ -95,7 +95,7 @@ def test_a_twin_that_only_the_target_shows_can_be_mistaken():
     assert left_right_confusion(found, shared_landmarks(found), {"cat": (0, 1, 3, 2, 5, 4)})["asked"] == 0
 
 
-def test_without_flips_nobody_is_asked():
+def test_without_flips_no_keypoint_is_counted():
     found = load_predictions(hand_made([{"keypoint": 2}]))
 
     assert left_right_confusion(found, shared_landmarks(found), {})["confused"] is None

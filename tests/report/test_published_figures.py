@@ -53,7 +53,7 @@ def test_every_published_figure_is_in_the_cell_it_claims(monkeypatch, capsys):
     assert f"{len(checks):,}" in capsys.readouterr().out
 
 
-def test_right_figures_are_right():
+def test_correct_figures_are_accepted():
     assert find_wrong() == []
     assert doctest.testmod(check_published) == (0, 1)
 
@@ -127,7 +127,7 @@ def test_rows_of_the_report_are_compared_or_counted():
     assert dict(uncompared) == {"MARCO README": 3}
 
 
-def test_tables_without_captions_are_told_by_their_order():
+def test_tables_without_captions_are_recognised_by_their_order():
     """Sizes that the text lost are those of the block; a table that is not there shifts no other."""
     rows = {
         "VIII": "DINOv2 | - | 840, 60 | {} | \u2013 | |\nDINOv2 | ✓ | - | 840, 60 | {} | \u2013 |",

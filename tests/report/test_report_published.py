@@ -102,7 +102,7 @@ def test_recall_over_categories_is_not_put_beside_pck_per_image(tmp_path):
     assert describe_part("pf_willow test", 3) == ""
 
 
-def test_a_part_of_ap10k_is_told_from_another_draw_of_it():
+def test_a_part_of_ap10k_is_distinguished_from_another_draw():
     """Its counts depend on an order of files: 2 % is the same benchmark (FACTS: 20,630 pairs are not reproducible)."""
     assert describe_part("ap10k test", 5) == "5 of 20,630 pairs"
     assert describe_part("ap10k test", 20_300) == ""

@@ -103,7 +103,7 @@ def test_random_weights_are_one_configuration_over_seeds(tmp_path):
     assert groups(tmp_path / "files1", tmp_path / "files2") == {frozenset({"files1"}), frozenset({"files2"})}
 
 
-def test_a_checkpoint_that_is_gone_is_told_by_its_name_alone(tmp_path):
+def test_a_checkpoint_that_is_gone_is_reported_by_its_name_alone(tmp_path):
     runs = [evaluated(tmp_path / name, tmp_path / "lost" / name, 1) for name in "ab"]
 
     assert groups(*runs) == {frozenset("a"), frozenset("b")}

@@ -57,7 +57,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("reader", "bomb"), CASES, ids=[f"{reader}: {bomb}" for reader, bomb in CASES])
-def test_a_bomb_is_one_sentence_within_two_gigabytes(outcomes, reader, bomb):
+def test_a_bomb_is_a_user_error_within_two_gigabytes(outcomes, reader, bomb):
     kind, message, seconds, _ = outcomes[reader, bomb]
 
     assert kind == "UserError", message

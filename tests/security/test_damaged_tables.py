@@ -68,7 +68,7 @@ def test_a_damaged_run_is_compared_with_none(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["predicted_x", "error", "pair", "ambiguous", "keypoint"])
-def test_values_changed_with_the_pages_checksums_made_anew_are_noticed(tmp_path, name):
+def test_values_changed_with_the_pages_checksums_made_again_are_noticed(tmp_path, name):
     table, path = predictions(), tmp_path / "predictions.parquet"
     write_predictions(table, path)
     notes = pq.read_schema(path).metadata

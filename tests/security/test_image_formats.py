@@ -101,7 +101,7 @@ def test_other_formats_of_pillow_are_refused_whatever_their_name(tmp_path, kind,
 @pytest.mark.usefixtures("no_programs")
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("fake", FAKES, ids=FAKES.values())
-def test_what_is_no_image_is_told_by_what_it_seems_to_be(tmp_path, fake, read):
+def test_what_is_no_image_is_reported_by_what_it_seems_to_be(tmp_path, fake, read):
     (tmp_path / "a.jpg").write_bytes(fake.encode("latin1"))
 
     with pytest.raises(UserError, match=f"it seems to be {FAKES[fake]}"):
@@ -110,7 +110,7 @@ def test_what_is_no_image_is_told_by_what_it_seems_to_be(tmp_path, fake, read):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("name", ["a.{}", "a.txt", "a"])
-def test_the_formats_that_are_read_are_told_by_their_bytes(tmp_path, suffix, name):
+def test_the_formats_that_are_read_are_recognised_by_their_bytes(tmp_path, suffix, name):
     Image.fromarray(PIXELS).save(tmp_path / f"b.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
     path = (tmp_path / f"b.{suffix}").rename(tmp_path / name.format(suffix))
 
@@ -158,7 +158,7 @@ def test_a_damaged_tiff_of_any_compression_is_an_image_or_a_users_error(tmp_path
 
 
 @pytest.mark.parametrize("read", [load_image, image_size, load_picture])
-def test_corrupt_metadata_is_told_once_and_the_image_used(tmp_path, caplog, read: Callable[[Path], object]):
+def test_corrupt_metadata_is_reported_once_and_the_image_used(tmp_path, caplog, read: Callable[[Path], object]):
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "x" * 200, 1
     path = tmp_path / "a.jpg"

@@ -71,7 +71,7 @@ def test_another_page_of_the_same_browser_is_refused_although_the_browser_sends_
     assert refused.reached == []
 
 
-def test_its_own_pages_and_a_link_from_elsewhere_are_answered():
+def test_own_pages_and_a_link_from_elsewhere_are_answered():
     assert reply(headers={**OWN, "origin": "http://127.0.0.1:7860", "sec-fetch-site": "same-origin"}).status == 200
     link = {"host": OWN["host"], "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
     assert reply(f"/?token={TOKEN}", link).status == 200
@@ -117,7 +117,7 @@ def test_the_printed_url_gives_a_cookie_that_no_script_and_no_other_site_has():
     assert reply("/config", {**OWN, "cookie": f"other=1; semcorr_7860={TOKEN}"}).status == 200
 
 
-def test_with_no_token_at_all_nobody_comes_in():
+def test_without_a_token_every_request_is_refused():
     assert reply(f"/?token={TOKEN}", rules=AccessRules("127.0.0.1", 7860)).status == 403
     assert reply("/?token=", {"host": OWN["host"]}, rules=AccessRules("127.0.0.1", 7860)).status == 403
 

@@ -55,7 +55,7 @@ def test_entries_go_until_the_bytes_fit_and_the_newest_stays():
     assert (len(kept), kept.get("d")) == (1, 500)
 
 
-def test_an_entry_that_nobody_used_for_its_time_is_gone():
+def test_an_entry_unused_for_its_time_is_removed():
     clock = Clock()
     kept: BoundedCache[str, int] = BoundedCache(10, 100, lambda size: size, idle=60, clock=clock)
     kept.put("a", 1)
@@ -78,7 +78,7 @@ def test_a_picture_is_kept_small_and_measured_in_its_own_pixels(size):
     assert session_bytes(Session("tiny", kept, kept)) <= 8 * PIXELS + 2**20
 
 
-def test_points_of_a_reduced_picture_are_told_in_the_pixels_of_the_file(creatures, monkeypatch):
+def test_points_of_a_reduced_picture_are_in_the_pixels_of_the_file(creatures, monkeypatch):
     cats = sorted((creatures / "JPEGImages/cat").glob("*.jpg"))
     large = [one._replace(image=one.image.resize((960, 960)), size=(960, 960)) for one in map(load_picture, cats[:2])]
     monkeypatch.setattr(session, "PIXELS", 480 * 480)

@@ -127,7 +127,7 @@ def test_an_event_that_cannot_be_read_is_refused(folder, body):
         ("/gradio_api/upload", str(MAX_UPLOAD_BYTES), 200),
     ],
 )  # fmt: skip
-def test_a_body_has_a_length_that_is_told_and_bounded(folder, path, length, status):
+def test_a_body_needs_a_stated_length_within_a_bound(folder, path, length, status):
     headers = [("content-length", length.encode().decode("latin-1"))]
     assert reply(folder, path, headers, "POST").status == status
 

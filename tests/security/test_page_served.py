@@ -123,7 +123,7 @@ def test_an_uploaded_picture_is_shown_and_no_other_file_is(visitor, tmp_path, pl
             assert visitor.post("upload", file).status_code == 400
 
 
-def test_a_picture_that_is_none_is_told_by_its_name_alone(visitor, tmp_path):
+def test_a_picture_that_is_none_is_reported_by_its_name_alone(visitor, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     file = {"path": visitor.upload(tmp_path / "text.png"), "meta": {"_type": "gradio.FileData"}}
     assert visitor.send("upload", file)["success"]  # what was there before, and a message
@@ -138,7 +138,7 @@ def test_a_click_that_is_none_leaves_no_point(visitor, index):
     assert "data-match" not in json.dumps(visitor.send("release")["output"])
 
 
-def test_whoever_does_not_hold_the_token_gets_nowhere(url):
+def test_requests_without_the_token_are_refused(url):
     import httpx
 
     base = url.partition("/?")[0]

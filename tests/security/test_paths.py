@@ -51,7 +51,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("reader", "name"), CASES)
-def test_a_name_that_leads_out_of_its_folder_is_one_sentence(tmp_path, reader, name):
+def test_a_name_that_leads_out_of_its_folder_is_a_user_error(tmp_path, reader, name):
     about, root = READERS[reader], tmp_path / "root"
     root.mkdir()
     picture(tmp_path / "outside.jpg")
@@ -68,7 +68,7 @@ def test_a_name_that_leads_out_of_its_folder_is_one_sentence(tmp_path, reader, n
 
 
 @pytest.mark.parametrize("value", [None, 7, 2.5, True, ["a.jpg"], {"a": "b"}])
-def test_a_name_that_is_no_text_is_one_sentence(value):
+def test_a_name_that_is_no_text_is_a_user_error(value):
     with pytest.raises(UserError, match=r"a\.json, image 7 names .*, which is no text\. .* correct it"):
         require_file_name(value, "a.json, image 7")
 
@@ -101,7 +101,7 @@ LINKS = ("a file", "a relative link", "a folder", "a link to a link", "a sibling
 
 
 @pytest.mark.parametrize("attack", LINKS)
-def test_a_link_out_of_the_folder_is_one_sentence_with_a_remedy(tmp_path, attack):
+def test_a_link_out_of_the_folder_is_a_user_error_with_a_remedy(tmp_path, attack):
     (tmp_path / "root").mkdir()
     name = linked(tmp_path, attack)
 

@@ -57,7 +57,7 @@ def test_the_place_is_the_first_with_room_for_all_images(machine, gpu, memory, p
     assert same(cache, values)
 
 
-def test_the_place_is_chosen_anew_when_more_images_come_than_were_planned(machine):
+def test_the_place_is_chosen_again_when_more_images_come_than_were_planned(machine):
     machine.update(gpu=2 * 2 * SIZE)
     cache = FeatureCache(2, GPU)
     first = fill(cache, "ab")

@@ -28,7 +28,7 @@ SIZE = pack_entry(features(), "x.jpg", EntryKey("0" * 16, "old000")).size / 1e9 
 # -- a full disk --
 
 
-def test_a_full_disk_is_told_once_and_what_is_there_stays(tmp_path):
+def test_a_full_disk_is_reported_once_and_what_is_there_stays(tmp_path):
     """A real refusal (EFBIG): files of more than 20 kB are not had."""
     code = """
 import logging, resource, sys
@@ -91,7 +91,7 @@ def test_the_least_recently_used_goes_first(tmp_path):
     assert files(tmp_path) == ["c.safetensors", "d.safetensors", "e.safetensors"]
 
 
-def test_reading_is_using(tmp_path):
+def test_reading_an_entry_counts_as_use(tmp_path):
     before = FeatureStore(tmp_path, KEY)
     put(before, "a", "b", "c")
     age(before, "a", "b", "c")

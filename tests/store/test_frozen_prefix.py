@@ -165,7 +165,7 @@ def test_a_damaged_entry_is_computed_again_and_reported(config, tiny, tmp_path, 
 
 
 @pytest.mark.slow
-def test_on_a_full_disk_the_numbers_are_the_same_and_the_user_is_told_once(config, tiny, tmp_path, monkeypatch, caplog):
+def test_a_full_disk_changes_no_number_and_warns_once(config, tiny, tmp_path, monkeypatch, caplog):
     plain = evaluate(config("evaluate", *tiny))
     room = iter(range(5))  # the key's file, and four images
 

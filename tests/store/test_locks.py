@@ -36,7 +36,7 @@ def test_of_a_chunk_only_what_is_missing_is_to_be_computed(two):
     assert list(two[1].claims([["0a", "0b", "0c", "0b", "0d"], ["0a"]])) == [["0b", "0d"]]
 
 
-def test_what_appears_between_looking_and_locking_is_not_computed_again(two, monkeypatch):
+def test_an_entry_stored_before_the_lock_is_taken_is_not_computed_again(two, monkeypatch):
     mine, other = two
     take = mine._claims.take
 
@@ -76,7 +76,7 @@ def test_a_lock_that_came_too_late_leaves_no_file(two, tmp_path, monkeypatch):
     assert left(tmp_path) == ["0b.lock"]
 
 
-def test_it_comes_back_to_what_could_not_be_stored_elsewhere(two):
+def test_a_store_computes_what_another_process_could_not_store(two):
     mine, other = two
     claimed = next(mine.claims([["0a"]]))
     walk = other.claims([["0a"], ["0b"]])
@@ -86,7 +86,7 @@ def test_it_comes_back_to_what_could_not_be_stored_elsewhere(two):
     assert list(walk) == [["0a"]]
 
 
-def test_it_waits_for_what_another_process_is_computing(tmp_path):
+def test_a_store_waits_for_what_another_process_is_computing(tmp_path):
     log = tmp_path / "log"
 
     def slow() -> None:
@@ -105,7 +105,7 @@ def test_it_waits_for_what_another_process_is_computing(tmp_path):
         assert "0a" in store
 
 
-def test_nobody_waits_while_somebody_may_be_waiting_for_him(two, monkeypatch):
+def test_no_process_waits_while_another_may_wait_for_it(two, monkeypatch):
     """Each asks ahead, holding a chunk that the other needs. Both would wait for ever."""
     mine, other = two
     walks = [mine.claims([["0a"], ["0b"]]), other.claims([["0b"], ["0a"]])]
@@ -137,7 +137,7 @@ def test_what_could_not_be_stored_is_not_given_to_the_same_process_again(two, mo
     assert list(other.claims([["0a", "0b"]])) == [["0a", "0b"]]
 
 
-def test_a_disk_with_no_room_for_a_lock_holds_nobody_up(two, monkeypatch):
+def test_a_disk_with_no_room_for_a_lock_blocks_no_process(two, monkeypatch):
     mine, _ = two
     monkeypatch.setattr(mine._claims, "take", full)
     assert list(mine.claims([["0a"], ["0b"]])) == [["0a"], ["0b"]]

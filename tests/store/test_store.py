@@ -78,7 +78,7 @@ def test_a_checksum_is_computed_once_per_process_and_entry(tmp_path, monkeypatch
     assert checks == [True, False, False]
 
 
-def test_a_pruned_folder_is_made_anew(tmp_path):
+def test_a_pruned_folder_is_made_again(tmp_path):
     store = FeatureStore(tmp_path, KEY)
     (store.folder / "claims").rmdir()
     (store.folder / "key.json").unlink()

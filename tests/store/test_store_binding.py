@@ -111,7 +111,7 @@ def test_the_folder_of_a_key_under_the_name_of_another_gives_nothing(stores, tmp
     assert json.loads((fresh.folder / "key.json").read_text()) == KEY
 
 
-def test_entries_of_an_earlier_format_are_computed_again_and_that_is_said_once(
+def test_entries_of_an_earlier_format_are_computed_again_and_that_is_reported_once(
     stores, tmp_path, caplog, capfd, monkeypatch
 ):
     for number in range(3):
@@ -149,7 +149,7 @@ def test_types_and_shapes_are_under_the_checksum(stores):
         (json.dumps(OTHER).encode(), "it is the key of another folder"),
     ],
 )
-def test_a_key_file_that_is_damaged_or_anothers_is_told(stores, tmp_path, caplog, capfd, monkeypatch, content, why):
+def test_a_key_file_that_is_damaged_or_anothers_is_reported(stores, tmp_path, caplog, capfd, monkeypatch, content, why):
     about = stores[0].folder / "key.json"
     about.write_bytes(content)
 

@@ -97,7 +97,7 @@ def test_another_root_may_be_given(typed, tmp_path, capfd):
 # -- verify --
 
 
-def test_verify_finds_all_whole(typed, stores, capfd):
+def test_verify_finds_all_entries_whole(typed, stores, capfd):
     assert typed("verify") == 0
     assert "0 of 4 images' features are damaged" in capfd.readouterr().out
 
@@ -134,7 +134,7 @@ def test_verify_names_what_is_damaged_and_removes_it_if_told_to(typed, stores, t
         ("", "abcd"),
     ],
 )
-def test_prune_removes_what_it_is_told_to(typed, stores, tmp_path, capfd, options, stays):
+def test_prune_removes_what_its_options_select(typed, stores, tmp_path, capfd, options, stays):
     assert typed("prune " + options.format(key=stores[0].folder.name[:6])) == 0
 
     assert entries(tmp_path) == stays
@@ -206,7 +206,7 @@ def test_a_run_goes_on_when_everything_is_pruned_under_it(typed, stores, tmp_pat
         ("list", "there is no command `list`. Did you mean ls?"),
     ],
 )
-def test_a_mistake_ends_in_a_sentence_and_nothing_goes(typed, stores, tmp_path, capfd, monkeypatch, line, message):
+def test_a_mistake_ends_in_a_user_error_and_nothing_goes(typed, stores, tmp_path, capfd, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
     assert typed(line) == 2
 
@@ -214,13 +214,13 @@ def test_a_mistake_ends_in_a_sentence_and_nothing_goes(typed, stores, tmp_path, 
     assert entries(tmp_path) == "abcd"
 
 
-def test_an_unknown_key_is_told_with_those_that_there_are(typed, stores, capfd):
+def test_an_unknown_key_is_refused_with_the_known_ones(typed, stores, capfd):
     typed("prune --key xyz")
     err = capfd.readouterr().err
     assert all(store.folder.name in err for store in stores)
 
 
-def test_a_file_that_may_not_be_removed_is_told_in_a_sentence(typed, stores, capfd, monkeypatch):
+def test_a_file_that_may_not_be_removed_is_reported_with_a_message(typed, stores, capfd, monkeypatch):
     def unlink(self: Path, missing_ok: bool = False) -> None:
         raise PermissionError(13, "Permission denied", str(self))
 
@@ -248,13 +248,13 @@ def test_a_run_refuses_an_empty_store(config, monkeypatch):
     assert user_message(error.value, "evaluate") == "`store.root` must be text, not empty, or null, got ''"
 
 
-def test_it_is_a_verb_of_semcorr(stores, tmp_path, capfd, monkeypatch):
+def test_store_is_a_verb_of_semcorr(stores, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["semcorr", "store", "ls", "--root", str(tmp_path / "store")])
     assert main() == 0
     assert "dinov2" in capfd.readouterr().out
 
 
-def test_it_starts_without_torch(stores, tmp_path):
+def test_the_command_starts_without_torch(stores, tmp_path):
     """Which alone would take seconds."""
     root = ["--root", str(tmp_path / "store")]
     for line in (["ls", *root], ["verify", *root], ["prune", *root, "--all"]):

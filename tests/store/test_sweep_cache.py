@@ -66,7 +66,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_other_pixels_are_computed_anew(tmp_path, other):
+def test_other_pixels_are_computed_again(tmp_path, other):
     path = picture(tmp_path / "a.png")
     cache = SweepFeatureCache()
     first = cache("key", [build_variant(path)], held)
@@ -74,7 +74,7 @@ def test_other_pixels_are_computed_anew(tmp_path, other):
     assert cache("key", [other(path)], held) is not first
 
 
-def test_other_corruptions_of_an_image_are_computed_anew(tmp_path):
+def test_other_corruptions_of_an_image_are_computed_again(tmp_path):
     image = build_variant(picture(tmp_path / "a.png"))
     cache, made = SweepFeatureCache(), []
     for corruption in (None, Fog(), Fog(severity=4), Fog(seed=1), Snow(), Snow()):

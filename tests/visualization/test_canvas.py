@@ -125,7 +125,7 @@ def test_a_bar_has_the_maps_colours_and_height_the_greatest_value_on_top():
     np.testing.assert_allclose(np.asarray(bar)[::-1, 3].astype(int), np.asarray(laid)[:, 3], atol=2)
 
 
-def test_a_bar_says_its_numbers():
+def test_a_colour_bar_shows_its_numbers():
     """Other numbers, other pixels right of the colours; the colours are the same."""
     one, other = (np.asarray(draw_colour_bar(100, low, high)) for low, high in ((0.0, 1.0), (0.0, 0.5)))
 

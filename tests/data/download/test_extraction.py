@@ -188,7 +188,7 @@ def test_a_damaged_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path, into):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK", b"\x1f\x8b"])
-def test_what_is_no_archive_is_told_so(tmp_path, into, content):
+def test_what_is_no_archive_is_reported_as_such(tmp_path, into, content):
     with pytest.raises(DamagedError, match="damaged or not an archive"):
         extract(archive(tmp_path, content, "zip"), into, "official.zip")
 

@@ -138,7 +138,7 @@ def refused(archive: ArchiveInfo, folder: Path) -> str:
     return str(error.value)
 
 
-def test_a_connection_that_always_breaks_ends_in_a_sentence_and_keeps_what_came(server, archive, tmp_path):
+def test_a_connection_that_always_breaks_ends_in_a_user_error_and_keeps_what_came(server, archive, tmp_path):
     server.cuts = [HALF, 0]
 
     assert "broke after 150.0 kB. Run the same line again" in refused(archive, tmp_path)
@@ -156,7 +156,7 @@ def test_no_network_names_the_address_and_the_way_out(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_file_is_told_with_its_code(server, archive, tmp_path):
+def test_a_missing_file_is_reported_with_its_code(server, archive, tmp_path):
     server.files.clear()
 
     assert "answers 404 Not Found" in (message := refused(archive, tmp_path))

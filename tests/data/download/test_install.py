@@ -38,7 +38,7 @@ def test_files_of_the_users_are_used_and_stay(prepare, server, root, tmp_path):
     assert server.requests == []
 
 
-def test_what_is_about_to_happen_is_told_before_anything_is_downloaded(prepare, server, root, tmp_path):
+def test_what_is_about_to_happen_is_reported_before_anything_is_downloaded(prepare, server, root, tmp_path):
     seen = []
     prepare(given=given(tmp_path / "mine", "pairs.csv"), announce=lambda it: seen.append((it, list(server.requests))))
 

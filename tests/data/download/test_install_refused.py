@@ -96,7 +96,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("mistake", "parts"), MISTAKES.items(), ids=lambda it: getattr(it, "__name__", ""))
-def test_what_goes_wrong_is_told_in_a_sentence_and_no_tree_appears(prepare, server, root, tmp_path, mistake, parts):
+def test_a_mistake_is_reported_with_a_message_and_no_tree_appears(prepare, server, root, tmp_path, mistake, parts):
     message = catch_message(prepare, **mistake(server))
 
     assert all(part in message for part in parts), message
@@ -105,7 +105,7 @@ def test_what_goes_wrong_is_told_in_a_sentence_and_no_tree_appears(prepare, serv
 
 
 @pytest.mark.parametrize("limit", [100, 40_000, 350_000])
-def test_a_disk_that_takes_no_more_is_told_and_no_tree_appears(server, tmp_path, limit):
+def test_a_disk_that_takes_no_more_is_reported_and_no_tree_appears(server, tmp_path, limit):
     """A real refusal (EFBIG), while the download is noted, while it comes, and while it is unpacked."""
     code = """
 import resource, sys
@@ -126,7 +126,7 @@ except UserError as error:
 
 
 @pytest.mark.parametrize("mistake", [damaged, wrong_sum])
-def test_a_bad_download_is_fetched_anew_by_the_next_run(prepare, server, root, mistake):
+def test_a_bad_download_is_fetched_again_by_the_next_run(prepare, server, root, mistake):
     catch_message(prepare, **mistake(server))
     server.files.update(ARCHIVES)
     prepare()
@@ -144,7 +144,7 @@ def test_a_bad_file_of_the_users_is_not_deleted(prepare, server, root, tmp_path,
     assert mine[0].read_bytes() == server.files["bench.tar.gz"]
 
 
-def test_an_unreadable_tree_is_told_by_the_name_it_would_have_had(prepare, root, tmp_path):
+def test_an_unreadable_tree_is_reported_by_the_name_it_would_have_had(prepare, root, tmp_path):
     assert catch_message(prepare, unreadable) == (
         "the archives do not make a whole bench tree: Bench/Layout/test.txt is not a list."
     )

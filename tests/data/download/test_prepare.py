@@ -123,7 +123,7 @@ def test_an_empty_data_root_is_not_the_root_of_the_disk(typed, tmp_path, capfd, 
     assert not list(tmp_path.iterdir())
 
 
-def test_licence_address_and_size_are_told_first(typed, server, capfd, monkeypatch):
+def test_licence_address_and_size_are_reported_first(typed, server, capfd, monkeypatch):
     del server.files["test_pairs.csv"]  # so that it ends after the first download
     assert typed("pf_willow --root here") == 2
 
@@ -161,7 +161,7 @@ def test_a_second_run_says_so_and_does_nothing(typed, server, tmp_path, capfd):
     assert server.requests == []
 
 
-def test_other_counts_are_told_with_exit_code_1_every_time(typed, server, tmp_path, capfd, monkeypatch):
+def test_other_counts_are_reported_with_exit_code_1_every_time(typed, server, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(SPair, "official", {"pairs": {"test": 12234}})
     for _ in range(2):
         assert typed("spair --root here") == 1
@@ -246,7 +246,7 @@ MISTAKES = {
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_ends_in_a_sentence_and_exit_code_2(typed, server, only_two, tmp_path, capfd, line):
+def test_a_mistake_ends_in_a_user_error_and_exit_code_2(typed, server, only_two, tmp_path, capfd, line):
     assert typed(line) == 2
 
     error = capfd.readouterr().err

@@ -157,7 +157,7 @@ def test_duplicates_and_images_in_two_splits_are_counted_from_pascals_lists_alon
     assert found(without, "annotations", "test").found == "unreadable"
 
 
-def test_what_nobody_published_is_a_note_where_it_is_odd(tmp_path):
+def test_unpublished_counts_that_are_odd_are_a_note(tmp_path):
     data = PFPascal(root=str(write_pascal(tmp_path)), size=32)
     rows = {split: data.pair_list(split) for split in ("train", "test")}
     verdicts = {(c.what, c.where): c.verdict for c in check_lists(rows, {}, {})}

@@ -233,7 +233,7 @@ def moved_share(backbone: Backbone) -> float:
     return float((found == cells).float().mean() * 100)
 
 
-def test_it_restores_what_a_planted_positional_component_has_spoilt():
+def test_debiasing_restores_what_a_planted_positional_component_has_spoilt():
     plain, spoilt = moved_share(Planted(0)), moved_share(Planted(1))
 
     restored = moved_share(DebiasedBackbone(Planted(1), 5))  # four directions of position, one of the lengths

@@ -108,7 +108,7 @@ def test_components_are_of_all_timesteps_together():
     ("layers", "channels", "stride", "blocks"),
     [([5], 24, 16, 11), ([1, 4, 7], 64, 16, 13), ([0], 24, 64, 6), ([2], 24, 32, 8), ([11], 8, 8, 17)],
 )
-def test_it_keeps_a_backbones_promises_on_an_image_that_is_not_square(layers, channels, stride, blocks):
+def test_diffusion_keeps_a_backbones_promises_on_an_image_that_is_not_square(layers, channels, stride, blocks):
     backbone = tiny_sd(layers=layers)
 
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_the_projections_of_attention_are_there_for_lora():
         ({"parts": None, "pretrained": False}, "must end in stable-diffusion-2-1 or stable-diffusion-v1-5, got tiny"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, message):
+def test_an_option_out_of_range_is_refused_with_its_range(options, message):
     with pytest.raises(UserError) as error:
         tiny_sd(**options)
 

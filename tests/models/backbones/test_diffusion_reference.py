@@ -174,7 +174,7 @@ def test_freeu_makes_a_difference_from_the_first_step_on(freeu):
 
 
 @pytest.mark.parametrize("timestep", [0, 100, 999])
-def test_the_timestep_says_how_much_noise_and_is_told_to_the_unet(timestep):
+def test_the_timestep_sets_the_noise_and_is_passed_to_the_unet(timestep):
     pieces = parts()
 
     with torch.no_grad():

@@ -97,7 +97,7 @@ def test_random_weights_fill_the_published_architecture(name, unet, text):
 # -- mistakes --
 
 
-def test_a_weight_that_is_missing_is_told_and_never_made_up(tmp_path):
+def test_a_weight_that_is_missing_is_reported_and_never_made_up(tmp_path):
     write_parts(tmp_path, parts())
     path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     content = load_file(path)
@@ -148,7 +148,7 @@ def test_a_hub_out_of_reach_leaves_three_ways_out(monkeypatch):
         assert part in str(error.value)
 
 
-def test_a_gated_model_is_said_to_be_gated(monkeypatch):
+def test_a_gated_model_is_reported_as_gated(monkeypatch):
     def fail(*_, **__):
         try:
             raise GatedRepoError.__new__(GatedRepoError)

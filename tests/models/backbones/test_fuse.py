@@ -32,7 +32,7 @@ def cosines(a, b):
     return torch.einsum("bcn,bcm->bnm", normalize(a.flatten(2), dim=1), normalize(b.flatten(2), dim=1))
 
 
-def test_it_keeps_a_backbones_promises_on_an_image_that_is_not_square():
+def test_fusion_keeps_a_backbones_promises_on_an_image_that_is_not_square():
     backbone = fused()
 
     with torch.no_grad():
@@ -202,7 +202,7 @@ def test_where_one_part_needs_both_images_the_whole_does():
         (lambda: fused().prefix(IMAGE, 99), "`depth` must be between 0 and 17"),
     ],
 )
-def test_parts_that_do_not_go_together_are_told_why(attempt, message):
+def test_parts_that_do_not_go_together_are_refused_with_the_reason(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 

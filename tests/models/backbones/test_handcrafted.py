@@ -263,18 +263,18 @@ def test_a_hash_is_of_the_formula_and_its_numbers(promise):
         adaptformer,
     ],
 )
-def test_a_formula_is_not_tuned(tune):
+def test_a_hand_crafted_backbone_is_not_tuned(tune):
     with pytest.raises(UserError, match=r"^`finetune`: sift .* no weights to tune\. Give finetune=frozen"):
         tune(SIFT(size=64))
 
 
-def test_frozen_is_what_a_formula_is():
+def test_a_hand_crafted_backbone_is_frozen():
     last_blocks(SIFT(size=64), blocks=0)
 
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FORMULAS)
-def test_a_head_is_trained_on_a_formula_and_alone_is_saved(config, tiny, tmp_path, name):
+def test_a_head_is_trained_on_a_hand_crafted_backbone_and_alone_is_saved(config, tiny, tmp_path, name):
     line = [word for word in tiny if word != "backbone=tiny"] + [f"backbone={name}", "backbone.size=64"]
     line += ["finetune=frozen", "head=bottleneck", f"run_dir={tmp_path / 'trained'}"]
 

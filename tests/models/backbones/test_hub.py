@@ -41,7 +41,7 @@ def absent() -> OSError:
         (OSError(""), ["could not be downloaded (OSError)", "connect to the internet"]),
     ],
 )
-def test_the_hubs_refusals_are_told_with_three_ways_out(monkeypatch, error, parts):
+def test_the_hubs_refusals_are_reported_with_three_ways_out(monkeypatch, error, parts):
     def refuse(*_, **__):
         raise error
 

@@ -36,7 +36,7 @@ def upsampled_slowly(values, guide, factor, radius, sigma_space, sigma_colour) -
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 @pytest.mark.parametrize(("radius", "sigma_space", "sigma_colour"), [(2, 0.5, 0.3), (1, 2.0, 1.0)])
-def test_it_is_the_slow_reference_on_a_grid_that_is_not_square(factor, radius, sigma_space, sigma_colour):
+def test_upsampling_is_the_slow_reference_on_a_grid_that_is_not_square(factor, radius, sigma_space, sigma_colour):
     options = (factor, radius, sigma_space, sigma_colour)
     values, guide = torch.randn(2, 5, 3, 4), torch.rand(2, 3, 3 * factor, 4 * factor)
 

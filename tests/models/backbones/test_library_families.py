@@ -54,7 +54,7 @@ def require_sentence(error: UserError) -> None:
 
 
 @pytest.mark.parametrize("family", [name for name in timm.list_modules() if timm.list_models(module=name)])
-def test_a_family_of_timm_is_a_backbone_or_refused_in_a_sentence(family):
+def test_a_family_of_timm_is_a_backbone_or_refused_with_a_message(family):
     name, backbone, errors = smallest(timm.list_models(module=family)), None, list[UserError]()
     torch.manual_seed(0)
     for size in SIZES:
@@ -90,7 +90,7 @@ def encoders() -> list[str]:
 
 @pytest.mark.filterwarnings("ignore")  # of the library, on networks that are built here alone
 @pytest.mark.parametrize("part", range(PARTS))  # the names take seconds, and whoever collects tests has no need of them
-def test_a_family_of_transformers_is_a_backbone_or_refused_in_a_sentence(part):
+def test_a_family_of_transformers_is_a_backbone_or_refused_with_a_message(part):
     families = encoders()[part::PARTS]
     assert families
     for family in families:

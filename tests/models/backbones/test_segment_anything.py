@@ -123,7 +123,7 @@ def test_an_image_filled_up_elsewhere_is_an_image():
         ({"size": 100}, "must be a multiple of 16 pixels, got 100. Set `backbone.size` to 96 or 112"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, message):
+def test_an_option_out_of_range_is_refused_with_its_range(options, message):
     with pytest.raises(UserError) as error:
         sam(**options)
 

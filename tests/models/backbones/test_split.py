@@ -103,7 +103,7 @@ def test_facets_are_cut_like_tokens(build, facet):
 
 
 @pytest.mark.parametrize("depth", [-1, 5])
-def test_a_depth_out_of_range_is_told_its_range(depth):
+def test_a_depth_out_of_range_is_refused_with_its_range(depth):
     with pytest.raises(UserError, match=f"between 0 and 4, the blocks of vit_tiny_patch16_224, got {depth}"):
         tiny().prefix(IMAGE, depth)
 
@@ -143,7 +143,7 @@ def test_a_side_is_given_in_pixels_or_in_cells(given, side):
         ((14, 14, 840, -3), "got -42. Set `backbone.grid` to 1, for instance"),
     ],
 )
-def test_a_side_that_does_not_fit_is_told_which_do(given, message):
+def test_a_side_that_does_not_fit_is_refused_with_those_that_do(given, message):
     stride, multiple, size, grid = given
     with pytest.raises(UserError) as error:
         CellGrid(stride, multiple).side("net", size, grid)

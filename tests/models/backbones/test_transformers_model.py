@@ -152,7 +152,7 @@ def test_of_clip_the_image_encoder_is_built(tmp_path):
         assert_close(ours(IMAGE[..., :32, :32]).values.flatten(2).mT, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_statistics_that_nobody_states_are_asked_for(tmp_path):
+def test_missing_statistics_are_asked_for(tmp_path):
     weights = dinov2(tmp_path, mean=None)
 
     with pytest.raises(UserError, match=r"`backbone\.mean`, `backbone\.std`: .*preprocessor_config\.json"):
@@ -216,7 +216,7 @@ def test_weights_of_another_width_are_refused(tmp_path):
         ),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, message):
+def test_an_option_out_of_range_is_refused_with_its_range(options, message):
     with pytest.raises(UserError) as error:
         TransformersModel("any", **({"size": 64, "pretrained": False} | options))
 

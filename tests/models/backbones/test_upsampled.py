@@ -142,13 +142,13 @@ def test_features_through_anyup_are_halves_and_whole_and_have_gradients(stand_in
         assert torch.equal(backbone.suffix(backbone.prefix(IMAGE, 2), 2).values, whole)
 
 
-def test_anyup_that_cannot_be_downloaded_is_refused_in_one_sentence(hub):
+def test_anyup_that_cannot_be_downloaded_is_refused_with_a_message(hub):
     with pytest.raises(UserError, match=r"anyup of github.com/wimmerth/anyup could not be loaded .*no route to host"):
         AnyUp(entry="anyup")
     assert [path.name for path in hub.iterdir()] == ["trusted_list"]  # torch.hub's own, and nothing half-written
 
 
-def test_what_their_code_raises_is_told_with_the_ways_out(stand_in):
+def test_what_their_code_raises_is_reported_with_the_ways_out(stand_in):
     with pytest.raises(UserError, match=r"\(no weights here\)\. .*TORCH_HOME.*backbone.upsample=joint_bilateral"):
         AnyUp()
 

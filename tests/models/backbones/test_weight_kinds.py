@@ -62,7 +62,7 @@ def test_weights_are_read_whatever_they_are_wrapped_in(own, tmp_path, kind) -> N
 
 @pytest.mark.parametrize("how", CONTAINERS)
 @pytest.mark.parametrize("ending", ["pth", "safetensors", "bin", "weights"])
-def test_a_container_is_told_by_its_bytes(own, tmp_path, how, ending) -> None:
+def test_a_container_is_recognised_by_its_bytes(own, tmp_path, how, ending) -> None:
     write_as(how, own, tmp_path / f"model.{ending}")
 
     read = read_weights(tmp_path / f"model.{ending}")
@@ -115,7 +115,7 @@ def test_weights_of_another_size_are_refused(own, tmp_path, change, message) -> 
         tiny(weights=str(tmp_path / "model.pth"), **change)
 
 
-def test_a_block_may_not_be_missing_and_a_number_too_large_is_told(own, tmp_path) -> None:
+def test_a_block_may_not_be_missing_and_a_number_too_large_is_reported(own, tmp_path) -> None:
     path = tmp_path / "model.pth"
     torch.save({key: value for key, value in own.items() if not key.startswith("blocks.2.")}, path)
     assert "12 missing: blocks.2." in refused(tiny, path)
@@ -123,7 +123,7 @@ def test_a_block_may_not_be_missing_and_a_number_too_large_is_told(own, tmp_path
     assert "48 of the 48 numbers in norm.weight are not finite" in refused(tiny, path)
 
 
-def test_folders_shards_and_runs_are_told(own, tmp_path) -> None:
+def test_folders_shards_and_runs_are_recognised(own, tmp_path) -> None:
     shard = tmp_path / "model-00001-of-00002.safetensors"
     write_as("safetensors", own, shard)
     assert "is one part of several" in refused(tiny, shard)

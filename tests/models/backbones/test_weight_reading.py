@@ -58,7 +58,7 @@ def scripted(malice: Malice, path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [pickled, saved, scripted])
-def test_a_pickle_that_wants_to_run_code_is_told_and_not_run(tmp_path, how):
+def test_a_pickle_that_wants_to_run_code_is_reported_and_not_run(tmp_path, how):
     mark, path = tmp_path / "mark", tmp_path / "model.pt"
     how(Malice(mark), path)
 
@@ -86,7 +86,7 @@ def test_a_folder_of_hugging_faces_layout_is_read_whole_or_in_shards(tmp_path):
         read_weights(tmp_path)
 
 
-def test_a_shard_that_is_missing_is_told(tmp_path):
+def test_a_shard_that_is_missing_is_reported(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
 
     with pytest.raises(UserError, match=r"gone\.safetensors"):

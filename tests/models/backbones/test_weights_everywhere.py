@@ -180,7 +180,7 @@ def test_every_part_of_stable_diffusion_says_what_its_file_is(tmp_path, folder) 
     assert f"Call {stem}.fp16.safetensors in it {stem}.safetensors" in catch_message(load)
 
 
-def test_what_is_no_folder_of_stable_diffusion_is_told(tmp_path) -> None:
+def test_what_is_no_folder_of_stable_diffusion_is_reported(tmp_path) -> None:
     write_parts(tmp_path / "sd", parts())
     save_file({"model.diffusion_model.out.2.bias": torch.ones(4)}, tmp_path / "v1-5.safetensors")
     (tmp_path / "page").write_text(PAGE)
@@ -213,7 +213,7 @@ def test_folders_of_transformers_say_which_file_is_none(tmp_path) -> None:
         (tmp_path / name).write_bytes(whole)
 
 
-def test_shards_of_two_models_and_folders_of_adapters_are_told(tmp_path) -> None:
+def test_shards_of_two_models_and_folders_of_adapters_are_recognised(tmp_path) -> None:
     own = tiny(seed=5).model.state_dict()
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     halves = [dict(list(own.items())[:20]), dict(list(own.items())[20:])]
@@ -234,7 +234,7 @@ def test_shards_of_two_models_and_folders_of_adapters_are_told(tmp_path) -> None
         assert "merge_and_unload" in catch_message(lambda path=path: tiny(weights=str(path)))
 
 
-def test_a_heads_file_is_told_from_others(tmp_path) -> None:
+def test_the_file_of_a_head_is_recognised(tmp_path) -> None:
     path, shape = tmp_path / "head.pth", {"maps": [48], "out": 48, "width": 12, "groups": 4}
     own = Aggregation(**shape).state_dict()
 

@@ -148,7 +148,7 @@ class Odd(Stack):
         (lambda: houlsby(Odd(nn.Identity(), nn.Linear(1, 1))), "Identity of stack has neither attention"),
     ],
 )
-def test_what_cannot_be_done_is_told_with_what_can(attempt, message):
+def test_what_cannot_be_done_is_reported_with_what_can(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
     assert message in str(error.value)

@@ -94,7 +94,7 @@ def test_a_rate_is_the_backbones_times_a_factor():
         (fused, {"ways": {"a": None, "b": None}, "rates": {"b": -2}}, "`finetune.rates.b` must be positive, got -2"),
     ],
 )
-def test_what_cannot_be_combined_is_told_why(backbone, options, message):
+def test_what_cannot_be_combined_is_refused_with_the_reason(backbone, options, message):
     with pytest.raises(UserError) as error:
         combine(backbone(), **options)
 

@@ -134,7 +134,7 @@ def test_in_a_convolutional_network_every_convolution_with_a_low_rank_is_adapted
         ([], "ends with nothing."),
     ],
 )
-def test_a_target_that_matches_nothing_is_told_what_there_is(targets, message):
+def test_a_target_that_matches_nothing_is_refused_with_what_there_is(targets, message):
     backbone = tiny()
 
     with pytest.raises(UserError) as error:
@@ -166,7 +166,7 @@ def test_a_layer_whose_weight_is_read_without_a_call_is_no_target():
         ({"blocks": 0}, "`finetune.blocks` must be between 1 and 4, the depth of this backbone, or null, got 0"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(options, message):
+def test_an_option_out_of_range_is_refused_with_its_range(options, message):
     with pytest.raises(UserError) as error:
         lora(tiny(), **options)
     assert str(error.value) == message

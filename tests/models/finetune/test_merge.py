@@ -107,7 +107,7 @@ def test_folding_twice_changes_nothing_the_second_time():
         (partial(tiny_sd, layers=[2]), partial(prompt, tokens=3), "a prompt is no weight of the network"),
     ],
 )
-def test_what_cannot_be_folded_is_told_with_what_can_be_done_and_left_as_it_was(build, tune, reason):
+def test_what_cannot_be_folded_is_reported_with_what_can_be_done_and_left_as_it_was(build, tune, reason):
     backbone = build()
     tune(backbone)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}

@@ -140,7 +140,7 @@ def test_a_tuner_that_is_not_for_this_is_refused_with_the_reason_and_what_there_
         ({"tuner": "road", "group_size": 10}, "peft cannot put road into vit_tiny_patch16_224 (The out_features"),
     ],
 )
-def test_what_peft_does_not_know_is_told_what_it_does(options, message):
+def test_what_peft_does_not_know_is_refused_with_what_it_does(options, message):
     with pytest.raises(UserError) as error:
         peft_tuner(tiny(), **options)
     assert message in str(error.value)

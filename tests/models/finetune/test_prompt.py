@@ -223,7 +223,7 @@ def test_a_prompt_is_learned_in_a_fused_backbone_too(pairwise):
         (lambda: conditioned(conditional=0), "`finetune.conditional` must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_prompted_is_told_why(attempt, message):
+def test_what_cannot_be_prompted_is_refused_with_the_reason(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 

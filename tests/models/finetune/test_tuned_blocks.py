@@ -74,7 +74,7 @@ def test_a_file_of_more_blocks_than_are_tuned_is_refused(network, tmp_path):
             last_blocks(ours(folder), blocks, block_weights=str(path))
 
 
-def test_other_files_are_told_what_they_are(network, tmp_path):
+def test_other_files_are_reported_by_what_they_are(network, tmp_path):
     reference, folder = network
     whole, short, text = (tmp_path / name for name in ("whole.pt", "short.pt", "notes.pt"))
     torch.save(reference.state_dict(), whole)

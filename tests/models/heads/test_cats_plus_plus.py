@@ -180,7 +180,7 @@ def test_reduction_of_an_odd_side_keeps_its_last_cells():
 
 
 @pytest.mark.parametrize("integrate", [False, True])
-def test_one_cell_is_enough(integrate):
+def test_a_map_of_one_cell_is_enough(integrate):
     head = built("cats_plus_plus", integrate=integrate)
 
     found = head(FeatureMap(torch.randn(1, CHANNELS, 1, 1), STRIDE), maps(1, 1, 3), points(1, 2))

@@ -117,7 +117,7 @@ def reference(source: Array, target: Array, points: Array, state: dict[str, Arra
     ],
     ids=str,
 )
-def test_it_is_what_numpy_makes_of_each_point(options):
+def test_the_similarity_is_what_numpy_computes_of_each_point(options):
     """In the middle, at the border, and with a window that is larger than the map."""
     head, source, target, some = built("continuous", **options), maps(1, 5, 4), maps(1, 4, 6), points(1, 6)
     with torch.no_grad():
@@ -266,6 +266,6 @@ def test_a_shift_by_fractions_of_a_cell_is_found_to_a_tenth_of_a_cell(shift):
         (lambda: ContinuousQuery(8, depth=-1), "`head.depth` must be at least 0, got -1"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(attempt, message):
+def test_an_option_out_of_range_is_refused_with_its_range(attempt, message):
     with pytest.raises(UserError, match=message):
         attempt()

@@ -58,7 +58,7 @@ def by_volumes(monkeypatch):
 
 @pytest.mark.parametrize("way", [1, 2**20, "volumes"])  # one cell at a time; all of a row; the whole volume
 @pytest.mark.parametrize("case", CASES)
-def test_it_is_the_sum_over_all_neighbours_and_so_are_its_gradients(case, way, monkeypatch, request):
+def test_the_convolution_and_its_gradients_are_sums_over_all_neighbours(case, way, monkeypatch, request):
     if way == "volumes":
         request.getfixturevalue("by_volumes")
     else:
@@ -97,7 +97,7 @@ def test_neighbouring_cells_stay_together_and_the_last_of_an_odd_row_is_alone(mo
 
 
 @pytest.mark.parametrize("outputs", [2, 3])  # taps as output channels; as input channels
-def test_its_gradients_are_those_of_finite_differences(outputs):
+def test_gradients_of_the_convolution_are_those_of_finite_differences(outputs):
     inputs = [one.requires_grad_() for one in drawn((1, 2, outputs, (2, 3, 2, 2), (3, 3, 1, 3)), dtype=torch.double)]
 
     assert torch.autograd.gradcheck(conv4d, inputs)
@@ -147,7 +147,7 @@ def test_there_need_be_no_bias_and_input_may_lie_in_memory_in_any_order():
     assert_close(conv4d(turned, weight), slow(turned, weight, None), atol=1e-5, rtol=1e-5)
 
 
-def test_a_gradient_that_nobody_asks_for_is_not_computed(monkeypatch):
+def test_an_unneeded_gradient_is_not_computed(monkeypatch):
     x, weight, bias = drawn(CASES[0])
     monkeypatch.setattr(module, "weight_gradient_by_cells", None)
 

@@ -134,7 +134,7 @@ def test_an_untrained_head_finds_the_cells_that_are_the_same(name):
 
 @pytest.mark.sampled(11)
 @pytest.mark.parametrize("name", LEARNED)
-def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path, name):
+def test_a_head_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path, name):
     overrides = [*tiny, f"head={name}", "backbone.size=32", "protocol=semcorr"]
     quick = ["finetune.blocks=0", "data.steps=3", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-3"]
     if name == "consensus_original":
@@ -169,6 +169,6 @@ def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_
         (lambda: MatchToMatch(heads=3), "`head.heads` must be even.*got 3"),
     ],
 )
-def test_options_out_of_range_are_told_their_range(attempt, message):
+def test_options_out_of_range_are_refused_with_their_range(attempt, message):
     with pytest.raises(UserError, match=message):
         attempt()

@@ -218,6 +218,6 @@ def test_a_point_is_read_in_the_cell_that_it_lies_in():
         (lambda: build_decoder(8, window=4), "`head.window` must be odd and positive, got 4"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(attempt, message):
+def test_an_option_out_of_range_is_refused_with_its_range(attempt, message):
     with pytest.raises(UserError, match=message):
         attempt()

@@ -26,7 +26,7 @@ from semcorr.train import train
     ],
     ids=["bottleneck", "aggregation", "aggregation of one", "self", "cross", "upsample"],
 )
-def test_the_published_sizes(head, count):
+def test_heads_have_the_published_sizes(head, count):
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in head().parameters()) == count
 
@@ -48,7 +48,7 @@ def test_the_published_sizes(head, count):
         (lambda: Upsample(8, stages=0), "`head.stages` must be at least 1, got 0"),
     ],
 )
-def test_an_option_out_of_range_is_told_its_range(attempt, message):
+def test_an_option_out_of_range_is_refused_with_its_range(attempt, message):
     with pytest.raises(UserError, match=message):
         attempt()
 

@@ -81,7 +81,7 @@ def slow_similarity(head: GatedLayers, source: Tensor, target: Tensor) -> tuple[
     return torch.tensor(cosines).unflatten(1, target.shape[1:]), chosen
 
 
-def test_it_is_what_plain_loops_compute_pair_by_pair():
+def test_the_similarity_is_what_plain_loops_compute_pair_by_pair():
     """Of enough pairs that gates differ among them."""
     head, source, target = built(), maps(8), maps(8, 3, 4)
 
@@ -194,11 +194,11 @@ def test_in_half_precision_it_chooses_the_same_layers_and_all_is_finite(precisio
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
-def test_its_weights_are_as_many_as_the_page_says():
+def test_the_head_has_as_many_weights_as_the_page_says():
     assert sum(parameter.numel() for parameter in GatedLayers([768] * 4).parameters()) == 394_496
 
 
-def test_it_sees_both_images_and_adds_to_the_loss():
+def test_the_head_sees_both_images_and_adds_to_the_loss():
     assert not isinstance(built(), SiameseHead)
     assert isinstance(built(), PenalisedHead)
 
@@ -213,7 +213,7 @@ def test_bad_options_are_refused(options, message):
 
 
 @pytest.mark.integration
-def test_it_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path):
+def test_the_head_trains_and_is_evaluated_through_its_configuration(config, tiny, tmp_path):
     overrides = [*tiny, "head=gated_layers", "backbone.layers=[1,3]", "backbone.size=32", "protocol=semcorr"]
     quick = ["finetune.blocks=0", "data.steps=3", "data.batch_size=2", "trainer.max_epochs=1", "optimizer.lr=1e-2"]
     cfg = config("train", *overrides, *quick)

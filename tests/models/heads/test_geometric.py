@@ -150,7 +150,7 @@ def test_the_regression_is_cnngeos_by_loops():
 
 
 @pytest.mark.parametrize(("transform", "last"), [("affine", 6), ("tps", 18)])
-def test_it_has_the_weights_of_cnngeo(transform, last):
+def test_the_head_has_the_weights_of_cnngeo(transform, last):
     """225 cells of a 15 x 15 map to 128 channels of 9 x 9, to 64 of 5 x 5; norms as many numbers as batch norms."""
     convolutions = 225 * 49 * 128 + 128 + 128 * 25 * 64 + 64 + 2 * 128 + 2 * 64
 
@@ -175,7 +175,7 @@ def test_maps_are_resampled_as_pictures_are():
 # -- similarity --
 
 
-def test_read_outs_find_a_place_between_cells():
+def test_readouts_find_a_place_between_cells():
     places = 4 + torch.rand(1, 20, 2) * 8
 
     similarity = place_similarity(places, 17, 17)
@@ -256,7 +256,7 @@ def test_gradients_of_features_are_those_of_finite_differences(transform):
 
 
 @pytest.mark.slow
-def test_it_learns_the_warps_of_a_map_without_keypoints():
+def test_the_head_learns_the_warps_of_a_map_without_keypoints():
     """Pairs of a smooth map and what an affine map shows of it: the error falls to a fraction."""
     torch.manual_seed(0)
     head = Geometric(cells=11)
@@ -281,7 +281,7 @@ def test_it_learns_the_warps_of_a_map_without_keypoints():
     assert error < 0.5 * moved
 
 
-def test_options_out_of_range_are_told_their_range():
+def test_options_out_of_range_are_refused_with_their_range():
     with pytest.raises(UserError, match=r"`head\.cells` must be between 11 and 60, got 10"):
         Geometric(cells=10)
     with pytest.raises(UserError, match=r"`head\.transform` must be .*affine.*tps"):

@@ -181,7 +181,7 @@ def test_averaged_maps_change_the_cosines_smoothly_on_the_whole_grid(h, w):
         ({"cells": 0}, "`head.cells` must be at least 1, got 0"),
     ],
 )
-def test_options_out_of_range_are_told_their_range(options, message):
+def test_options_out_of_range_are_refused_with_their_range(options, message):
     with pytest.raises(UserError) as error:
         GromovWasserstein(**options)
 

@@ -187,6 +187,6 @@ def test_one_scale_and_one_cell_are_enough():
         ({"sharing": "all"}, "`head.sharing` must be one of psi, iso, full, got 'all'"),
     ],
 )
-def test_options_out_of_range_are_told_their_range(options, message):
+def test_options_out_of_range_are_refused_with_their_range(options, message):
     with pytest.raises(UserError, match=message):
         HoughMatching(CHANNELS, **options)

@@ -95,7 +95,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 @pytest.mark.slow
-def test_it_learns_shifts_that_one_step_cannot_reach():
+def test_the_head_learns_shifts_that_one_step_cannot_reach():
     """Of up to three cells, by windows that reach one: three steps find what one step does not."""
 
     def train(steps: int) -> float:
@@ -121,7 +121,7 @@ def test_it_learns_shifts_that_one_step_cannot_reach():
     assert three < 0.6
 
 
-def test_options_out_of_range_are_told_their_range():
+def test_options_out_of_range_are_refused_with_their_range():
     with pytest.raises(UserError, match=r"`head\.window` must be odd, between 1 and 31, got 8"):
         LocalAffine(window=8)
     with pytest.raises(UserError, match=r"`head\.steps` must be"):

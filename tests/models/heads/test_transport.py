@@ -225,14 +225,14 @@ def test_a_target_cell_that_everybody_prefers_is_left_to_the_one_that_needs_it()
         ({"iterations": 0}, "`head.iterations` must be between 1 and 10000, got 0"),
     ],
 )
-def test_options_out_of_range_are_told_their_range(options, message):
+def test_options_out_of_range_are_refused_with_their_range(options, message):
     with pytest.raises(UserError) as error:
         Transport(**options)
 
     assert message in str(error.value)
 
 
-def test_it_has_no_weights_and_lets_gradients_through_to_the_features():
+def test_transport_has_no_weights_and_passes_gradients_to_the_features():
     head, source, target = built("transport"), maps(), maps()
     for one in (source, target):
         one.values.requires_grad_()

@@ -39,7 +39,7 @@ def test_a_lattice_as_fine_as_the_cells_is_all_cells():
     assert pairs.lattice(2)[0].tolist() == [[7.5, 7.5], [23.5, 7.5], [7.5, 23.5], [23.5, 23.5]]
 
 
-def test_pairs_that_match_perfectly_and_strangers_of_no_likeness_have_the_lowest_loss():
+def test_perfect_positive_pairs_and_unlike_negative_pairs_have_the_lowest_loss():
     """Of four cells with directions of their own; the strangers' are orthogonal to all of them: any cell is as good."""
     cells = torch.eye(8).reshape(2, 4, 8).mT.reshape(2, 8, 2, 2)
     maps = FeatureMap(cells, SIDE / 2)
@@ -50,6 +50,6 @@ def test_pairs_that_match_perfectly_and_strangers_of_no_likeness_have_the_lowest
     assert loss.item() == pytest.approx(1 / 4 - 1)
 
 
-def test_one_pair_has_no_stranger():
+def test_a_step_of_one_pair_has_no_negative_pair():
     with pytest.raises(UserError, match=r"this step has one. Give data.batch_size=2 or more"):
         ImageLevel()(step_of(made_pairs(1)[0]))

@@ -181,7 +181,7 @@ def test_no_size_follows_from_values(make):
 # -- several together, and odd ones --
 
 
-def test_together_is_the_weighted_sum():
+def test_losses_together_are_the_weighted_sum():
     step, _ = made_step(torch.tensor([[True, True, False]]))
     parts = {
         "one": gaussian_cross_entropy,
@@ -228,7 +228,7 @@ def test_together_is_the_weighted_sum():
         ),
     ],
 )
-def test_an_odd_loss_is_told_what_is_allowed(attempt, message):
+def test_an_odd_loss_is_refused_with_what_is_allowed(attempt, message):
     with pytest.raises(UserError) as error:
         attempt()
 

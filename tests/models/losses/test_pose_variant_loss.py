@@ -168,7 +168,7 @@ def test_a_mirrored_pair_costs_what_the_pair_does_where_features_are_mirrored_wi
         torch.testing.assert_close(found, expected)
 
 
-def test_a_head_that_sees_both_images_is_asked_the_same():
+def test_a_head_that_sees_both_images_gets_the_same_queries():
     views = [made_view(str(i), seen) for i, seen in enumerate(("11111", "11010", "00101"))]
     for batch in (default_collate([made_pair(*views[:2], PAPER)]), made_images(views, PAPER)):
         whole, cosine = (

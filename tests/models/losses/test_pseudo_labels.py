@@ -107,7 +107,7 @@ def test_matches_count_by_confidence_box_and_return():
     assert sum(accepted(one_way, cycle=1.0)) < WIDTH  # all are found in one place, which leads back to one
 
 
-def test_nothing_accepted_costs_nothing():
+def test_without_an_accepted_label_the_loss_is_zero():
     pairs, leaves = made_pairs()
 
     loss = PseudoLabels(threshold=1.0, temperature=10.0)(step_of(pairs, teacher=pairs))

@@ -10,7 +10,7 @@ from semcorr.models.losses import GaussianCrossEntropy, LossInputs, gaussian_cro
 from semcorr.models.losses.gaussian_cross_entropy import PredictedTemperature
 
 
-def test_a_learned_temperature_starts_where_it_is_told_and_weight_decay_leaves_it_there():
+def test_a_learned_temperature_starts_at_its_option_and_weight_decay_leaves_it_there():
     step, _ = made_step(torch.ones(1, 3, dtype=torch.bool))
     expected = gaussian_cross_entropy(*step[:3], 0.05)
     for kind in ("scalar", "point"):
