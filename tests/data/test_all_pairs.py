@@ -75,8 +75,8 @@ def test_a_batch_has_the_keypoints_and_pixels_of_the_listed_pairs(data):
             if (source, target) not in listed:
                 continue
             sample = dataset[listed[source, target]]
-            mine = batch.queries[(batch.queries[:, 0] == s) & (batch.queries[:, 2] == t), 1]
-            assert mine.tolist() == sample.shared.nonzero().flatten().tolist()
+            queries = batch.queries[(batch.queries[:, 0] == s) & (batch.queries[:, 2] == t), 1]
+            assert queries.tolist() == sample.shared.nonzero().flatten().tolist()
             for place, end in ((s, sample.source), (t, sample.target)):
                 assert all(
                     torch.equal(column[place], own) for column, own in zip(batch.view[:-1], end[:-1], strict=True)

@@ -145,7 +145,7 @@ def test_small_species_have_no_training_images_and_the_smallest_none_to_validate
 
 @pytest.mark.slow
 def test_no_image_is_in_two_splits(pairs):
-    used = {split: {i for a, b, _ in mine for i in (a, b)} for split, mine in pairs.items()}
+    used = {split: {i for a, b, _ in split_pairs for i in (a, b)} for split, split_pairs in pairs.items()}
     assert not used["train"] & used["val"]
     assert not used["train"] & used["test"]
     for one in ("val", "val_cross_species", "val_cross_family"):
@@ -159,9 +159,9 @@ def test_no_image_is_in_two_splits(pairs):
 
 
 def test_every_pair_shares_three_keypoints_and_comes_once_in_one_direction(pairs, by_id):
-    for mine in pairs.values():
-        assert min(mutual(by_id[a], by_id[b]) for a, b, _ in mine) >= 3
-        assert len({frozenset((a, b)) for a, b, _ in mine}) == len(mine)
+    for split_pairs in pairs.values():
+        assert min(mutual(by_id[a], by_id[b]) for a, b, _ in split_pairs) >= 3
+        assert len({frozenset((a, b)) for a, b, _ in split_pairs}) == len(split_pairs)
 
 
 def test_labels_say_what_the_two_images_have_in_common(pairs, by_id):

@@ -268,10 +268,10 @@ def test_the_momentum_may_reach_its_end_before_the_training_does():
 @pytest.mark.parametrize("head", ["bottleneck", "cats"])
 def test_a_run_learns_from_mined_matches_beside_its_keypoints(config, tiny, tmp_path, monkeypatch, head):
     """Whichever head, by one choice; the matches of each step are on the objects of its pairs."""
-    mined, mine = [], MinedMatches.mine
+    mined, original = [], MinedMatches.mine
 
     def noted(loss: MinedMatches, step: LossInputs):
-        found = mine(loss, step)
+        found = original(loss, step)
         mined.append((*found, step.teacher.masks[0]))
         return found
 

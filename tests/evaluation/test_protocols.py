@@ -120,10 +120,10 @@ def test_protocols_side_by_side_give_what_each_gives_alone(tmp_path, resize):
 
     for protocol in protocol_list(None, resize):
         alone, _ = run(tmp_path, [protocol])
-        mine = together.result.tables["predictions"].filter(
+        rows = together.result.tables["predictions"].filter(
             pc.equal(together.result.tables["predictions"]["protocol"], protocol.name)
         )
-        assert mine.equals(alone.result.tables["predictions"])
+        assert rows.equals(alone.result.tables["predictions"])
         assert together.result.scores["protocols"][protocol.name].popitem()[1]["pck"] == alone.result.scores["pck"]
 
 

@@ -60,7 +60,7 @@ def test_the_ap10k_fixture_reads_as_official_coco():
     assert animals[37516].box == (66, 192, 1158, 704)
     assert animals[37516].bits.bit_count() == 16
     images, names = read_images(root, file, "data", "xywh")
-    assert {name: len(mine) for name, mine in images.items()} == {"jaguar": 1, "antelope": 1}
+    assert {name: len(records) for name, records in images.items()} == {"jaguar": 1, "antelope": 1}
     assert names["antelope"][0] == "left_eye"
 
 

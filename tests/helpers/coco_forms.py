@@ -52,8 +52,8 @@ def list_scored(records: dict[str, list[ImageRecord]]) -> list[tuple]:
     """What is scored, of each record, whatever images and categories are called."""
     return [
         (one.path.name, one.size, one.keypoints.tolist(), one.visible.tolist(), one.box)
-        for mine in records.values()
-        for one in mine
+        for of_category in records.values()
+        for one in of_category
     ]
 
 

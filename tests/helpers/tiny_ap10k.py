@@ -71,11 +71,11 @@ def write_ap10k(root: Path, usual: int = USUAL, order: int = 0, pictures: bool =
         if kind == "jpg":
             shutil.copy(first, root / "data" / name)
             continue
-        mine = {image["id"] for image in images if parts[image["id"] % 3] == name}
+        ids = {image["id"] for image in images if parts[image["id"] % 3] == name}
         content = {
             "info": {}, "licenses": [], "categories": categories,
-            "images": [image for image in images if image["id"] in mine],
-            "annotations": [a for a in annotations if a["image_id"] in mine],
+            "images": [image for image in images if image["id"] in ids],
+            "annotations": [a for a in annotations if a["image_id"] in ids],
         }  # fmt: skip
         dump(root / "annotations" / f"ap10k-{name}-split1.json", content)
     first.unlink()

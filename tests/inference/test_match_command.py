@@ -150,19 +150,23 @@ def test_what_is_in_the_folder_already_stays(typed, tmp_path):
 
 
 def test_a_picture_that_is_read_is_not_written_over(typed, folder, tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
+    picture_folder = tmp_path / "mine"
+    picture_folder.mkdir()
     for name in ("a", "b", "b_warped"):
         with Image.open(folder / "a.jpg") as image:
-            image.save(mine / f"{name}.png")
-    (tmp_path / "link").symlink_to(mine)
-    before = {path: path.read_bytes() for path in mine.iterdir()}
+            image.save(picture_folder / f"{name}.png")
+    (tmp_path / "link").symlink_to(picture_folder)
+    before = {path: path.read_bytes() for path in picture_folder.iterdir()}
 
-    for line in (f"{mine}/a.png {mine}/b.png", f"{mine}/b_warped.png {mine}/b.png --dense", f"b.jpg {mine}"):
+    for line in (
+        f"{picture_folder}/a.png {picture_folder}/b.png",
+        f"{picture_folder}/b_warped.png {picture_folder}/b.png --dense",
+        f"b.jpg {picture_folder}",
+    ):
         code, output = typed(line, "--out", str(tmp_path / "link"), "--model", "nothing")  # before a model is loaded
         assert code == 2
         assert "is one of the pictures that are read" in " ".join(output.split())
-    assert {path: path.read_bytes() for path in mine.iterdir()} == before
+    assert {path: path.read_bytes() for path in picture_folder.iterdir()} == before
 
 
 def test_a_warp_and_a_sheet_of_the_same_name_are_written_apart(typed, folder, tmp_path):

@@ -40,9 +40,9 @@ def test_the_sensitivity_of_a_category_is_that_of_a_loop_over_its_pairs(tmp_path
                 for step in range(5):
                     shares = []
                     for p, name in enumerate(rows.pairs):
-                        mine = (rows.pair == p) & (rows.ambiguous == geo)
-                        if rows.categories[rows.category[p]] == row[1] and p % 3 == step and mine.any():
-                            shares.append((rows.error[mine] <= alpha).mean())
+                        selected = (rows.pair == p) & (rows.ambiguous == geo)
+                        if rows.categories[rows.category[p]] == row[1] and p % 3 == step and selected.any():
+                            shares.append((rows.error[selected] <= alpha).mean())
                         assert pairs[name].details["azimuth_difference"] == p % 3
                     means += [sum(shares) / len(shares)] if shares else []
                 wanted.append(100 * (max(means) - min(means)) / max(means))

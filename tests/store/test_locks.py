@@ -22,39 +22,39 @@ def two(tmp_path: Path) -> tuple[FeatureStore, FeatureStore]:
 
 
 def test_a_chunk_is_claimed_when_it_is_asked_for_and_not_before(two):
-    mine, other = two
-    claims = mine.claims([["a"], ["b"]])
+    first, other = two
+    claims = first.claims([["a"], ["b"]])
     assert next(claims) == ["a"]
 
     assert next(other.claims([["b"]])) == ["b"]
 
 
 def test_of_a_chunk_only_what_is_missing_is_to_be_computed(two):
-    mine, _ = two
-    put(mine, ["0a", "0c"])
+    first, _ = two
+    put(first, ["0a", "0c"])
 
     assert list(two[1].claims([["0a", "0b", "0c", "0b", "0d"], ["0a"]])) == [["0b", "0d"]]
 
 
 def test_an_entry_stored_before_the_lock_is_taken_is_not_computed_again(two, monkeypatch):
-    mine, other = two
-    take = mine._claims.take
+    first, other = two
+    take = first._claims.take
 
     def late(entries: Sequence[str]) -> bool:
         put(other, ["0b"])
         return take(entries)
 
-    monkeypatch.setattr(mine._claims, "take", late)
-    assert list(mine.claims([["0a", "0b"]])) == [["0a"]]
-    assert left(mine.root) == ["0a.lock"]
-    mine.release(["0a"])
-    monkeypatch.setattr(mine._claims, "take", take)
-    assert list(mine.claims([["0b"]])) == []
+    monkeypatch.setattr(first._claims, "take", late)
+    assert list(first.claims([["0a", "0b"]])) == [["0a"]]
+    assert left(first.root) == ["0a.lock"]
+    first.release(["0a"])
+    monkeypatch.setattr(first._claims, "take", take)
+    assert list(first.claims([["0b"]])) == []
 
 
 def test_a_chunk_is_claimed_as_a_whole_or_not_at_all(two, tmp_path):
-    mine, other = two
-    assert next(mine.claims([["0b"]])) == ["0b"]
+    first, other = two
+    assert next(first.claims([["0b"]])) == ["0b"]
     walk = other.claims([["0a", "0b"], ["0c"]])
     assert next(walk) == ["0c"]  # the first is put off
 
@@ -63,8 +63,8 @@ def test_a_chunk_is_claimed_as_a_whole_or_not_at_all(two, tmp_path):
 
 def test_a_lock_that_came_too_late_leaves_no_file(two, tmp_path, monkeypatch):
     """One entry of a chunk was stored while another is still being computed."""
-    mine, other = two
-    assert next(mine.claims([["0b"]])) == ["0b"]
+    first, other = two
+    assert next(first.claims([["0b"]])) == ["0b"]
     take = other._claims.take
 
     def late(entries: Sequence[str]) -> bool:
@@ -77,11 +77,11 @@ def test_a_lock_that_came_too_late_leaves_no_file(two, tmp_path, monkeypatch):
 
 
 def test_a_store_computes_what_another_process_could_not_store(two):
-    mine, other = two
-    claimed = next(mine.claims([["0a"]]))
+    first, other = two
+    claimed = next(first.claims([["0a"]]))
     walk = other.claims([["0a"], ["0b"]])
     put(other, next(walk))
-    mine.release(claimed)  # nothing was put
+    first.release(claimed)  # nothing was put
 
     assert list(walk) == [["0a"]]
 
@@ -107,8 +107,8 @@ def test_a_store_waits_for_what_another_process_is_computing(tmp_path):
 
 def test_no_process_waits_while_another_may_wait_for_it(two, monkeypatch):
     """Each asks ahead, holding a chunk that the other needs. Both would wait for ever."""
-    mine, other = two
-    walks = [mine.claims([["0a"], ["0b"]]), other.claims([["0b"], ["0a"]])]
+    first, other = two
+    walks = [first.claims([["0a"], ["0b"]]), other.claims([["0b"], ["0a"]])]
     assert [next(walk) for walk in walks] == [["0a"], ["0b"]]
 
     monkeypatch.setattr("semcorr.store.feature_store.time.sleep", lambda seconds: pytest.fail("it waits"))
@@ -116,32 +116,32 @@ def test_no_process_waits_while_another_may_wait_for_it(two, monkeypatch):
 
 
 def test_what_this_process_holds_or_has_put_is_not_given_to_it_again(two):
-    mine, _ = two
-    walk = mine.claims([["0a", "0b"], ["0b", "0c"]])
+    first, _ = two
+    walk = first.claims([["0a", "0b"], ["0b", "0c"]])
     assert [next(walk), next(walk)] == [["0a", "0b"], ["0c"]]
-    assert list(mine.claims([["0a", "0c"]])) == []
-    put(mine, ["0a", "0b", "0c"])
-    (mine.folder / "0a.safetensors").unlink()  # evicted by another process
-    assert list(mine.claims([["0a", "0c"]])) == []
+    assert list(first.claims([["0a", "0c"]])) == []
+    put(first, ["0a", "0b", "0c"])
+    (first.folder / "0a.safetensors").unlink()  # evicted by another process
+    assert list(first.claims([["0a", "0c"]])) == []
 
 
 def test_what_could_not_be_stored_is_not_given_to_the_same_process_again(two, monkeypatch):
-    mine, other = two
+    first, other = two
     with monkeypatch.context() as patch:
         patch.setattr(feature_store, "write_packed", full)
-        for chunk in mine.claims([["0a"], ["0b"]]):
-            assert [mine.put(entry, features(entry), entry) for entry in chunk] == [False]
-            mine.release(chunk)
-    assert list(mine.claims([["0a", "0b"]])) == []
+        for chunk in first.claims([["0a"], ["0b"]]):
+            assert [first.put(entry, features(entry), entry) for entry in chunk] == [False]
+            first.release(chunk)
+    assert list(first.claims([["0a", "0b"]])) == []
 
     assert list(other.claims([["0a", "0b"]])) == [["0a", "0b"]]
 
 
 def test_a_disk_with_no_room_for_a_lock_blocks_no_process(two, monkeypatch):
-    mine, _ = two
-    monkeypatch.setattr(mine._claims, "take", full)
-    assert list(mine.claims([["0a"], ["0b"]])) == [["0a"], ["0b"]]
-    mine.release(["0a", "0b"])
+    first, _ = two
+    monkeypatch.setattr(first._claims, "take", full)
+    assert list(first.claims([["0a"], ["0b"]])) == [["0a"], ["0b"]]
+    first.release(["0a", "0b"])
 
 
 def full(*_: object) -> None:
@@ -149,18 +149,18 @@ def full(*_: object) -> None:
 
 
 def test_released_locks_leave_no_files(two):
-    mine, _ = two
-    put(mine, next(mine.claims([["0a", "0b"]])))
-    mine.release(["0a", "never claimed"])
+    first, _ = two
+    put(first, next(first.claims([["0a", "0b"]])))
+    first.release(["0a", "never claimed"])
 
-    assert left(mine.root) == []
+    assert left(first.root) == []
 
 
 def test_a_chunk_that_is_not_had_leaves_no_files(two):
-    mine, other = two
-    assert next(mine.claims([["0b"]])) == ["0b"]
+    first, other = two
+    assert next(first.claims([["0b"]])) == ["0b"]
     assert not other._claims.take(["0a", "0b", "0c"])
-    assert left(mine.root) == ["0b.lock"]
+    assert left(first.root) == ["0b.lock"]
 
 
 def test_a_store_that_ends_while_it_computes_leaves_no_files(tmp_path):

@@ -30,11 +30,11 @@ def test_a_tree_from_the_network_is_whole_and_nothing_lies_beside_it(prepare, se
 
 
 def test_files_of_the_users_are_used_and_stay(prepare, server, root, tmp_path):
-    mine = given(tmp_path / "mine", *ARCHIVES)
-    prepare(given=mine)
+    archives = given(tmp_path / "mine", *ARCHIVES)
+    prepare(given=archives)
 
     assert set(listing(root)) == TREE
-    assert [path.read_bytes() for path in mine] == list(ARCHIVES.values())
+    assert [path.read_bytes() for path in archives] == list(ARCHIVES.values())
     assert server.requests == []
 
 
@@ -48,9 +48,9 @@ def test_what_is_about_to_happen_is_reported_before_anything_is_downloaded(prepa
 
 
 def test_the_only_archive_may_have_any_name(prepare, server, root, tmp_path):
-    [mine] = given(tmp_path / "mine", "bench.tar.gz")
-    mine = mine.rename(tmp_path / "mine" / "downloaded (1)")
-    prepare(given=[mine], archives=(ArchiveInfo("bench.tar.gz", server.url("bench.tar.gz")),))
+    [archive] = given(tmp_path / "mine", "bench.tar.gz")
+    archive = archive.rename(tmp_path / "mine" / "downloaded (1)")
+    prepare(given=[archive], archives=(ArchiveInfo("bench.tar.gz", server.url("bench.tar.gz")),))
 
     assert set(listing(root)) == TREE - {"pairs.csv"}
 

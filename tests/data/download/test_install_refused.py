@@ -136,12 +136,12 @@ def test_a_bad_download_is_fetched_again_by_the_next_run(prepare, server, root, 
 
 @pytest.mark.parametrize("mistake", [damaged, wrong_sum])
 def test_a_bad_file_of_the_users_is_not_deleted(prepare, server, root, tmp_path, mistake):
-    mine = given(tmp_path / "mine", "bench.tar.gz")
+    archives = given(tmp_path / "mine", "bench.tar.gz")
     changes = mistake(server)
-    mine[0].write_bytes(server.files["bench.tar.gz"])
+    archives[0].write_bytes(server.files["bench.tar.gz"])
 
-    assert f"Get it again from {server.url('bench.tar.gz')}" in catch_message(prepare, given=mine, **changes)
-    assert mine[0].read_bytes() == server.files["bench.tar.gz"]
+    assert f"Get it again from {server.url('bench.tar.gz')}" in catch_message(prepare, given=archives, **changes)
+    assert archives[0].read_bytes() == server.files["bench.tar.gz"]
 
 
 def test_an_unreadable_tree_is_reported_by_the_name_it_would_have_had(prepare, root, tmp_path):
