@@ -9,7 +9,7 @@ from repository import ROOT
 sys.path.append(str(ROOT / "scripts"))
 import check_published
 from check_published import check_json, check_page, check_repository, check_text, main
-from published_claims import GEO, geo, line
+from published_claims import GEO, geo_figures, line
 from published_tables import LITERATURE, UNIFIED_HEADERS, read_captioned_tables, read_unified_tables
 
 PAPERS = ROOT.parent / "shared" / "papers"
@@ -31,7 +31,10 @@ TEXT = """\
 #   dift      1.1 / 2.2 / 3.3
 #   ours      4.4 / 5.5 / 6.6   7.7 / 8.8 / 9.9
 """
-CLAIMS = [line("dift", geo("3", "DIFT")), line("ours", geo("3", "Ours"), geo("3", "Ours", "AP-10K-I.S."))]
+CLAIMS = [
+    line("dift", geo_figures("3", "DIFT")),
+    line("ours", geo_figures("3", "Ours"), geo_figures("3", "Ours", "AP-10K-I.S.")),
+]
 
 
 def find_wrong(text: str = TEXT, paper: str = PAPER) -> list[tuple[str, str | None]]:
@@ -98,7 +101,7 @@ def test_a_row_without_its_columns_or_with_a_twin_is_refused():
 def test_the_columns_of_a_page_are_compared():
     papers = {GEO: read_captioned_tables(PAPER)}
     page = "PCK@0.1\n\n| table | published |\n|---|---|\n| 3 | ours 6.6 |\n\n| other | 1.2 |\n"
-    claims = {"3": line("ours", geo("3", "Ours", alphas=("0.1",)))}
+    claims = {"3": line("ours", geo_figures("3", "Ours", alphas=("0.1",)))}
 
     assert [check.problem for check in check_page(page, papers, claims)] == [None]
     assert len([1 for check in check_page(page.replace("6.6", "6.7"), papers, claims) if check.problem]) == 1
