@@ -47,7 +47,7 @@ class Here(Launcher):
 
     config: DictConfig
     hydra_context: HydraContext
-    elsewhere = ""  # sentence about jobs that outlive an interrupted sweep
+    remote_note = ""  # sentence about jobs that outlive an interrupted sweep
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Receive the context, the task and the configuration from Hydra.
@@ -70,7 +70,7 @@ class Here(Launcher):
         print_line(f"Checking {len(job_overrides)} job{'s'[: len(job_overrides) != 1]}")
         configs = self.compose(job_overrides)
         jobs, config = self.plan(configs, initial_job_idx), OmegaConf.to_yaml(self.config)
-        outcomes = run_jobs(distinct_jobs(jobs), self.folder_of_jobs, self.map_jobs, self.elsewhere, config)
+        outcomes = run_jobs(distinct_jobs(jobs), self.folder_of_jobs, self.map_jobs, self.remote_note, config)
         return [_job_return(outcome) for outcome in self.record(jobs, outcomes)]
 
     def compose(self, job_overrides: Sequence[Sequence[str]]) -> "list[tuple[list[str], DictConfig]]":
@@ -176,7 +176,7 @@ class Slurm(Here):
             require(f"hydra.launcher.{key}", options[key], Whole | None)
         self.folder, self.cluster, self.options = folder, cluster, options
         if cluster == "slurm":
-            self.elsewhere = "Those that SLURM has go on by themselves (scancel ends them). "
+            self.remote_note = "Those that SLURM has go on by themselves (scancel ends them). "
 
     def map_jobs(self, function: "RunJob", jobs: "Sequence[SweepJob]") -> "Iterator[JobOutcome]":
         """Yield outcomes in the order of the jobs."""

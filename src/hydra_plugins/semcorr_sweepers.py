@@ -96,7 +96,7 @@ class Optuna(Sweeper):
             write_text(search.folder / MULTIRUN, OmegaConf.to_yaml(self.config), "run_dir")
             warn_of_test_split(configs[0])
             search.announce(self.sampler, space)
-            with advise_on_interrupt(lambda: search.advise(self.launcher.elsewhere)):
+            with advise_on_interrupt(lambda: search.advise(self.launcher.remote_note)):
                 self.run_trials(search, overrides, space)
         search.print_best()
 

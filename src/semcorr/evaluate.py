@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from semcorr.cli.hydra_app import hydra_main
-from semcorr.core.files import ROOM, require_writable
+from semcorr.core.files import MIN_FREE_BYTES, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.text_files import JsonObject
 
@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     from semcorr.engine.trainer_options import check_processes
 
     check_processes(cfg.trainer)
-    require_writable(Path(cfg.run_dir), "run_dir", ROOM)
+    require_writable(Path(cfg.run_dir), "run_dir", MIN_FREE_BYTES)
     refuse_to_replace(Path(cfg.run_dir))
     refuse_other_run(Path(cfg.run_dir), cfg)
     refuse_foreign_files(Path(cfg.run_dir), cfg)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from semcorr.cli.hydra_app import hydra_main
-from semcorr.core.files import ROOM, require_writable
+from semcorr.core.files import MIN_FREE_BYTES, require_writable
 from semcorr.core.interrupt import advise_on_interrupt
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonObject
@@ -56,7 +56,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
 
     run_dir = Path(cfg.run_dir)
     check_processes(cfg.trainer)
-    require_writable(run_dir, "run_dir", ROOM)
+    require_writable(run_dir, "run_dir", MIN_FREE_BYTES)
     require_new_run_dir(run_dir, cfg.checkpoint)
     if cfg.checkpoint is None:
         refuse_other_run(run_dir, cfg)

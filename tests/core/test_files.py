@@ -72,7 +72,7 @@ def test_unfinished_files_go_with_their_process_or_after_a_day(tmp_path: Path) -
 
     assert remove_parts(tmp_path) == [dead]
 
-    old = time.time() - files.UNTOUCHED - 1
+    old = time.time() - files.ABANDONED_SECONDS - 1
     for path in (ours, other):  # ours are features of a training of days, perhaps
         os.utime(path, (old, old))
     assert remove_parts(tmp_path) == [other]

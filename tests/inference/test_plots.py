@@ -12,7 +12,7 @@ from semcorr.data.pictures import Picture, load_picture
 from semcorr.inference.dense import smooth_flow
 from semcorr.inference.displayed import displayed_size
 from semcorr.inference.encoded import EncodedPicture, Flow, place_picture
-from semcorr.inference.plots import FADED, GAP, plot_features, plot_similarity, plot_warp
+from semcorr.inference.plots import FADED_CONTRAST, GAP, plot_features, plot_similarity, plot_warp
 from semcorr.match import MatchOptions, draw_outputs
 from semcorr.visualization.canvas import POINT_COLOURS, draw_colour_bar
 
@@ -51,7 +51,9 @@ def test_a_warp_shows_the_source_where_the_flow_from_the_target_leads():
     x, y = (np.round((at + 0.5) * n / m + off - 0.5).astype(int) for at, n, m, off in
             ((columns, b.size[0], width, 20), (rows, b.size[1], height, 10)))  # fmt: skip
     assert np.corrcoef(middle[:, width // 2 + border :].ravel(), np.asarray(a.image)[y, x].ravel())[0, 1] > 0.9
-    grey = np.asarray(b.image.resize((width, height)).convert("L")).astype(float) * FADED + 255 * (1 - FADED)
+    grey = np.asarray(b.image.resize((width, height)).convert("L")).astype(float) * FADED_CONTRAST + 255 * (
+        1 - FADED_CONTRAST
+    )
     faded = slice(0, width // 2 - border)
     assert np.abs(middle[:, faded] - grey[:, faded, None]).max() <= 1
 

@@ -333,7 +333,7 @@ def test_a_map_that_comes_again_is_read_as_often():
 @torch.no_grad()
 def test_several_targets_are_matched_as_each_alone(monkeypatch, values, joined):
     """Similarities are read out together or not; one target has another grid, and one has no points."""
-    monkeypatch.setattr(batched, "JOINED", joined)
+    monkeypatch.setattr(batched, "JOINED_VALUES", joined)
     first, second, third = build_maps(3, torch.channels_last)
     other = FeatureMap(torch.randn(1, first.values.shape[1], 5, 3), 8)
     queries = [

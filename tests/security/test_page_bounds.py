@@ -17,7 +17,7 @@ from semcorr.app import render as pictures
 from semcorr.app import session
 from semcorr.app.bounded import BoundedCache
 from semcorr.app.folder import evict_files, make_private_folder, remove_abandoned
-from semcorr.app.inference import KEPT_BYTES, LoadedModel, match_session, session_to_dict
+from semcorr.app.inference import MAX_ENCODED_BYTES, LoadedModel, match_session, session_to_dict
 from semcorr.app.session import PIXELS, POINTS, Session, reduce_picture, session_bytes
 from semcorr.core.errors import UserError
 from semcorr.data.pictures import Picture, load_picture
@@ -104,7 +104,7 @@ def test_features_are_bounded_by_their_bytes():
         image = Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8))
         models.encode(matcher, Picture(image, image.size, str(i)))
     assert len(models.known) == 16
-    assert 0 < models.known.bytes() <= KEPT_BYTES
+    assert 0 < models.known.bytes() <= MAX_ENCODED_BYTES
     one = models.known.bytes() // 16
     models.known.size = 4 * one
     image = Image.new("RGB", (32, 32), "red")

@@ -30,7 +30,7 @@ from semcorr.matching.readouts import (
 from semcorr.metrics.pck import pck
 
 ALPHAS = (0.05, 0.1, 0.2)
-KEPT, KEPT_BYTES = 16, 256 * MIB  # most pictures whose features are cached, and their most bytes
+MAX_ENCODED, MAX_ENCODED_BYTES = 16, 256 * MIB  # most pictures whose features are cached, and their most bytes
 Box = tuple[float, float, float, float]
 IMAGE, BOX = "image", "box"
 
@@ -46,7 +46,9 @@ class LoadedModel:
         self.device, self.lock = device, RLock()
         self._model: str | None = None
         self._matcher: Matcher | None = None
-        self.known: BoundedCache[int, tuple[Image.Image, EncodedPicture]] = BoundedCache(KEPT, KEPT_BYTES, _entry_bytes)
+        self.known: BoundedCache[int, tuple[Image.Image, EncodedPicture]] = BoundedCache(
+            MAX_ENCODED, MAX_ENCODED_BYTES, _entry_bytes
+        )
 
     def matcher(self, model: str) -> Matcher:
         """Return the matcher of a model, which is loaded if it is not the one in memory.

@@ -15,7 +15,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.models.heads.conv4d import conv4d as ours
 
-AGREED = 1e-4  # largest difference, in standard deviations of the result
+MAX_DIFFERENCE = 1e-4  # largest difference, in standard deviations of the result
 PASSES = ("forward", "forward and backward")
 
 
@@ -129,7 +129,7 @@ def results_agree(volume: ConvolvedVolume) -> None:
     small = volume._replace(side=5)
     for result, reference in zip(*(_build_work(small, way)() for way in WAYS), strict=True):
         difference = ((result - reference).abs().max() / reference.std()).item()
-        if difference > AGREED:
+        if difference > MAX_DIFFERENCE:
             raise RuntimeError(f"ours and the loop are {difference:.1e} standard deviations apart")
 
 

@@ -28,7 +28,7 @@ READOUTS = (
 )
 SAME = {"nearest": 0, "soft": 1, "kernel": 2}  # readouts of the naive loops, by the index of ours that is equal
 PASSES = 5  # over all pairs, of which the fastest counts, as of the products that the floor is measured by
-AGREED = 0.999  # share of the points on the same cell
+MIN_AGREEMENT = 0.999  # share of the points on the same cell
 
 
 class MatchingShape(NamedTuple):
@@ -161,7 +161,7 @@ def _agreement(naive: JsonObject, ours: JsonObject, name: str) -> dict[str, floa
         key: (torch.tensor(naive["cells"][key]) - torch.tensor(cells[i])).norm(dim=-1) for key, i in SAME.items()
     }
     share = (distances["nearest"] == 0).float().mean().item()
-    if share < AGREED:
+    if share < MIN_AGREEMENT:
         raise RuntimeError(f"ours and `{name}` find the same cell for {share:.1%} of the points only")
     return {
         "same_cell": share,

@@ -31,7 +31,7 @@ SEVERAL_READOUTS = (
     "kernel_5",
     "kernel_7",
 )
-ALLOWED = 1.3  # times the seconds of one readout
+MAX_RATIO = 1.3  # times the seconds of one readout
 
 
 def benchmark_readouts(run: RunSpec, split: str, tries: int, isolated: bool = True) -> BenchmarkResult:
@@ -103,7 +103,7 @@ def _build_result(
             "seconds in all",
             format_rate(single_seconds["all"]),
             format_rate(several_seconds["all"]),
-            f"{ratio:.2f}, at most {ALLOWED}",
+            f"{ratio:.2f}, at most {MAX_RATIO}",
         ),
         *(
             BenchmarkRow(f"  {stage}", format_rate(single_seconds[stage]), format_rate(several_seconds[stage]))

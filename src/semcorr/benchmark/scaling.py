@@ -18,7 +18,7 @@ from semcorr.benchmark.measurement import Measurement, measure, measure_together
 from semcorr.benchmark.report import BenchmarkResult, BenchmarkRow, format_rate, format_ratio
 from semcorr.benchmark.runs import RunSpec
 from semcorr.benchmark.synthetic_spair import write_spair_counts
-from semcorr.benchmark.train import WARM, run_steps
+from semcorr.benchmark.train import WARMUP_STEPS, run_steps
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 from semcorr.data.loaders import count_cores
@@ -147,9 +147,9 @@ def expected_speedup(processes: int, cores: int) -> int:
 
 
 def _check_shape(shape: ScalingShape) -> None:
-    if shape.images < 2 or shape.tries < 1 or shape.pairs < 1 or shape.steps <= WARM:
+    if shape.images < 2 or shape.tries < 1 or shape.pairs < 1 or shape.steps <= WARMUP_STEPS:
         raise UserError(
-            f"--images must be at least 2, --tries and --pairs at least 1 and --steps more than {WARM}; got "
+            f"--images must be at least 2, --tries and --pairs at least 1 and --steps more than {WARMUP_STEPS}; got "
             f"{shape.images}, {shape.tries}, {shape.pairs} and {shape.steps}"
         )
     for flag, values in (("--size", shape.sizes), ("--processes", shape.processes)):
@@ -188,8 +188,8 @@ def _build_result(
     caption = (
         f"{cores} cores. Evaluation: best of {shape.tries} runs, from files to scores, one thread. Expected: time "
         "grows as images and pairs, memory by the features in single precision. Training: median of "
-        f"{shape.steps - WARM} steps, {shape.pairs} pairs and one thread for each process. Expected: as many times the "
-        "pairs of one process as there are processes, or cores where these are fewer."
+        f"{shape.steps - WARMUP_STEPS} steps, {shape.pairs} pairs and one thread for each process. Expected: as many "
+        "times the pairs of one process as there are processes, or cores where these are fewer."
     )
     content = {
         "ratio": exponent,

@@ -24,7 +24,7 @@ from semcorr.store.encode import ProcessGroup
 from semcorr.store.frozen import FrozenPrefix
 
 SAME = 1e-5  # largest relative difference of the losses of both runs, in single precision
-WARM = 2  # steps that are not timed: loaders start and memory is allocated
+WARMUP_STEPS = 2  # steps that are not timed: loaders start and memory is allocated
 
 
 class TrainingSteps(NamedTuple):
@@ -38,10 +38,10 @@ class TrainingSteps(NamedTuple):
 
 def benchmark_training(run: RunSpec, spec: TrainingSteps, isolated: bool = True) -> BenchmarkResult:
     """Train without and with the cache, and then on all pairs of as many images."""
-    if spec.steps <= WARM or spec.pairs < 1 or spec.blocks < 1:
+    if spec.steps <= WARMUP_STEPS or spec.pairs < 1 or spec.blocks < 1:
         raise UserError(
-            f"--steps must be more than {WARM}, --pairs and --blocks at least 1; got {spec.steps}, {spec.pairs} "
-            f"and {spec.blocks}"
+            f"--steps must be more than {WARMUP_STEPS}, --pairs and --blocks at least 1; got {spec.steps}, "
+            f"{spec.pairs} and {spec.blocks}"
         )
     workers = "null" if spec.workers is None else spec.workers
     run = run.with_overrides(
@@ -130,12 +130,14 @@ def run_steps(run: RunSpec) -> JsonObject:
         module.frozen = frozen
         trainer = build_trainer(cfg, Path(cfg.run_dir), callbacks=[timer])
         trainer.fit(module, datamodule=data)
-        steps = [end - start for start, end in zip(timer.ends[WARM - 1 :], timer.ends[WARM:], strict=False)]
+        steps = [
+            end - start for start, end in zip(timer.ends[WARMUP_STEPS - 1 :], timer.ends[WARMUP_STEPS:], strict=False)
+        ]
         return {
             "step": statistics.median(steps),
             "filling": frozen.seconds,
             "losses": timer.losses,
-            "pairs": statistics.mean(timer.pairs[WARM:]),
+            "pairs": statistics.mean(timer.pairs[WARMUP_STEPS:]),
             "depth": len(module.backbone.blocks),
         }
 
@@ -200,8 +202,9 @@ def _build_result(
         BenchmarkRow("peak memory in MB, all pairs", cached.description, all_pairs.description),
     ]
     caption = (
-        f"{limits.description}. Median of {steps - WARM} steps. Floor: {depth} blocks forward and {spec.blocks} back "
-        f"against {spec.blocks} forward and back, backward as two forwards; of all pairs, steps that cost the same."
+        f"{limits.description}. Median of {steps - WARMUP_STEPS} steps. Floor: {depth} blocks forward and "
+        f"{spec.blocks} back against {spec.blocks} forward and back, backward as two forwards; of all pairs, steps "
+        "that cost the same."
     )
     content = {
         "ratio": ratio,

@@ -25,7 +25,7 @@ from semcorr.engine.known_targets import conf_dir
 
 PLACED = ("data@test",)  # groups that are chosen for another place
 LINE_END = "\n"
-CLOSED = 141  # exit code of a command that writes to a pipe that nobody reads any more
+CLOSED_PIPE = 141  # exit code of a command that writes to a pipe that nobody reads any more
 REPORT_SECONDS = 2.0  # that the first process has to report an error that all processes of a run have
 
 
@@ -100,7 +100,7 @@ def end_program(error: BaseException, name: str, guard: Guard | None = None) -> 
             interrupt.end_children()
         return code
     if _is_closed(error):
-        return CLOSED
+        return CLOSED_PIPE
     if not isinstance(error, Exception):
         return None
     ranks = guard.ranks if guard is not None else None

@@ -23,8 +23,8 @@ from unicodedata import normalize
 from semcorr.core.errors import UserError
 from semcorr.core.interrupt import record_written_file
 
-UNTOUCHED = 24 * 3600.0  # seconds after which an unfinished file has no writer, whichever machine it was on
-ROOM = 1 << 18  # bytes that a run writes, at the least
+ABANDONED_SECONDS = 24 * 3600.0  # after which an unfinished file has no writer, whichever machine it was on
+MIN_FREE_BYTES = 1 << 18  # bytes that a run writes, at the least
 REASONS = {  # errors of the disk, of permissions and of limits, which are no defects of the program
     errno.ENOSPC,
     errno.EDQUOT,
@@ -254,7 +254,7 @@ def _is_abandoned(path: Path) -> bool:
         return False
     if match["host"] == _host_name():
         return not is_alive(int(match["pid"]))
-    return time.time() - path.lstat().st_mtime > UNTOUCHED
+    return time.time() - path.lstat().st_mtime > ABANDONED_SECONDS
 
 
 def is_alive(pid: int) -> bool:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 ROW = 16 * MEGABYTE  # characters of a row of a table, and of a line
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t |]*(\r\n|\r|\n|$)', re.IGNORECASE)  # Excel's, before the header
-LOOKED_AT = 50  # lines in which a header is looked for
+HEADER_LINES = 50  # lines in which a header is looked for
 SAVE = 'Save it as "CSV UTF-8".'
 
 
@@ -154,7 +154,7 @@ def _separator(
 
 def _find_header_line(text: str, columns: Sequence[str], known: dict[str, str], separator: str | None) -> int | None:
     """Find which of the first lines is the header, where it is not the first that is filled."""
-    for number, line in enumerate(text.splitlines()[:LOOKED_AT], 1):
+    for number, line in enumerate(text.splitlines()[:HEADER_LINES], 1):
         for candidate in (separator,) if separator else SEPARATORS:
             if set(columns) <= set(_header(next(csv.reader([line], delimiter=candidate), []), known)):
                 return number

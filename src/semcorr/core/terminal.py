@@ -15,7 +15,7 @@ from rich.text import Text
 from semcorr.core.ranks import is_first_process
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
-NARROWEST = 6  # characters of a word in a table that is too wide for the line
+MIN_WORD_WIDTH = 6  # characters of a word in a table that is too wide for the line
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
 
 
@@ -112,7 +112,7 @@ class Terminal(Console):
         for column in table.columns:
             words = [word for cell in (column.header, *column.cells) for word in str(cell).split()]
             longest = max(map(cell_len, words), default=1)
-            narrowest = longest if column.justify == "right" else min(longest, NARROWEST)
+            narrowest = longest if column.justify == "right" else min(longest, MIN_WORD_WIDTH)
             column.min_width = max(narrowest, column.min_width or 1)
             least += left + column.min_width + right + 1
         table.width = least if least > self.width else table.width

@@ -24,7 +24,7 @@ from semcorr.data.tss import REMEDY, TSS, read_foreground
 from semcorr.data.views import SquareFit
 from semcorr.engine.evaluation_only import EvaluationModule
 from semcorr.matching.batched import match_to_target
-from semcorr.matching.dense import APART, centres_of, interpolate_matches
+from semcorr.matching.dense import MAX_GAP, centres_of, interpolate_matches
 from semcorr.matching.readouts import list_readouts, readout_label
 from semcorr.metrics.dense import (
     ORDER,
@@ -222,7 +222,7 @@ def match_pixels(
         ((torch.arange(n, device=device) + 0.5) * scale + offset) / source.stride - 0.5
         for n, scale, offset in zip(pair.source.size, source_fit.scale, source_fit.offset, strict=True)
     )
-    view = interpolate_matches(matched.unflatten(0, shape), columns, rows, source.stride, APART * target.stride)
+    view = interpolate_matches(matched.unflatten(0, shape), columns, rows, source.stride, MAX_GAP * target.stride)
     scale, offset = (torch.tensor(value, device=device).float() for value in (target_fit.scale, target_fit.offset))
     limit = torch.tensor(pair.target.size, device=device) - 0.5
     return from_view(view.flatten(0, 1), scale, offset).clamp(min=-0.5).minimum(limit).view_as(view)

@@ -16,7 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.types import FeatureMap
 from semcorr.inference.encoded import Flow, PicturePlacement, RoundTrip
 from semcorr.matching.batched import match_to_target
-from semcorr.matching.dense import APART
+from semcorr.matching.dense import MAX_GAP
 from semcorr.matching.readouts import Readout, needs_four_queries
 
 MAX_PIXELS = 2**24  # of a raster
@@ -97,7 +97,7 @@ def transfer_points(
     query_points = torch.cat((points[:, None], to_image(corners, source.stride)), dim=1)
     matches = match_to_target(head, target, [source], [query_points.flatten(0, 1)], [readout])
     direct, four = matches.cells[0].unflatten(0, (-1, 5)).split((1, 4), dim=1)
-    together = ((four - direct).norm(dim=-1) <= APART) | (weights.abs() < 1e-6)
+    together = ((four - direct).norm(dim=-1) <= MAX_GAP) | (weights.abs() < 1e-6)
     interpolated = (four * weights[..., None]).sum(1)
     cells = torch.where(together.all(-1, keepdim=True), interpolated, direct[:, 0])
     return to_image(cells, matches.stride), matches.score.unflatten(0, (-1, 5))[:, 0]

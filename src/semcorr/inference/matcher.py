@@ -42,7 +42,7 @@ from semcorr.inference.encoder import Encoder, identify_encoder
 from semcorr.inference.load import resolve_device, restore_model
 from semcorr.inference.matches import Match
 from semcorr.matching.batched import cell_stride, match_to_target, query_similarities, transform_features
-from semcorr.matching.dense import APART, centres_of, interpolate_matches, sample_bilinear
+from semcorr.matching.dense import MAX_GAP, centres_of, interpolate_matches, sample_bilinear
 from semcorr.matching.readouts import argmax, list_readouts
 
 REMEDY = "Check the weights; in half precision, try precision=32"
@@ -270,7 +270,7 @@ class Matcher:
         shape, cells = source_map.values.shape[-2:], source.placement.cells(x, y, source_map.stride)
         confidence = (matches.scores * matches.consistent).clamp(0, 1).unflatten(0, shape)[..., None]
         view = interpolate_matches(
-            matches.points.unflatten(0, shape).cpu(), *cells, source_map.stride, APART * target_map.stride
+            matches.points.unflatten(0, shape).cpu(), *cells, source_map.stride, MAX_GAP * target_map.stride
         )
         flow = target.placement.from_view(view.flatten(0, 1)).view_as(view)
         flow -= torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

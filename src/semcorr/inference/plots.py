@@ -42,9 +42,9 @@ if TYPE_CHECKING:  # a match draws itself by this module
 GAP = 12  # between pictures
 LEGEND = 32  # height of the legend
 LINES = 12  # number of points up to which lines connect the pictures
-FADED = 0.25  # contrast of the grey target where the warp is not reliable
+FADED_CONTRAST = 0.25  # contrast of the grey target where the warp is not reliable
 SIDE = 2  # of the square to which a picture is scaled for `to_unit`
-SURE = 0.2  # confidence from which the warp is opaque
+OPAQUE_CONFIDENCE = 0.2  # confidence from which the warp is opaque
 
 
 def plot_matches(a: Picture, b: Picture, match: "Match", colours: Sequence[Colour] | None = None) -> Image.Image:
@@ -169,9 +169,9 @@ def plot_warp(a: Picture, b: Picture, flow: Flow) -> Image.Image:
     source = left if a.image.width > left.width else a.image  # reduced, or a large picture's warp is grainy
     colours = torch.from_numpy(np.array(source)).permute(2, 0, 1)[None].float()
     warped = grid_sample(colours, unit[None], align_corners=False, padding_mode="border")[0]
-    opacity = (smooth.confidence / SURE).clamp(0, 1)
+    opacity = (smooth.confidence / OPAQUE_CONFIDENCE).clamp(0, 1)
     grey = torch.from_numpy(np.array(b.image.resize(size).convert("L"))).float()
-    warped = torch.lerp((grey * FADED + 255 * (1 - FADED)).expand_as(warped), warped, opacity)
+    warped = torch.lerp((grey * FADED_CONTRAST + 255 * (1 - FADED_CONTRAST)).expand_as(warped), warped, opacity)
     middle = Image.fromarray(warped.round().byte().permute(1, 2, 0).numpy())
     return hstack_images([left, middle, b.image.resize(size)], GAP)
 

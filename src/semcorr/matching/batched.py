@@ -26,8 +26,8 @@ from semcorr.matching.similarity import (
 )
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
-DESCRIBED = 2**20  # numbers of the descriptors that are read at once
-JOINED = 2**20  # similarities of several targets that are read out together: 4 MiB, which a cache holds
+DESCRIPTOR_VALUES = 2**20  # numbers of the descriptors that are read at once
+JOINED_VALUES = 2**20  # similarities of several targets that are read out together: 4 MiB, which a cache holds
 
 
 class QueryOptions(NamedTuple):
@@ -125,7 +125,7 @@ def match_to_targets(
     for target_queries in queries:
         shape = target_queries.target.values.shape
         added_size = target_queries.query_count * shape[1]
-        if blocks and size + added_size <= DESCRIBED and blocks[-1][0].target.values.shape == shape:
+        if blocks and size + added_size <= DESCRIPTOR_VALUES and blocks[-1][0].target.values.shape == shape:
             blocks[-1].append(target_queries)
             size += added_size
         else:
@@ -144,7 +144,7 @@ def _match_block(
     bilinear_readouts = [readout for readout in readouts if needs_four_queries(readout)]
     direct_readouts = [readout for readout in readouts if not needs_four_queries(readout)]
     chunks, stride = [], block[0].target.stride
-    for similarity in _join_small(similarities, min(values, JOINED)):
+    for similarity in _join_small(similarities, min(values, JOINED_VALUES)):
         stride = cell_stride(block[0].target, similarity)
         chunks.append(apply_readouts(similarity.float(), direct_readouts))
     counts = [target_queries.query_count for target_queries in block]
@@ -291,7 +291,7 @@ def _block_similarities(
     all_points = [points for target_queries in block for points in target_queries.points]
     descriptors = _describe_queries(head, all_sources, all_points, options.unit_cells)
     h, w = block[0].target.values.shape[-2:]
-    groups = _group_small([each.query_count for each in block], min(chunk_size, JOINED // (h * w)))
+    groups = _group_small([each.query_count for each in block], min(chunk_size, JOINED_VALUES // (h * w)))
     group_rows = descriptors.split([sum(counts) for counts in groups])
     targets = iter([each.target for each in block])
     for counts, rows in zip(groups, group_rows, strict=True):

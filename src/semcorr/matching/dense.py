@@ -8,7 +8,7 @@ from semcorr.core.coords import cell_centres
 from semcorr.core.types import FeatureMap
 
 STRIP = 2**20  # pixels that are computed at once
-APART = 2.0  # cells of the target within which matches of neighbouring source cells lie together
+MAX_GAP = 2.0  # cells of the target within which matches of neighbouring source cells lie together
 
 
 def sample_bilinear(

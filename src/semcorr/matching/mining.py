@@ -17,9 +17,9 @@ from torch import Tensor
 
 from semcorr.core.ranges import Count, Positive, Share
 
-FURTHEST = 0.95  # quantile of the displacements' lengths: longer ones are clustered as if they were as long
+LENGTH_QUANTILE = 0.95  # quantile of the displacements' lengths: longer ones are clustered as if they were as long
 ROUNDS = 100  # of k-means
-NARROWEST = 1e-6  # variance of a cluster, of displacements of length 1 at most
+MIN_VARIANCE = 1e-6  # variance of a cluster, of displacements of length 1 at most
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def cluster_displacements(
         The region of each point.
     """
     length = np.linalg.norm(displacement, axis=-1)
-    values = displacement / np.maximum(length, max(np.quantile(length, FURTHEST), 1e-9))[:, None]
+    values = displacement / np.maximum(length, max(np.quantile(length, LENGTH_QUANTILE), 1e-9))[:, None]
     labels = merge_clusters(values, k_means(values, choose_centres(values, most, rng)), least)
     return k_means(values, cluster_means(values, labels))
 
@@ -233,7 +233,7 @@ def merge_gain(values: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], 
 
 def log_likelihood(values: Float[np.ndarray, "n d"]) -> float:
     """Compute the log-likelihood of values under the Gaussian of one variance that fits them best."""
-    variance = max(float(values.var(axis=0).mean()), NARROWEST)
+    variance = max(float(values.var(axis=0).mean()), MIN_VARIANCE)
     return -values.size / 2 * (float(np.log(2 * np.pi * variance)) + 1)
 
 

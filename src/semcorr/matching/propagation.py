@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 VALUES = 2**25  # similarities in memory at once: 128 MiB
-EVEN = 1e-5  # range of a label, of its largest value, below which it is of rounding: weights do not quite sum to one
+# Range of a label, of its largest value, below which it is of rounding: weights do not quite sum to one.
+MIN_LABEL_RANGE = 1e-5
 
 
 class PropagationRule(NamedTuple):
@@ -87,5 +88,5 @@ def sharpen_labels(labels: Float[Tensor, "n h w"]) -> Float[Tensor, "n h w"]:
     """
     low, high = labels.flatten(1).amin(1)[:, None, None], labels.flatten(1).amax(1)[:, None, None]
     span = high - low
-    ranges = span > EVEN * high
+    ranges = span > MIN_LABEL_RANGE * high
     return torch.where(ranges, (labels - low) / span.where(ranges, 1.0), labels)

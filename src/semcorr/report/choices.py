@@ -6,7 +6,7 @@ from typing import NamedTuple
 from semcorr.engine.checkpoints import TEACHER
 from semcorr.report.configurations import (
     ALPHA,
-    FOLLOWS,
+    BACKBONE_KEYS,
     Configuration,
     differing_keys,
     format_value,
@@ -101,7 +101,7 @@ def _sort(group: Sequence[Configuration]) -> list[Configuration]:
 
 
 def _is_of(key: str, part: str) -> bool:
-    follows = (*FOLLOWS, "weights") if part == "backbone" else ()
+    follows = (*BACKBONE_KEYS, "weights") if part == "backbone" else ()
     return key == part or key.startswith(_prefixes(part)) or key in follows
 
 

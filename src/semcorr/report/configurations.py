@@ -14,7 +14,7 @@ DRAWN_CONFIGURATIONS = 4  # in a figure; its table lists all
 POOLING_NAMES = {"image": "per image", "point": "per keypoint"}
 ALPHA = "0.1"  # the tolerance that configurations are sorted by, and whose intervals metrics.json holds
 # These follow from the backbone: they tell apart only configurations of the same backbone.
-FOLLOWS = ("head.channels", "head.maps", "head.grid")
+BACKBONE_KEYS = ("head.channels", "head.maps", "head.grid")
 
 
 class SeedStatistics(NamedTuple):
@@ -123,7 +123,7 @@ def label_configurations(settings_list: Sequence[Mapping[str, Setting]]) -> list
     for settings in settings_list:
         same_backbone = [other for other in settings_list if other["backbone"] == settings["backbone"]]
         keys = differing_keys(
-            settings_list, lambda key: key not in ("weights", *FOLLOWS) and not key.startswith("backbone")
+            settings_list, lambda key: key not in ("weights", *BACKBONE_KEYS) and not key.startswith("backbone")
         ) | differing_keys(same_backbone, lambda key: True)
         labels.append(_format_label(settings, keys))
     return [

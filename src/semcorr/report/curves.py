@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from semcorr.metrics.pck import SUBSETS
-from semcorr.report.configurations import ALPHA, FOLLOWS, Configuration, differing_keys, label_configurations, short_key
+from semcorr.report.configurations import (
+    ALPHA,
+    BACKBONE_KEYS,
+    Configuration,
+    differing_keys,
+    label_configurations,
+    short_key,
+)
 from semcorr.report.document import ReportFigure, ReportSection, ReportTable, format_interval, format_spread
 from semcorr.report.svg import (
     LETTER,
@@ -66,7 +73,7 @@ def find_curve_groups(entries: Sequence[Configuration], key: str) -> list[Curve]
     for entry in entries:
         value = entry.settings.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            follows = FOLLOWS if key.startswith("backbone.") else ()
+            follows = BACKBONE_KEYS if key.startswith("backbone.") else ()
             rest = {k: str(v) for k, v in entry.settings.items() if k != key and k not in follows}
             groups.setdefault(str(sorted(rest.items())), []).append((float(value), entry))
     varying = [group for group in groups.values() if len(group) > 1]

@@ -62,7 +62,7 @@ def test_the_convolution_and_its_gradients_are_sums_over_all_neighbours(case, wa
     if way == "volumes":
         request.getfixturevalue("by_volumes")
     else:
-        monkeypatch.setattr(module, "CACHED", way)
+        monkeypatch.setattr(module, "CHUNK_VALUES", way)
     ours, reference = ([one.clone().requires_grad_() for one in drawn(case)] for _ in range(2))
 
     found, expected = conv4d(*ours), slow(*reference)
@@ -78,7 +78,7 @@ def test_the_convolution_and_its_gradients_are_sums_over_all_neighbours(case, wa
 
 def test_chunks_that_do_not_divide_a_row_are_put_together(monkeypatch):
     x, weight, bias = drawn((2, 3, 2, (3, 7, 4, 4), (3, 3, 3, 3)))
-    monkeypatch.setattr(module, "CACHED", 3 * 9 * 2 * 16)  # of seven cells: three, three and one
+    monkeypatch.setattr(module, "CHUNK_VALUES", 3 * 9 * 2 * 16)  # of seven cells: three, three and one
 
     assert [cells[3].stop - cells[3].start for cells in module._iterate_cells(x[:1, :, :1], 9 * 2)] == [3, 3, 1]
     assert_close(conv4d(x, weight, bias), slow(x, weight, bias), atol=1e-5, rtol=1e-5)
@@ -86,7 +86,7 @@ def test_chunks_that_do_not_divide_a_row_are_put_together(monkeypatch):
 
 def test_neighbouring_cells_stay_together_and_the_last_of_an_odd_row_is_alone(monkeypatch):
     x, weight, bias = drawn((1, 8, 8, (2, 7, 4, 4), (3, 3, 3, 3)))
-    monkeypatch.setattr(module, "CACHED", 2 * 12 * 8 * 16)  # of three twos: two and one
+    monkeypatch.setattr(module, "CHUNK_VALUES", 2 * 12 * 8 * 16)  # of three twos: two and one
 
     assert [cells[3] for cells in module._iterate_cells(x[:, :, :1], 12 * 8, 2)] == [
         slice(0, 4),

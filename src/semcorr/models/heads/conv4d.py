@@ -20,9 +20,9 @@ from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from semcorr.core.errors import UserError
 
-CACHED = 2**20  # values of a chunk of shifted results on a CPU: 4 MiB, in the caches of two cores
+CHUNK_VALUES = 2**20  # values of a chunk of shifted results on a CPU: 4 MiB, in the caches of two cores
 Cells = tuple[int, slice, int, slice]  # index of source cells of a row next to each other: volume, channels, row, span
-UNTOUCHED = 31 * 2**18  # values of a block that is allocated once and never written: 31 MiB, glibc takes no more
+BLOCK_VALUES = 31 * 2**18  # of a block that is allocated once and never written: 31 MiB, glibc takes no more
 REGISTER = 16  # channels that a CPU's convolution takes at once, zeros where there are fewer
 
 
@@ -151,7 +151,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if x.device.type == "cpu":
         # glibc gives freed memory back to the system beyond twice the largest block that was freed, and the system
         # clears it for each chunk anew: a third of all time. After this block it keeps 62 MiB.
-        torch.empty(UNTOUCHED)
+        torch.empty(BLOCK_VALUES)
     with torch.autocast(x.device.type, enabled=False):
         add(out, x, weight.to(x.dtype))
     return out
@@ -281,7 +281,7 @@ def _iterate_cells(x: Tensor, channels: int, group: int = 1) -> Iterator[Cells]:
         group: Number of neighbouring cells that are taken together; what is left of a row comes last.
     """
     b, _, h, w, *inner = x.shape
-    limit, groups = max(1, CACHED // (channels * prod(inner))), w // group
+    limit, groups = max(1, CHUNK_VALUES // (channels * prod(inner))), w // group
     at_once = group * -(-groups // max(1, -(-groups // limit)))  # chunks of about the same size
     whole = range(0, groups * group, at_once or group)
     spans = [slice(first, min(first + at_once, groups * group)) for first in whole]

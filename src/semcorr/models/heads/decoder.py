@@ -18,7 +18,7 @@ from semcorr.models.heads.windows import cut_windows, paste_windows, place_windo
 
 REACH = 3  # cells that a decoded cell depends on, to each side of the one that it lies in
 AROUND_QUERY = 3  # cells along a side that are decoded around a query: of its own, and half a fine cell beyond
-DECODED = 4  # windows that are decoded at once
+WINDOWS_PER_CHUNK = 4  # windows that are decoded at once
 LOWEST = -1.0  # cosine of target cells that are not decoded
 Fineness = Annotated[int, Range(least=2, most=16)]
 
@@ -146,7 +146,9 @@ class WindowDecoder(nn.Module):
         if not points.numel():
             return similarity
         peaks, parts = torch.stack((best.x, best.y), dim=-1), []
-        for chunk, peak in zip(points.split(DECODED, dim=1), peaks.split(DECODED, dim=1), strict=True):
+        for chunk, peak in zip(
+            points.split(WINDOWS_PER_CHUNK, dim=1), peaks.split(WINDOWS_PER_CHUNK, dim=1), strict=True
+        ):
             descriptors = self._describe(source, chunk)
             windows, corner = self.decode_around(target.values, peak, self.window)
             cosines = cosine_similarity(descriptors.flatten(0, 1)[:, None], windows.flatten(0, 1))[:, 0]

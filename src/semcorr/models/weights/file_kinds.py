@@ -40,7 +40,7 @@ TAGS = re.compile(rb"<(!doctype html|html|head|body|title|meta|script|style|!--)
 Opener = Callable[[BinaryIO], gzip.GzipFile | bz2.BZ2File]
 PACKED: tuple[tuple[bytes, str, Opener], ...] = ((b"\x1f\x8b", "gzip", gzip.open), (b"BZh", "bzip2", bz2.open))
 MEMBERS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl", ".tar")  # suffixes of weights files in an archive
-LOOK = 1 << 16  # bytes from the start, by which a file is recognised
+INSPECTED_BYTES = 1 << 16  # bytes from the start, by which a file is recognised
 ENDINGS = {  # suffixes of formats that have no signature in their first bytes
     ".onnx": "an ONNX graph",
     ".tflite": "a TensorFlow Lite file",
@@ -68,7 +68,7 @@ def describe_other(path: Path) -> str | None:
         A predicate and a sentence, as "is empty (0 bytes). Download ... again."
     """
     with open_plain(path) as file:
-        start = file.read(LOOK)
+        start = file.read(INSPECTED_BYTES)
     if not start:
         return f"is empty (0 bytes). {AGAIN} again."
     if not start.strip(b"\0"):
@@ -96,7 +96,7 @@ def describe_other(path: Path) -> str | None:
 def describe_placed(path: Path) -> str | None:
     """Describe what Git or a server has put in the place of a JSON file; None if it may be one."""
     with open_plain(path) as file:
-        message = _describe_replacement(file.read(LOOK))
+        message = _describe_replacement(file.read(INSPECTED_BYTES))
     return None if message is None or message.startswith("is a JSON text") else message
 
 
@@ -107,7 +107,7 @@ def describe_unreadable(path: Path) -> str | None:
         A predicate and a sentence, as `describe_other` returns them.
     """
     with open_plain(path) as file:
-        start, size = file.read(LOOK), os.fstat(file.fileno()).st_size
+        start, size = file.read(INSPECTED_BYTES), os.fstat(file.fileno()).st_size
     if is_safetensors(path):
         return _describe_truncated(path, size)
     if (text := _decode_text(start)) is not None:
@@ -143,7 +143,7 @@ def _describe_compressed(path: Path, kind: str, open_compressed: Opener) -> str:
     """Describe a compressed file by what is in it: unpacking a page would not help."""
     try:
         with open_plain(path) as file, open_compressed(file) as unpacked:
-            start = unpacked.read(LOOK)
+            start = unpacked.read(INSPECTED_BYTES)
     except (OSError, EOFError, ValueError, zlib.error):
         return f"is compressed by {kind}, and damaged or cut short. {AGAIN} again."
     if message := _describe_replacement(start):
