@@ -17,7 +17,7 @@ from contextlib import suppress
 from semcorr.core.errors import UserError
 
 CHECK_SECONDS = 0.5  # between two checks
-UNWIND_SECONDS = 3.0  # that the main thread has, after another process is lost, to end by itself
+GRACE_SECONDS = 3.0  # that the main thread has, after another process is lost, to end by itself
 OTHER_MACHINE = (
     "the connection to a process of this run on another machine may have been lost: then it has ended, and its output "
     "there says why, or the network has failed; the others were ended. PyTorch said"
@@ -67,7 +67,7 @@ class ProcessWatch(threading.Thread):
         """Check until the work is over or a process is lost; then end this process, unless it ends in time itself."""
         while not self._over.wait(CHECK_SECONDS):
             if (lost := self.find_lost()) is not None:
-                if not self._over.wait(UNWIND_SECONDS):
+                if not self._over.wait(GRACE_SECONDS):
                     self._end(str(lost), lost.code)
                 return
 
