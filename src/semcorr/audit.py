@@ -209,14 +209,14 @@ def run_command(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Keys of its config.yaml that are to be otherwise, as data.root=DIR."
-        ),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values of its config.yaml to override, such as data.root=DIR."),
     ] = None,
     resize: Annotated[
         str | None,
         OneOf(("squash", "letterbox", "corner")),
-        typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes again."),
+        typer.Option(
+            help="Resize images otherwise than the run did, and encode them again: squash, letterbox or corner."
+        ),
     ] = None,
 ) -> None:
     """Measure how far the scores move from one published convention to the next, and which axis moves them."""

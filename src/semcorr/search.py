@@ -43,18 +43,22 @@ def search_layers(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings of evaluate, as backbone=dinov2 data=spair. Layers are chosen from backbone.layers=[...] "
-            "where it is given, else from all; pairs are those of data.split=val if no other is given.",
+            help="Settings of evaluate, such as backbone=dinov2 data=spair. Layers are chosen "
+            "from backbone.layers=[...]; default: all. Pairs are those of data.split; default: val.",
         ),
     ] = None,
     beam: Annotated[
-        int, Range(least=1, most=100), typer.Option("--beam", help="Sets of a size that are enlarged by one layer.")
+        int,
+        Range(least=1, most=100),
+        typer.Option("--beam", help="Number of best sets of each size that are enlarged by one layer."),
     ] = 4,
-    most: Annotated[int, Range(least=1, most=100), typer.Option("--most", help="Layers of the largest sets.")] = 8,
+    most: Annotated[
+        int, Range(least=1, most=100), typer.Option("--most", help="Number of layers of the largest sets.")
+    ] = 8,
     pairs: Annotated[
         int | None,
         Range(least=1),
-        typer.Option("--pairs", help="Pairs that are scored, evenly taken from the split; all if left out."),
+        typer.Option("--pairs", help="Number of pairs to score, evenly taken from the split; default: all."),
     ] = None,
 ) -> None:
     """Choose the layers that a frozen backbone is read at: the hyperpixels of Min et al. (2019).

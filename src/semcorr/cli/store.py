@@ -41,7 +41,9 @@ DAY = 86400.0  # seconds
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 Root = Annotated[
     Path | None,
-    typer.Option("--root", readable=False, help="The store, if not SEMCORR_STORE or else ~/.cache/semcorr/features."),
+    typer.Option(
+        "--root", readable=False, help="Folder of the store; default: $SEMCORR_STORE or ~/.cache/semcorr/features."
+    ),
 ]
 
 
@@ -62,7 +64,7 @@ def list_store(root: Root = None) -> None:
 @app.command("verify")
 def verify_store(
     root: Root = None,
-    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove damaged entries.")] = False,
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
     damaged: list[StoreEntry] = []
@@ -98,21 +100,23 @@ def _report_damaged_keys(folders: list[StoreFolder]) -> list[Path]:
 def prune_store(
     root: Root = None,
     key: Annotated[
-        str | None, Without("everything"), typer.Option(help="Only of this key; the beginning of its name will do.")
+        str | None,
+        Without("everything"),
+        typer.Option(help="Remove only features of this key, given by the beginning of its name."),
     ] = None,
     older_than: Annotated[
         float | None,
         Range(least=0),
         Without("everything"),
-        typer.Option(metavar="DAYS", help="What no run has used for DAYS."),
+        typer.Option(metavar="DAYS", help="Remove features that no run has used for DAYS."),
     ] = None,
     max_gb: Annotated[
         float | None,
         Range(least=0),
         Without("everything"),
-        typer.Option(metavar="X", help="The least recently used, down to X GB."),
+        typer.Option(metavar="X", help="Remove the least recently used, until X GB remain."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
 ) -> None:
     """Remove features, and what killed processes left.
 
