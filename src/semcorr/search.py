@@ -64,7 +64,7 @@ def search_layers(
     """Choose the layers that a frozen backbone is read at: the hyperpixels of Min et al. (2019).
 
     Sets of one layer are scored, the best are enlarged by every other layer, and so on. Features are computed once for
-    each layer. Sets are ordered by the number of metrics.json that `objective` names, PCK@0.1 if it is not given.
+    each layer. Sets are ordered by the metric that `objective` names; default: PCK@0.1.
     """
     with report_user_errors("evaluate"):
         rounds: list[list[LayerSet]] = []
