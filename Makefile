@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := sam,sd,onnx,video,wandb,tensorboard
 CONSTRAINTS ?= constraints.txt # make test CONSTRAINTS= installs the newest of everything
 PINS := $(if $(strip $(CONSTRAINTS)),--constraint $(strip $(CONSTRAINTS)))
-# Where it is set, each program that a test starts would compile torch and Lightning anew, which takes 15 seconds.
+# Where it is set, each program that a test starts would compile torch and Lightning again, which takes 15 seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test unit coverage lowest rounding slow browser docs lint types format clean

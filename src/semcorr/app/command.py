@@ -47,7 +47,7 @@ def start_page(
     with report_user_errors("evaluate"):
         require_extra("The page", "app", "gradio")
         if runs is not None and not runs.is_dir():
-            raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
+            raise UserError(f"--runs {runs} is not a folder. Give one that holds run directories")
         from semcorr.inference.load import DEFAULT, format_overrides
 
         format_overrides(model)

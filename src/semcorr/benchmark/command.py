@@ -133,7 +133,7 @@ def benchmark_evaluate(
     _run_benchmark("evaluate", work, out, locals())
 
 
-@app.command("read_outs", hidden=True)  # its former name
+@app.command("read_outs", hidden=True)  # deprecated alias
 @app.command("readouts")
 def benchmark_many_readouts(
     backbone: Backbone = "efficientnet_lite0",

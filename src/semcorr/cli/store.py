@@ -176,7 +176,7 @@ def _find_damage(path: Path) -> str | None:
     try:
         with suppress(FileNotFoundError):  # evicted meanwhile
             if not stat.S_ISREG(path.stat().st_mode):
-                return "it is no file"
+                return "it is not a file"
             read_header(memoryview(path.read_bytes()), entry_key_of(path))
     except DamagedEntryError as damage:
         return str(damage)

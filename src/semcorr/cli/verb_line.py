@@ -4,6 +4,7 @@ Typer takes a flag for another's value, the last of two values, NaN, and names o
 """
 
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -102,7 +103,7 @@ def check_words(command: object, words: Sequence[str]) -> list[str]:
         return [*words]
     subcommands: Mapping[str, object] = getattr(command, "commands", {})
     if subcommands:
-        hidden = {name for name, each in subcommands.items() if getattr(each, "hidden", False)}  # names of before
+        hidden = {name for name, each in subcommands.items() if getattr(each, "hidden", False)}  # deprecated names
         _check_subcommand(words, subcommands, hidden)
         return [words[0], *check_words(subcommands[words[0]], words[1:])]
     assert isinstance(command, Command)
@@ -137,7 +138,7 @@ def _check_subcommand(words: Sequence[str], commands: Collection[str], hidden: C
     Args:
         words: Words of the line.
         commands: Names of all subcommands.
-        hidden: Those that are taken and not told.
+        hidden: Accepted but not suggested.
     """
     names = [name for name in commands if name not in hidden]
     if not words:
@@ -168,7 +169,7 @@ def _parse_words(
     Returns:
         Flags, each with the name of its parameter and its value.
         The flag that was typed for each parameter.
-        Words that are no flags, nor their values.
+        Words that are not flags, nor their values.
     """
     rest, values, positional = [*words], [], []
     flag_by_name: dict[str, str] = {}
@@ -219,7 +220,7 @@ def _check_arguments(positional: Sequence[str], arguments: Sequence[Parameter], 
     if most is not None and len(positional) > most:
         key, equals, value = positional[most].partition("=")
         if equals and f"--{key.replace('_', '-')}" in options:
-            raise UserError(f"`{positional[most]}` is no flag. Give --{key.replace('_', '-')}={value}")
+            raise UserError(f"`{positional[most]}` is not a flag. Give --{key.replace('_', '-')}={value}")
         settings = "; key=value is for train and evaluate" if equals else ""
         raise UserError(f"`{positional[most]}` is one argument too many. {takes}{settings}.")
     required = [name for name, argument in zip(names, arguments, strict=True) if argument.required]

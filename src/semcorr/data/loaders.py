@@ -18,7 +18,7 @@ from semcorr.data.record import PairRecord
 
 log = logging.getLogger(__name__)
 
-SHARED = Path("/dev/shm")  # through which loader processes hand on what they have made
+SHARED = Path("/dev/shm")  # through which loader processes pass what they have made
 PREFETCH = (2, 1)  # batches that a loader process makes before they are requested, where shared memory has room
 PROCESSES = 64  # that share an evaluation, for each of which a batch is left before small ones are joined
 MAX_WORKERS = 128  # loader processes that are of use on any machine, at least
@@ -120,7 +120,7 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
     if typed:
         needed = (workers * PREFETCH[-1] + 1) * batch.bytes
         raise UserError(
-            f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
+            f"`data.workers`: {workers} loader processes pass {needed / 1e9:.2f} GB through shared memory, of which "
             f"{free / 1e9:.2f} GB are free ({SHARED}). Give fewer (data.workers=0: none), or enlarge it (docker run "
             "--shm-size)"
         )

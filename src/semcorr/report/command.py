@@ -60,7 +60,7 @@ def write_report(
     with report_user_errors("evaluate"):
         require_output_dir(out)
         if root is not None and not root.is_dir():
-            raise UserError(f"--root: {root} is no folder. Give the folder of the benchmark")
+            raise UserError(f"--root: {root} is not a folder. Give the folder of the benchmark")
         folders = find_runs(runs)
         if out.resolve() in [folder.resolve() for folder in folders]:
             raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")
