@@ -4,7 +4,6 @@ A finished run is built again, its images are encoded once, and each published p
 changing one axis at a time. Axes interact, so the effect of an axis holds for its position in this order.
 """
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -220,7 +219,6 @@ def run_command(
     ] = None,
 ) -> None:
     """Measure how far the scores move from one published convention to the next, and which axis moves them."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         print_steps(audit_run(run, resize, overrides or []))
 

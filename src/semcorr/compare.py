@@ -1,6 +1,5 @@
 """The command python -m semcorr.compare RUN_A RUN_B: how much two runs on the same pairs differ, and a paired test."""
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ def compare_runs(
     seed: Annotated[Seed, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         from semcorr.metrics.confidence import mcnemar, pck_differences
 

@@ -3,7 +3,6 @@
 What is written is read back, and its features are compared with the run's, before it gets its final name.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +93,6 @@ def export_backbone(
     hf: a folder for the Hugging Face Hub, which Matcher.load reads: configuration, the trained weights of backbone
     and head as safetensors, and a model card.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")

@@ -1,6 +1,5 @@
 """python -m semcorr.match A B: match points of one picture to another, or to every picture of a folder."""
 
-import logging
 import re
 import sys
 from collections import Counter
@@ -86,7 +85,6 @@ def match_pictures(
     ] = "32",
 ) -> None:
     """Find where points of A lie in B: a picture with numbers, and matches.json."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         options = MatchOptions(_parse_points(points), mutual, most, dense, pca)
         from semcorr.data.pictures import list_pictures, load_picture, warn_about_frames

@@ -4,7 +4,6 @@ No data are redistributed: archives come from their authors' addresses, or with 
 """
 
 import difflib
-import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +76,6 @@ def prepare_benchmark(
     It appears at its root whole or not at all; if it was killed, run the same line again. The exit
     code is 0 if it is there with its official counts, 1 if they differ, 2 if it could not be prepared.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = PrepareOptions(archive or [], root, verify, report, yes)
     with report_user_errors("evaluate"):
         code = _prepare_all(options) if name == "all" else _one(name, options)

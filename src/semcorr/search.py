@@ -1,6 +1,5 @@
 """The command python -m semcorr.search layers: the layers of a frozen backbone that match best, by beam search."""
 
-import logging
 import math
 import sys
 import tempfile
@@ -31,10 +30,9 @@ SHOWN = 5  # sets of a round in the table
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def configure_search_logging() -> None:
+@app.callback()  # makes `layers` a subcommand, though it is the only one
+def search() -> None:
     """Search what no training decides, by the scores of validation pairs: the layers of a backbone."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 @app.command("layers")

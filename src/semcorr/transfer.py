@@ -1,6 +1,5 @@
 """python -m semcorr.transfer ANNOTATIONS IMAGES: label images, or the frames of a video, by a few annotated ones."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -109,7 +108,6 @@ def transfer_labels(
     ] = "32",
 ) -> None:
     """Label the images of a folder, or the frames of a video, by those that are annotated."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         check_transfer_options(use, min_score, place)
         from semcorr.inference.transfer.formats.kinds import resolve_output

@@ -1,6 +1,5 @@
 """The command `python -m semcorr.app`: the page at http://127.0.0.1:7860, which contacts no other machine."""
 
-import logging
 import os
 import socket
 from pathlib import Path
@@ -43,7 +42,6 @@ def start_page(
     ] = None,
 ) -> None:
     """Show a page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         require_extra("The page", "app", "gradio")
         if runs is not None and not runs.is_dir():

@@ -1,6 +1,5 @@
 """The command python -m semcorr.benchmark SUB. Each sub-command imports what it needs when it begins."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +26,12 @@ def list_head_files() -> list[str]:
     return list_choices("head")
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    help="Measure speed and memory, in one run with what others do and with what the machine allows.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
 Out = Annotated[
     Path, typer.Option("--out", readable=False, help="Output file; figures of other sub-commands in it are kept.")
@@ -66,12 +70,6 @@ Part = Annotated[
     typer.Option("--part", help="Share of the images of --scale spair, at most 1."),
 ]
 OUT = Path("benchmark.json")
-
-
-@app.callback()
-def benchmark_callback() -> None:
-    """Measure speed and memory, in one run with what others do and with what the machine allows."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 @app.command("match")

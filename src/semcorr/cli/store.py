@@ -1,6 +1,5 @@
 """Command `python -m semcorr.store ls|verify|prune`: list, check and remove what is in the feature store."""
 
-import logging
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,19 +37,18 @@ from semcorr.store.integrity import DamagedEntryError, entry_key_of, read_header
 COLUMNS = ("backbone", "depth", "size", "dtype")
 DAY = 86400.0  # seconds
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    help="Manage features that were computed once and are kept on disk.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 Root = Annotated[
     Path | None,
     typer.Option(
         "--root", readable=False, help="Folder of the store; default: $SEMCORR_STORE or ~/.cache/semcorr/features."
     ),
 ]
-
-
-@app.callback()
-def configure_store_logging() -> None:
-    """Manage features that were computed once and are kept on disk."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 @app.command("ls")

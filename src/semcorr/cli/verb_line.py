@@ -4,7 +4,6 @@ Typer takes a flag for another's value, the last of two values, NaN, and names o
 """
 
 import difflib
-import importlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from semcorr.cli.errors import run_and_report
 from semcorr.core.errors import UserError
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranges import Pattern, Range, require
+from semcorr.core.terminal import configure_logging
 
 if TYPE_CHECKING:  # the commands that are Hydra's do without
     import typer
@@ -320,5 +320,6 @@ def run_app(app: "typer.Typer", words: Sequence[str], prog_name: str) -> int:
             raise UserError(" ".join(text().split())) from None  # which `check_words` has not foreseen
         return code if isinstance(code, int) else 0
 
+    configure_logging()
     raise_open_files()
     return run_and_report(run, words)

@@ -1,6 +1,5 @@
 """The command python -m semcorr.report RUNS...: a page, and the same tables as Markdown, CSV and LaTeX."""
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +55,6 @@ def write_report(
     maps: Annotated[bool, typer.Option(help="Draw similarity maps, for which the network is built again.")] = True,
 ) -> None:
     """Write one page about finished runs, and report.md, report.csv and report.tex with the same digits."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         require_output_dir(out)
         if root is not None and not root.is_dir():
