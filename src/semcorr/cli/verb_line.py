@@ -4,6 +4,7 @@ Typer takes a flag for another's value, the last of two values, NaN, and names o
 """
 
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -322,4 +323,21 @@ def run_app(app: "typer.Typer", words: Sequence[str], prog_name: str) -> int:
 
     configure_logging()
     raise_open_files()
+    return run_and_report(run, words)
+
+
+def run_lazy_app(module: str, words: Sequence[str], prog_name: str) -> int:
+    """Import a Typer application, run it as `run_app` does, and return the exit code.
+
+    Args:
+        module: Name of the module that has the application as `app`. Its import takes seconds, in which a signal is
+            reported, too.
+        words: Words of its line.
+        prog_name: Name of the program in --help.
+    """
+
+    def run() -> int:
+        app: typer.Typer = importlib.import_module(module).app
+        return run_app(app, words, prog_name)
+
     return run_and_report(run, words)
