@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +11,7 @@ import typer
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE, PRECISION, Needs, OneOf, Without, run_app
 from semcorr.core.errors import UserError
-from semcorr.core.files import (
-    atomic_output_dir,
-    require_inputs_kept,
-    require_output_dir,
-    require_writable_file,
-)
+from semcorr.core.files import require_output_dir, require_writable_file
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import escape_controls, print_line
 
@@ -119,38 +113,12 @@ def transfer_labels(
             if video is not None and video.is_dir():
                 check_draw_folder(draw, out, video)
         print_line(f"Reading {annotations} and {images}")
-        from semcorr.data.pictures import warn_about_frames
-        from semcorr.inference import Matcher
-        from semcorr.inference.load import format_overrides, resolve_device
+        from semcorr.inference.transfer.files import TransferFiles, TransferOptions, label_annotated
 
-        config_line = " ".join(format_overrides(model))
-        resolve_device(device)
-        from semcorr.inference.transfer.annotations import read_annotations
-        from semcorr.inference.transfer.clip import OVERVIEW, draw_clip, label_clip, read_clip
-        from semcorr.inference.transfer.formats.write import require_writer, write_labels
-        from semcorr.inference.transfer.objects import list_objects
-        from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
-
-        clip = None if video is None else read_clip(annotations, images, video, box, first)
-        content = read_annotations(annotations, images, box, category) if clip is None else clip.annotations
-        require_writer(out, kind, content)
-        input_files = [item.photo.path for item in list_objects(content)] + ([] if video is None else [video])
-        require_inputs_kept(out.parent, [out.name], input_files)
-        if draw is not None:
-            pictures = label_picture_names(content.targets) if clip is None else [OVERVIEW]
-            require_inputs_kept(draw, pictures, input_files, "--draw")
-        print_line(f"Loading {config_line}")
-        matcher = Matcher.load(model, device=device, precision=precision)
-        skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
-        with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
-            if clip is None:
-                labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
-            else:
-                with draw_clip(clip.tracks, folder) as sheet:
-                    labels = list(label_clip(matcher, clip, use, min_score, skipped_images, sheet))
-                content = content._replace(targets=[label.target for label in labels])
-        write_labels(out, kind, content, labels, skipped_images or [], config_line)
-    print_transfer_summary(content, labels, skipped_images or [], flip and clip is None, f"{out} ({kind})")
+        files = TransferFiles(annotations, images, out, kind, video, draw)
+        options = TransferOptions(use, flip, min_score, place, box, category, first, skip_broken)
+        result = label_annotated(files, options, model, device, precision)
+    print_transfer_summary(*result, flip and video is None, f"{out} ({kind})")
 
 
 def check_transfer_options(use: str, min_score: float, place: float) -> None:
