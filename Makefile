@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS := sam,sd,onnx,video,wandb,tensorboard
 CONSTRAINTS ?= constraints.txt # make test CONSTRAINTS= installs the newest of everything
 PINS := $(if $(strip $(CONSTRAINTS)),--constraint $(strip $(CONSTRAINTS)))
-# Where it is set, each program that a test starts would compile torch and Lightning anew, which takes 15 seconds.
+# Where it is set, each program that a test starts would compile torch and Lightning again, which takes 15 seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test unit coverage lowest rounding slow browser docs lint types format clean
@@ -21,7 +21,7 @@ help: ## this list
 demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about 5 minutes
 	$(BIN)/python scripts/demo.py
 
-test: .venv/installed ## unit and integration tests, 9 to 12 minutes
+test: .venv/installed ## unit and integration tests, about 10 minutes on 2 cores
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 unit: .venv/installed ## unit tests, 2 minutes

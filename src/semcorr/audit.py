@@ -4,7 +4,6 @@ A finished run is built again, its images are encoded once, and each published p
 changing one axis at a time. Axes interact, so the effect of an axis holds for its position in this order.
 """
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -205,18 +204,17 @@ def print_audit(
     run: Annotated[Path, typer.Argument(help="run_dir of a finished evaluate or train run.", metavar="RUN_DIR")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Keys of its config.yaml that are to be otherwise, as data.root=DIR."
-        ),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values of its config.yaml to override, such as data.root=DIR."),
     ] = None,
     resize: Annotated[
         str | None,
         OneOf(("squash", "letterbox", "corner")),
-        typer.Option(help="Other pixels than the run's: squash, letterbox or corner. Encodes again."),
+        typer.Option(
+            help="Resize images otherwise than the run did, and encode them again: squash, letterbox or corner."
+        ),
     ] = None,
 ) -> None:
     """Measure how far the scores move from one published convention to the next, and which axis moves them."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         print_steps(audit_run(run, resize, overrides or []))
 

@@ -1,6 +1,5 @@
 """The command python -m semcorr.backbones: every backbone by name, with patch, widths, parameters and licence."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +30,6 @@ def list_backbones() -> None:
 
     A line is what backbone=NAME reads by default. What could not be established is unknown.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         Terminal().print(build_backbone_table())
         print("Any other network: backbone=timm backbone.name=NAME, backbone=transformers backbone.name=ACCOUNT/MODEL")

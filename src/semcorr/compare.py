@@ -1,6 +1,5 @@
 """The command python -m semcorr.compare RUN_A RUN_B: how much two runs on the same pairs differ, and a paired test."""
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,16 +25,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def compare_runs(
-    first: Annotated[Path, typer.Argument(metavar="RUN_A", readable=False, help="The run_dir of an evaluation,")],
-    second: Annotated[Path, typer.Argument(metavar="RUN_B", readable=False, help="and of another.")],
-    alphas: Annotated[str, typer.Option("--alphas", help="Tolerances.")] = "0.01,0.05,0.1",
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", readable=False, help="run_dir of the first evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", readable=False, help="run_dir of the second evaluation.")],
+    alphas: Annotated[str, typer.Option("--alphas", help="Tolerances of PCK, with commas between.")] = "0.01,0.05,0.1",
     draws: Annotated[
-        int, Range(least=100, most=1_000_000), typer.Option("--draws", min=100, help="Resamples of the images.")
+        int, Range(least=100, most=1_000_000), typer.Option("--draws", min=100, help="Number of bootstrap resamples.")
     ] = 2000,
-    seed: Annotated[Seed, typer.Option("--seed", help="Of the resamples.")] = 0,
+    seed: Annotated[Seed, typer.Option("--seed", help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare RUN_B with RUN_A on the same pairs, with 95 % intervals over images and a paired test."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         from semcorr.metrics.confidence import mcnemar, pck_differences
 

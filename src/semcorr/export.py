@@ -3,7 +3,6 @@
 What is written is read back, and its features are compared with the run's, before it gets its final name.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,24 +55,33 @@ class ExportOptions(NamedTuple):
 
 @app.command()
 def export_backbone(
-    run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="The run_dir of a training run.")],
-    format: Annotated[str, OneOf(tuple(FORMATS)), typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "merged",
-    out: Annotated[Path | None, typer.Option(readable=False, help="Where it goes, if not into RUN/export.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", readable=False, help="run_dir of a training run.")],
+    format: Annotated[
+        str, OneOf(tuple(FORMATS)), typer.Option(help=f"Output format: {', '.join(FORMATS)}.")
+    ] = "merged",
+    out: Annotated[
+        Path | None, typer.Option(readable=False, help="Output file or folder; default: in RUN/export.")
+    ] = None,
     which: Annotated[
-        str, OneOf(CHECKPOINTS), typer.Option(help=f"Which checkpoint: {' or '.join(CHECKPOINTS)}.")
+        str, OneOf(CHECKPOINTS), typer.Option(help=f"Checkpoint to export: {' or '.join(CHECKPOINTS)}.")
     ] = "best",
     size: Annotated[
-        str | None, SIDES, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH, if not the run's.")
+        str | None, SIDES, typer.Option(help="onnx: image side in pixels, or HEIGHTxWIDTH; default: the run's.")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(readable=False, help="The base's file, if it has moved.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    weights: Annotated[
+        Path | None, typer.Option(readable=False, help="File of the pretrained weights, if it has moved.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     push: Annotated[
         str | None,
-        typer.Option(metavar="USER/NAME", help="hf: upload it; as public as USER's are by default. With HF_TOKEN."),
+        typer.Option(
+            metavar="USER/NAME",
+            help="hf: upload to this repository, with HF_TOKEN; public or private by USER's default.",
+        ),
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="hf: with --push, for those you let see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="hf: with --push, to a private repository.")] = False,
     license: Annotated[
-        str | None, LICENSE, typer.Option(help="hf: the licence on the model card, as apache-2.0; or other.")
+        str | None, LICENSE, typer.Option(help="hf: licence on the model card, such as apache-2.0; default: other.")
     ] = None,
 ) -> None:
     """Write the backbone that a training run tuned.
@@ -85,7 +93,6 @@ def export_backbone(
     hf: a folder for the Hugging Face Hub, which Matcher.load reads: configuration, the trained weights of backbone
     and head as safetensors, and a model card.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("train"):
         if format not in FORMATS:
             raise UserError(f"--format must be one of {', '.join(FORMATS)}, got {format}")

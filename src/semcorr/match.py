@@ -1,6 +1,5 @@
 """python -m semcorr.match A B: match points of one picture to another, or to every picture of a folder."""
 
-import logging
 import re
 import sys
 from collections import Counter
@@ -54,31 +53,38 @@ class MatchOptions(NamedTuple):
 
 @app.command()
 def match_pictures(
-    a: Annotated[Path, typer.Argument(metavar="A", readable=False, help="The picture whose points are asked for.")],
-    b: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Where to: a picture, or a folder of them.")],
+    a: Annotated[Path, typer.Argument(metavar="A", readable=False, help="Source image.")],
+    b: Annotated[Path, typer.Argument(metavar="B", readable=False, help="Target image, or folder of target images.")],
     points: Annotated[
         list[str] | None,
         Without("mutual"),
-        typer.Option("--points", metavar="X,Y ...", help="In pixels of A. None: a grid over its object."),
+        typer.Option("--points", metavar="X,Y ...", help="Points in pixels of A; default: a grid over its object."),
     ] = None,
-    mutual: Annotated[bool, typer.Option("--mutual", help="Mutual nearest neighbours, in place of points.")] = False,
+    mutual: Annotated[
+        bool, typer.Option("--mutual", help="Find mutual nearest neighbours in place of given points.")
+    ] = False,
     most: Annotated[
         int,
         Range(least=1, most=100_000),
         Without("points"),
-        typer.Option("--most", min=1, help="How many of these, or about in the grid."),
+        typer.Option(
+            "--most", min=1, help="Largest number of mutual neighbours, or approximate number of grid points."
+        ),
     ] = 30,
-    dense: Annotated[bool, typer.Option("--dense", help="Also A warped onto B.")] = False,
-    pca: Annotated[bool, typer.Option("--pca", help="Also the features of both, in colours.")] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Also draw A warped onto B.")] = False,
+    pca: Annotated[bool, typer.Option("--pca", help="Also draw the features of both images in colours.")] = False,
     model: Annotated[
-        str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
+        str | None, typer.Option("--model", help="Backbone, run_dir, or settings: 'backbone=dinov2 localise=argmax'.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("matches"),
-    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
-    precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+    out: Annotated[Path, typer.Option("--out", readable=False, help="Output folder.")] = Path("matches"),
+    device: Annotated[
+        str | None, DEVICE, typer.Option("--device", help="cpu or cuda; default: cuda if available.")
+    ] = None,
+    precision: Annotated[
+        str, PRECISION, typer.Option("--precision", help="Precision of the backbone: 32, bf16 or 16.")
+    ] = "32",
 ) -> None:
     """Find where points of A lie in B: a picture with numbers, and matches.json."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         options = MatchOptions(_parse_points(points), mutual, most, dense, pca)
         from semcorr.data.pictures import list_pictures, load_picture, warn_about_frames

@@ -4,7 +4,6 @@ No data are redistributed: archives come from their authors' addresses, or with 
 """
 
 import difflib
-import logging
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -52,21 +51,24 @@ class PrepareOptions(NamedTuple):
 
 @app.command()
 def prepare_benchmark(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of conf/data, or `all`, one after another.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a benchmark, such as spair; or `all`.")],
     archive: Annotated[
         list[Path] | None,
         Without("verify"),
-        typer.Option(readable=False, help="An official file you have, instead of a download. Repeatable."),
+        typer.Option(readable=False, help="Official archive to use instead of a download; repeatable."),
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(readable=False, help="Where it goes, if not to its data.root (SEMCORR_DATA).")
+        Path | None,
+        typer.Option(readable=False, help="Folder of the benchmark; default: its data.root (SEMCORR_DATA)."),
     ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Get nothing; read and count what is there.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Download nothing; verify the existing files.")] = False,
     report: Annotated[
-        Path | None, Needs("verify"), typer.Option(help="Where --verify writes, if not to ROOT/verify.json.")
+        Path | None, Needs("verify"), typer.Option(help="Output file of --verify; default: ROOT/verify.json.")
     ] = None,
     yes: Annotated[
-        bool, Without("verify"), typer.Option("--yes", "-y", help="Download unasked. Only a terminal is asked.")
+        bool,
+        Without("verify"),
+        typer.Option("--yes", "-y", help="Do not ask before downloading; asked only in a terminal."),
     ] = False,
 ) -> None:
     """Download, unpack and check a benchmark.
@@ -74,7 +76,6 @@ def prepare_benchmark(
     It appears at its root whole or not at all; if it was killed, run the same line again. The exit
     code is 0 if it is there with its official counts, 1 if they differ, 2 if it could not be prepared.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     options = PrepareOptions(archive or [], root, verify, report, yes)
     with report_user_errors("evaluate"):
         code = _prepare_all(options) if name == "all" else _prepare_benchmark(name, options)

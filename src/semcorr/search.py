@@ -1,6 +1,5 @@
 """The command python -m semcorr.search layers: the layers of a frozen backbone that match best, by beam search."""
 
-import logging
 import math
 import sys
 import tempfile
@@ -31,10 +30,9 @@ SHOWN = 5  # sets of a round in the table
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.callback()
-def configure_search_logging() -> None:
+@app.callback()  # makes `layers` a subcommand, though it is the only one
+def search() -> None:
     """Search what no training decides, by the scores of validation pairs: the layers of a backbone."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 @app.command("layers")
@@ -43,24 +41,28 @@ def search_layers(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings of evaluate, as backbone=dinov2 data=spair. Layers are chosen from backbone.layers=[...] "
-            "where it is given, else from all; pairs are those of data.split=val if no other is given.",
+            help="Settings of evaluate, such as backbone=dinov2 data=spair. Layers are chosen "
+            "from backbone.layers=[...]; default: all. Pairs are those of data.split; default: val.",
         ),
     ] = None,
     beam: Annotated[
-        int, Range(least=1, most=100), typer.Option("--beam", help="Sets of a size that are enlarged by one layer.")
+        int,
+        Range(least=1, most=100),
+        typer.Option("--beam", help="Number of best sets of each size that are enlarged by one layer."),
     ] = 4,
-    most: Annotated[int, Range(least=1, most=100), typer.Option("--most", help="Layers of the largest sets.")] = 8,
+    most: Annotated[
+        int, Range(least=1, most=100), typer.Option("--most", help="Number of layers of the largest sets.")
+    ] = 8,
     pairs: Annotated[
         int | None,
         Range(least=1),
-        typer.Option("--pairs", help="Pairs that are scored, evenly taken from the split; all if left out."),
+        typer.Option("--pairs", help="Number of pairs to score, evenly taken from the split; default: all."),
     ] = None,
 ) -> None:
     """Choose the layers that a frozen backbone is read at: the hyperpixels of Min et al. (2019).
 
     Sets of one layer are scored, the best are enlarged by every other layer, and so on. Features are computed once for
-    each layer. Sets are ordered by the number of metrics.json that `objective` names, PCK@0.1 if it is not given.
+    each layer. Sets are ordered by the metric that `objective` names; default: PCK@0.1.
     """
     with report_user_errors("evaluate"):
         rounds: list[list[LayerSet]] = []

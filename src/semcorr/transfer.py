@@ -1,10 +1,8 @@
 """python -m semcorr.transfer ANNOTATIONS IMAGES: label images, or the frames of a video, by a few annotated ones."""
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +11,7 @@ import typer
 from semcorr.cli.errors import report_user_errors
 from semcorr.cli.verb_line import DEVICE, PRECISION, Needs, OneOf, Without, run_app
 from semcorr.core.errors import UserError
-from semcorr.core.files import (
-    atomic_output_dir,
-    require_inputs_kept,
-    require_output_dir,
-    require_writable_file,
-)
+from semcorr.core.files import require_output_dir, require_writable_file
 from semcorr.core.ranges import Range
 from semcorr.core.terminal import escape_controls, print_line
 
@@ -32,60 +25,83 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def transfer_labels(
     annotations: Annotated[
-        Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="Keypoints of some, of any tool.")
+        Path,
+        typer.Argument(
+            metavar="ANNOTATIONS",
+            readable=False,
+            help="File with the annotated images: COCO, CVAT, Label Studio or DeepLabCut.",
+        ),
     ],
-    images: Annotated[Path, typer.Argument(metavar="IMAGES", readable=False, help="Folder of these and others.")],
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", readable=False, help="Folder with the annotated images and those to label."),
+    ],
     video: Annotated[
         Path | None,
-        typer.Option("--video", readable=False, help="Label its frames: a video file, or a folder of frames."),
+        typer.Option("--video", readable=False, help="Video file, or folder of frames, to label in place of images."),
     ] = None,
     first: Annotated[
         int | None,
         Range(least=0),
         Needs("video"),
-        typer.Option("--first", help="Number of a video file's first frame in names; 0."),
+        typer.Option("--first", help="Number that frame names of a video file start at; default 0."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", readable=False, help="Keypoints of the others; labels.json, .xml or .csv.")
+        Path | None,
+        typer.Option("--out", readable=False, help="Output file; default labels.json, .xml or .csv, by format."),
     ] = None,
     output_format: Annotated[
         str | None,
         OneOf(("coco", "cvat", "label-studio", "deeplabcut")),
-        typer.Option("--format", help="Of --out: coco, cvat, label-studio, deeplabcut; that of ANNOTATIONS."),
+        typer.Option(
+            "--format",
+            help="Format of --out: coco, cvat, label-studio or deeplabcut; default: the format of ANNOTATIONS.",
+        ),
     ] = None,
     use: Annotated[
-        str, OneOf(("vote", "best")), typer.Option("--use", help="vote: of all sources; best: the best-fitting one.")
+        str,
+        OneOf(("vote", "best")),
+        typer.Option("--use", help="vote: all annotated objects vote; best: the best-fitting one alone decides."),
     ] = "vote",
     flip: Annotated[
-        bool, Without("video"), typer.Option("--flip/--no-flip", help="Sources also mirrored, left for right.")
+        bool,
+        Without("video"),
+        typer.Option("--flip/--no-flip", help="Also match mirrored sources, with left and right swapped."),
     ] = True,
     min_score: Annotated[
-        float, Range(least=0, below=1), typer.Option("--min-score", help="A keypoint is found if it scores more.")
+        float, Range(least=0, below=1), typer.Option("--min-score", help="Leave out keypoints that score this or less.")
     ] = 0.0,
     place: Annotated[
         float,
         Range(least=0),
         Without("video"),
-        typer.Option("--place", help="Worth of lying where sources have it in their boxes."),
+        typer.Option("--place", help="Weight of the location prior: a keypoint's position within its box."),
     ] = 0.2,
     box: Annotated[
-        str, OneOf(("xywh", "xyxy")), typer.Option("--box", help="Boxes are xywh, as COCO's; or xyxy.")
+        str,
+        OneOf(("xywh", "xyxy")),
+        typer.Option("--box", help="Layout of boxes in a COCO file: xywh (standard) or xyxy."),
     ] = "xywh",
     category: Annotated[
-        str | None, Without("video"), typer.Option("--category", help="Of images without any annotation.")
+        str | None, Without("video"), typer.Option("--category", help="Category of images without annotations.")
     ] = None,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out what is no image, if sources remain.")
+        bool, typer.Option("--skip-broken", help="Skip unreadable images, if annotated ones remain.")
     ] = False,
-    draw: Annotated[Path | None, typer.Option("--draw", readable=False, help="Folder for pictures of labels.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=window_9'.")
+    draw: Annotated[
+        Path | None, typer.Option("--draw", readable=False, help="Folder for pictures of the labels.")
     ] = None,
-    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
-    precision: Annotated[str, PRECISION, typer.Option("--precision", help="Of features: 32, bf16 or 16.")] = "32",
+    model: Annotated[
+        str | None, typer.Option("--model", help="Backbone, run_dir, or settings: 'backbone=dinov2 localise=window_9'.")
+    ] = None,
+    device: Annotated[
+        str | None, DEVICE, typer.Option("--device", help="cpu or cuda; default: cuda if available.")
+    ] = None,
+    precision: Annotated[
+        str, PRECISION, typer.Option("--precision", help="Precision of the backbone: 32, bf16 or 16.")
+    ] = "32",
 ) -> None:
     """Label the images of a folder, or the frames of a video, by those that are annotated."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         check_transfer_options(use, min_score, place)
         from semcorr.inference.transfer.formats.kinds import resolve_output
@@ -97,38 +113,12 @@ def transfer_labels(
             if video is not None and video.is_dir():
                 check_draw_folder(draw, out, video)
         print_line(f"Reading {annotations} and {images}")
-        from semcorr.data.pictures import warn_about_frames
-        from semcorr.inference import Matcher
-        from semcorr.inference.load import format_overrides, resolve_device
+        from semcorr.inference.transfer.files import TransferFiles, TransferOptions, label_annotated
 
-        config_line = " ".join(format_overrides(model))
-        resolve_device(device)
-        from semcorr.inference.transfer.annotations import read_annotations
-        from semcorr.inference.transfer.clip import OVERVIEW, draw_clip, label_clip, read_clip
-        from semcorr.inference.transfer.formats.write import require_writer, write_labels
-        from semcorr.inference.transfer.objects import list_objects
-        from semcorr.inference.transfer.pipeline import label_folder, label_picture_names
-
-        clip = None if video is None else read_clip(annotations, images, video, box, first)
-        content = read_annotations(annotations, images, box, category) if clip is None else clip.annotations
-        require_writer(out, kind, content)
-        input_files = [item.photo.path for item in list_objects(content)] + ([] if video is None else [video])
-        require_inputs_kept(out.parent, [out.name], input_files)
-        if draw is not None:
-            pictures = label_picture_names(content.targets) if clip is None else [OVERVIEW]
-            require_inputs_kept(draw, pictures, input_files, "--draw")
-        print_line(f"Loading {config_line}")
-        matcher = Matcher.load(model, device=device, precision=precision)
-        skipped_images: list[dict[str, str]] | None = [] if skip_broken else None
-        with warn_about_frames(images), nullcontext() if draw is None else atomic_output_dir(draw, "--draw") as folder:
-            if clip is None:
-                labels = list(label_folder(matcher, content, use, flip, min_score, place, skipped_images, folder))
-            else:
-                with draw_clip(clip.tracks, folder) as sheet:
-                    labels = list(label_clip(matcher, clip, use, min_score, skipped_images, sheet))
-                content = content._replace(targets=[label.target for label in labels])
-        write_labels(out, kind, content, labels, skipped_images or [], config_line)
-    print_transfer_summary(content, labels, skipped_images or [], flip and clip is None, f"{out} ({kind})")
+        files = TransferFiles(annotations, images, out, kind, video, draw)
+        options = TransferOptions(use, flip, min_score, place, box, category, first, skip_broken)
+        result = label_annotated(files, options, model, device, precision)
+    print_transfer_summary(*result, flip and video is None, f"{out} ({kind})")
 
 
 def check_transfer_options(use: str, min_score: float, place: float) -> None:

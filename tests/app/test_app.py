@@ -156,7 +156,9 @@ def test_the_json_says_model_points_matches_truths_and_versions(begun, models):
     assert saved["pck"]["annotated"] == 1
 
 
-@pytest.mark.parametrize(("model", "message"), [("dinosaur", "is no backbone"), ("bob's", "no line of words")])
+@pytest.mark.parametrize(
+    ("model", "message"), [("dinosaur", "neither a backbone nor"), ("bob's", "nor a line of words")]
+)
 def test_a_model_that_cannot_be_loaded_leaves_the_next_one_loadable(begun, models, model, message):
     clicked = session.add_point(begun, (5, 5))
     before = match_session(models, clicked).match

@@ -188,7 +188,7 @@ def test_bad_pictures_and_models_become_messages_and_change_nothing(page, served
     click(page, "#a", 0.45, 0.4)
     before = rows(page, 1)
     choose(page, "run: gone")
-    page.wait_for_selector("text=There is no such model in the list, or no longer.")
+    page.wait_for_selector("text=The model is not in the list (any more).")
     assert rows(page, 1) == before
     page.wait_for_function("document.querySelector('#model input').value === 'efficientnet_lite0'")
 

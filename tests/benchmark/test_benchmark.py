@@ -369,7 +369,7 @@ def test_a_process_that_encodes_is_timed_until_its_first_image():
         ("match --device tpu", "--device must be one of auto, cpu, cuda, got 'tpu'"),
         ("match --out missing/b.json", "--out: missing is not a folder"),
         ("evaluate --scale huge", "--scale must be one of demo, spair, got 'huge'"),
-        ("evaluate --root missing", "--root: missing is no folder"),
+        ("evaluate --root missing", "--root: missing is not a folder"),
         ("evaluate --backbone nosuch", "--backbone: no backbone is called 'nosuch'"),
         ("evaluate --scale spair --part 2", "more than 0 and at most 1, got 2.0"),
         ("evaluate --pairs 0", "--pairs and --naive-pairs must be at least 1"),

@@ -30,7 +30,7 @@ WRONG = [
     ("localise.window=4", "`localise.window` must be odd and positive, got 4"),
     ("augment.flip=80", "`augment.flip` must be between 0"),
     ("optimizer.lr='1e-3'", "`optimizer.lr` must be a number"),
-    ("+data.tset=1", "`data.tset` is no option of `data`"),
+    ("+data.tset=1", "`data.tset` is not an option of `data`"),
     ("+trainer.limit_test_batch=3", "Did you mean trainer.limit_test_batches"),
     ("trainer.limit_test_batchs=3", "Did you mean +trainer.limit_test_batches"),
     ("trainer.logger=false", "`trainer.logger`: loggers are chosen by `logger`"),
@@ -40,7 +40,7 @@ WRONG = [
     ("optimizer.lr_x=3", "unknown config key `optimizer.lr_x`. Did you mean optimizer.lr"),
     ("+localise.windw=3", "Did you mean localise.window?"),
     ("+backbone.depht=3", "Did you mean backbone.depth?"),
-    ("++head.foo=1", "`head.foo` is no option of `head`"),
+    ("++head.foo=1", "`head.foo` is not an option of `head`"),
     ("data.rot=x", "unknown config key `data.rot`. Did you mean data.root"),
     ("backbone=dino2", "`backbone` has no choice 'dino2'. Did you mean dinov2"),
     ("localise=softargmax", "Did you mean soft_argmax"),
@@ -222,7 +222,7 @@ def test_random_damage_to_a_line_is_refused_or_read(seed, tmp_path, monkeypatch)
 def test_what_an_experiment_gives_its_loss_is_taken_out_for_another_loss(config):
     """As the sentence says that refuses it: contrastive losses have no such temperature."""
     line = ["experiment=animal_pose", "loss=contrastive"]
-    with pytest.raises(UserError, match=r"`loss.temperature` is no option of `loss`.* add '~loss.temperature'\."):
+    with pytest.raises(UserError, match=r"`loss.temperature` is not an option of `loss`.* add '~loss.temperature'\."):
         check_config(config("train", *line))
 
     line.append("~loss.temperature")

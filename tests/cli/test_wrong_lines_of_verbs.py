@@ -93,7 +93,7 @@ WRONG = {
         "run other --alpha 0.1 -> Did you mean --alphas?", "run other --seed 1 --seed 2 -> `--seed` is given twice",
         "run run -> is both RUN_A and RUN_B", "run a.png -> Give the run_dir of a finished evaluation",
         "run half -> has no metrics.json", "'' other -> an argument is empty", "run ' ' -> an argument is empty",
-        "run other seed=1 -> `seed=1` is no flag. Give --seed=1", "run other -m -> is a flag of train and evaluate",
+        "run other seed=1 -> `seed=1` is not a flag. Give --seed=1", "run other -m -> is a flag of train and evaluate",
         "run other --seed -> has no value", "run other --seed --draws 200 -> `--draws` reads as a flag",
         "-5 run -> unknown flag `-5`",
     ],
@@ -107,7 +107,7 @@ WRONG = {
         "layers backbone=tiny -m -> is a flag of train and evaluate",
     ],
     "audit": [
-        "-> RUN_DIR is missing", "a.png -> is not a folder", "empty -> is no run_dir", "half -> has not finished",
+        "-> RUN_DIR is missing", "a.png -> is not a folder", "empty -> is not a run_dir", "half -> has not finished",
         "run data.rot=x -> Did you mean data.root?", "run other -> Give key=value", "run data.root= -> has no value",
         "run data.root=a data.root=b -> given twice", "run data=spair -> is a section",
         "run --resize squish -> Did you mean squash",
@@ -116,7 +116,7 @@ WRONG = {
         "run localise.window=4 data.root=images -> `localise.window` must be odd",
     ],
     "export": [
-        "-> RUN is missing", "empty -> config.yaml does not exist", "run -> is no training run",
+        "-> RUN is missing", "empty -> config.yaml does not exist", "run -> is not a training run",
         "half -> half/checkpoints/best.ckpt does not exist", "a.png -> is a file",
         "trained --format onx -> Did you mean onnx?", "trained --which bset -> Did you mean best",
         "trained --which last -> is a frozen run", "trained --size 448 -> --size goes with --format onnx",
@@ -136,7 +136,7 @@ WRONG = {
         "a.png b.png --points 3,3 --most 4 -> no effect beside --points",
         "a.png b.png --precision 64 -> has no choice '64'", "a.png b.png --device cud -> must be cpu or cuda",
         "a.png b.png --device cuda:99 -> is not available", "a.png b.png --model dino2 -> Did you mean dinov2",
-        "a.png b.png --model empty -> is no backbone", "nowhere.png b.png -> does not exist",
+        "a.png b.png --model empty -> is neither a backbone nor", "nowhere.png b.png -> does not exist",
         "a.png nowhere.png -> does not exist", "a.png text.txt -> not an image", "images b.png -> is a folder",
         "a.png empty -> has no images", "a.png b.png --out a.png -> is a file",
         "a.png b.png --out . -> would be replaced",
@@ -173,7 +173,7 @@ WRONG = {
     ],
     "report": [
         "-> RUNS... is missing", "empty -> holds no run", "half -> has not finished", "run run/ -> is given twice",
-        "run --out a.png -> is a file", "run --out run -> is one of the runs", "run --root a.png -> is no folder",
+        "run --out a.png -> is a file", "run --out run -> is one of the runs", "run --root a.png -> is not a folder",
         "run --seconds --no-seconds -> before as --seconds", "run --secnds -> --seconds", "run seed=1 -> not a folder",
     ],
     "store": [
@@ -198,8 +198,8 @@ WRONG = {
     ],
     "app": [
         "x -> one argument too many", "--port 70000 -> between 0 and 65535", "--prot 3 -> Did you mean --port",
-        "--runs a.png -> is no folder", "--allow-host http://x/y -> a name or an address", "--host '' -> has no value",
-        "--model dino2 -> Did you mean dinov2", "--port 80.5 -> a whole number",
+        "--runs a.png -> is not a folder", "--allow-host http://x/y -> a name or an address",
+        "--host '' -> has no value", "--model dino2 -> Did you mean dinov2", "--port 80.5 -> a whole number",
     ],
 }  # fmt: skip
 LINES = [f"{verb} {line}".strip() for verb, lines in WRONG.items() for line in lines]

@@ -69,7 +69,7 @@ REFUSED = {
     "null": (first(None, None, 2), [ANNOTATION, "[null, null, 2]", "finite"]),
     "text": (first("10.5"), [ANNOTATION, '["10.5", 5, 2]', "finite"]),
     "true": (first(True), [ANNOTATION, "[true, 5, 2]"]),
-    "no place": (first(-1, -1, 2), [ANNOTATION, "[-1, -1, 2]", "no place", "v = 0"]),
+    "no place": (first(-1, -1, 2), [ANNOTATION, "[-1, -1, 2]", "not a place", "v = 0"]),
     "no place, hidden": (first(-1.0, -1.0, 1), [ANNOTATION, "[-1.0, -1.0, 1]", "v = 0"]),
     "beyond all": (first(1e30), [ANNOTATION, "[1e+30, 5, 2]"]),
     "text, v = 0": (triple("x", 0, 0), [ANNOTATION, '"right_ear" is ["x", 0, 0]']),
@@ -137,7 +137,7 @@ TEXTS = {
     "half a file": (json.dumps(content()).encode()[:200], "not valid JSON"),
     "a key twice": (b'{"images": [], "images": []}', "one object has the key"),
     "UTF-16 without its mark": (json.dumps(content()).encode("utf-16-le"), "NUL byte"),
-    "another encoding": ('{"é": 1}'.encode("cp1252"), "no text in UTF-8"),
+    "another encoding": ('{"é": 1}'.encode("cp1252"), "not UTF-8 text"),
     "a number beyond all": (b'{"images": [{"id": 1e999}]}', "cannot be computed with"),
 }
 

@@ -106,7 +106,7 @@ def test_windows_1252_is_read_where_its_paths_make_sense_and_is_reported(tmp_pat
         pairs = PairsCSV(root=str(tmp_path), size=32).pairs("test")
 
     assert [pair.target.path.name for pair in pairs] == ["größe.png", "one.png"]
-    assert "pairs.csv, line 2, is no text in UTF-8: it is read as Windows-1252" in caplog.text
+    assert "pairs.csv, line 2, is not UTF-8 text: it is read as Windows-1252" in caplog.text
 
 
 def row(**cells: str) -> str:

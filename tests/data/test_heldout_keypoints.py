@@ -55,7 +55,7 @@ def test_ids_are_checked():
     pair = pair_of((0, 1), (0, 1), flip=(1, 0, 2, 3, 4, 5))
 
     assert list_heldout([5, 2], pair) == [2, 5]
-    with pytest.raises(UserError, match=r"9 is no keypoint of cat, whose ids are 0 to 5. Leave it out"):
+    with pytest.raises(UserError, match=r"9 is not a keypoint of cat, whose ids are 0 to 5. Leave it out"):
         list_heldout([9], pair)
     with pytest.raises(UserError, match=r"keypoint 1 of cat is 0 in a mirror image. Hold out both or neither"):
         list_heldout([1], pair)

@@ -222,7 +222,7 @@ NO_PICTURES = {
     "a depth of 24": (lambda to: write_tiff(to, GREY.tobytes(), SIZE, 24), "a TIFF of a depth, colours or compression"),
     "8 bits in 32": (
         lambda to: write_tiff(to, GREY.astype("<u4").tobytes(), SIZE, 32),
-        "cannot be told whether 255 or 65535 is white",
+        "is unclear whether 255 or 65535 is white",
     ),
     "a PNG's first bytes": (lambda to: to.write_bytes(b"\x89PNG\r\n\x1a\n") and to, "a damaged PNG"),
 }

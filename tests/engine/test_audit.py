@@ -102,7 +102,7 @@ def test_a_trained_run_is_audited_with_its_weights(tmp_path, config, tiny):
         (lambda run: (run / "metrics.json").unlink(), "has not finished: no metrics.json"),
         (
             lambda run: [(run / name).unlink() for name in ("config.yaml", "metrics.json")],
-            "is no run_dir: no config.yaml",
+            "is not a run_dir: no config.yaml",
         ),
         (lambda run: (run / "config.yaml").write_text("a: [1"), "config.yaml cannot be read"),
         (lambda run: (run / "config.yaml").write_text("lr: 1\n"), "is not of semcorr: no `data`"),
@@ -138,7 +138,7 @@ def test_keys_of_the_run_may_be_otherwise_but_none_new(scored):
     result = CliRunner().invoke(app, [str(scored[0]), "data.split=dev"])
     assert (result.exit_code, "got 'dev'" in result.output) == (2, True)
     result = CliRunner().invoke(app, [str(scored[0]), "data.root=a: b"])
-    assert (result.exit_code, "is no YAML value" in result.output) == (2, True)
+    assert (result.exit_code, "is not a YAML value" in result.output) == (2, True)
 
 
 # -- as typed --

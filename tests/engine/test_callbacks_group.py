@@ -203,6 +203,20 @@ def test_callbacks_stand_beside_ours(config, tiny, tmp_path):
     assert any(isinstance(each, TrainingProgressBar) for each in trainer.callbacks)
 
 
+@pytest.mark.parametrize(
+    ("script", "line", "monitor"),
+    [
+        ("train", ["monitor=val/geo/pck@0.05"], "val/geo/pck@0.05"),
+        ("train", [], "val/all/pck@0.1"),
+        ("evaluate", [], "val/all/pck@0.1"),
+    ],
+)
+def test_early_stopping_reads_the_score_that_the_best_weights_are_kept_by(config, tiny, script, line, monitor):
+    cfg = config(script, *tiny, "callbacks=early_stopping", *line)
+
+    assert cfg.callbacks.early_stopping.monitor == monitor
+
+
 NOTED: list[dict[str, torch.Tensor]] = []
 
 

@@ -108,7 +108,7 @@ class Nameless(interfaces.Backbone):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (nn.Conv2d(3, 8, 8, 8), r"Conv2d is no backbone\. Inherit semcorr\.core\.interfaces\.Backbone"),
+        (nn.Conv2d(3, 8, 8, 8), r"Conv2d is not a backbone\. Inherit semcorr\.core\.interfaces\.Backbone"),
         (Nameless(), r"Nameless has no name, channels, widths, blocks, sha256\. Add what"),
     ],
 )

@@ -104,7 +104,7 @@ def test_an_evaluation_names_the_run_that_it_scored(typed, run, config, tiny, tm
     trained = run("last_blocks")
     evaluate(config("evaluate", *tiny, *QUICK[-1:], "finetune.blocks=2", f"checkpoint={trained}"))
     assert typed(tmp_path / "run") == 2
-    assert f"is no training run, by its config.yaml. It scored {trained}" in capfd.readouterr().err
+    assert f"is not a training run (see its config.yaml). It scored {trained}" in capfd.readouterr().err
 
 
 def test_another_base_is_refused(typed, run, tmp_path, capfd):

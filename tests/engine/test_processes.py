@@ -63,7 +63,7 @@ def test_loader_processes_need_room_in_shared_memory(monkeypatch, value_bytes):
             assert plan_loading(size, 4, typed) == LoaderPlan(4, expected)
 
     of_shared_memory(monkeypatch, 5 * batch - 1)
-    with pytest.raises(UserError, match=r"`data.workers`: 4 loader processes hand on 0.00 GB .*data.workers=0: none"):
+    with pytest.raises(UserError, match=r"`data.workers`: 4 loader processes pass 0.00 GB .*data.workers=0: none"):
         plan_loading(size, 4, typed=True)
     assert plan_loading(size, 0, typed=True) == LoaderPlan(0, None)
 

@@ -99,7 +99,7 @@ def test_a_training_run_is_not_gone_on_with_from_an_evaluation(config, tmp_path)
     folder = save_run(config("evaluate", *LINE), tmp_path / "run")
     line = [f"checkpoint={folder}"]
 
-    with pytest.raises(UserError, match="is no training run"):
+    with pytest.raises(UserError, match="is not a training run"):
         merge_checkpoint_config(config("train", *line), line)
 
 

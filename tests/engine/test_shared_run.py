@@ -163,13 +163,13 @@ def test_a_hub_that_cannot_give_a_model_says_why(shared, hub, monkeypatch):
     hub.private.add("someone/private")
 
     for address in ("hf://cats", "hf://user/a--b", "hf://user/name.", "hf://user/name.git@v1"):
-        assert f"{address} is no address on the Hugging Face Hub. Give hf://USER/NAME or" in catch_message(address)
+        assert f"{address} is not an address on the Hugging Face Hub. Give hf://USER/NAME or" in catch_message(address)
     for repo in ("nobody/nothing", "someone/private"):
         assert catch_message(f"hf://{repo}").startswith(
             f"`model`: There is no {hub.address}/{repo} that you may see. Correct"
         )
     assert f"{hub.address}/someone/cats has no revision v9" in catch_message("hf://someone/cats@v9")
-    assert "hf://someone/empty has no config.yaml and no model.safetensors: it is no model" in catch_message(
+    assert "hf://someone/empty has no config.yaml and no model.safetensors: it is not a model" in catch_message(
         "hf://someone/empty"
     )
     hub.broken = 429

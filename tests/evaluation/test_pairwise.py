@@ -61,7 +61,7 @@ def test_a_video_has_no_pairs(config, tmp_path):
     with open_dict(cfg):
         cfg.backbone._target_ = f"{Together.__module__}.Together"
 
-    with pytest.raises(UserError, match="sees images in pairs, which a video has not"):
+    with pytest.raises(UserError, match=r"needs pairs of images, and .+ is a video"):
         evaluate(cfg)
 
 

@@ -155,7 +155,7 @@ def test_a_mask_of_nothing_is_refused(cats):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="no whole Segment Anything model"):
+    with pytest.raises(UserError, match="not a complete Segment Anything model"):
         sam.load_box_prompted_sam(str(tmp_path / "other.pth"), CPU)
     with pytest.raises(UserError, match=r"pose.sam_weights.*does not exist"):
         sam.load_box_prompted_sam(str(tmp_path / "none.pth"), CPU)

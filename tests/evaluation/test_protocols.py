@@ -289,7 +289,7 @@ def test_a_temperature_on_products_is_one_on_cosines_where_lengths_are_alike(tmp
     ("mistake", "message"),
     [
         (lambda: protocol_preset("geo"), "must be one of semcorr, geoaware"),
-        (lambda: protocol_preset("geoaware", stric=True), "`protocol.stric` is no axis"),
+        (lambda: protocol_preset("geoaware", stric=True), "`protocol.stric` is not an axis"),
         (lambda: Protocol(frame="pixels"), "`protocol.frame` must be one of original, view, unit, got 'pixels'"),
         (lambda: protocol_list([], "squash"), "must name one"),
         (lambda: protocol_list(["dift", "dift"], "squash"), "several different ones"),

@@ -129,7 +129,7 @@ OTHER: dict[str, tuple[Callable[[State], bytes], str]] = {
         lambda own: saved({k: v.to(torch.int8) if v.ndim == 2 else v for k, v in own.items()}),
         r"is quantised \(.* is int8\)",
     ),
-    "sparse": (lambda own: saved(own | {"norm.weight": own["norm.weight"].to_sparse()}), r"no plain tensor"),
+    "sparse": (lambda own: saved(own | {"norm.weight": own["norm.weight"].to_sparse()}), r"not a plain tensor"),
 }
 
 

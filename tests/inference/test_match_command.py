@@ -121,7 +121,7 @@ def test_mutual_neighbours_are_as_many_as_asked_for(typed, tmp_path):
         ("a.jpg text.jpg", "text.jpg is damaged or not an image"),
         ("a.jpg cut --points 3,3", "z.jpg is damaged"),
         ("a.jpg b.jpg --model tinny", "Did you mean tiny"),
-        ("a.jpg b.jpg --model bob's", "bob's is no directory, and no line of words"),
+        ("a.jpg b.jpg --model bob's", "bob's is neither a directory nor a line of words"),
     ],
 )
 def test_a_mistake_is_a_user_error_and_leaves_nothing(typed, folder, tmp_path, line, message):

@@ -208,12 +208,12 @@ def test_no_points_have_no_matches(random, cats):
     ("line", "message"),
     [
         ("dinov", "Did you mean .*dinov2"),
-        ("runs/none", "no run's directory"),
+        ("runs/none", "nor a run directory"),
         ("backbone=tiny localise.windw=3", "localise.window"),
         ("backbone=tiny head=bottleneck head.widths=3", "Did you mean head.width"),
         ("backbone=nothing", "nothing"),
         ("checkpoint=nowhere", "nowhere"),
-        ("bob's", "bob's is no directory, and no line of words"),
+        ("bob's", "bob's is neither a directory nor a line of words"),
     ],
 )
 def test_a_model_that_there_is_not_is_a_user_error(line, message):

@@ -181,7 +181,7 @@ CVAT_MISTAKES = {
     "is there twice, as of two tasks": ("cats/2.jpg", "cats/1.jpg"),
     "leads to a folder above": ("cats/2.jpg", "../2.jpg"),
     "contains no skeleton, and a skeleton": ('xtl="5.00"', 'xtl="12.00"'),
-    "no shape with a `label`": ("<box ", "<bax "),
+    "not a shape with a `label`": ("<box ", "<bax "),
     "is not valid XML": ("</annotations>", ""),
     "in an encoding": ("utf-8", "nonsense"),
 }
@@ -220,12 +220,12 @@ LABEL_STUDIO_MISTAKES = {
     "must have one label": lambda c: results(c)[2]["value"].update(keypointlabels=["nose", "tail"]),
     "`x` is nan": lambda c: results(c)[2]["value"].update(x=float("nan")),
     "`x` is None": lambda c: results(c)[2]["value"].pop("x"),
-    "is no area": lambda c: results(c)[0]["value"].update(width=-3),
+    "has no area": lambda c: results(c)[0]["value"].update(width=-3),
     "`original_width` is 0": lambda c: results(c)[1].update(original_width=0),
     "images of several sizes": lambda c: results(c)[1].update(original_width=50),
     "turned in Label Studio": lambda c: results(c)[1].update(image_rotation=90),
     "has 2 annotations": lambda c: c[0]["annotations"].append(c[0]["annotations"][0]),
-    "cannot be told which is the image": lambda c: c[0].update(data={"a": "x.jpg", "b": "y.jpg"}),
+    "is unclear which is the image": lambda c: c[0].update(data={"a": "x.jpg", "b": "y.jpg"}),
     "there is no `data`": lambda c: c[0].pop("data"),
     r"no annotated keypoint\. Annotate": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
     "in 0 of 2 boxes": lambda c: (
@@ -423,13 +423,13 @@ def test_an_array_of_hdf5_is_bounded_and_lies_in_the_file(tmp_path, table):
     raw = [(str(tmp_path / "other.h5"), 0, 32)]
     for make, message in (
         (lambda group: group.create_dataset("block0_values", (10**6, 100), float, chunks=(10, 10)), "more than"),
-        (lambda group: group.create_dataset("block0_values", (2, 2), float, external=raw), "no array of this file"),
-        (lambda group: group.create_virtual_dataset("block0_values", layout), "no array of this file"),
+        (lambda group: group.create_dataset("block0_values", (2, 2), float, external=raw), "not an array of this file"),
+        (lambda group: group.create_virtual_dataset("block0_values", layout), "not an array of this file"),
         (
             lambda group: group.__setitem__("block0_values", h5py.ExternalLink("other.h5", "values")),
-            "no array of this file",
+            "not an array of this file",
         ),
-        (lambda group: group.__setitem__("block0_values", h5py.SoftLink("/nowhere")), "no array of this file"),
+        (lambda group: group.__setitem__("block0_values", h5py.SoftLink("/nowhere")), "not an array of this file"),
     ):
         with h5py.File(table, "a") as file:
             del file["df_with_missing/block0_values"]

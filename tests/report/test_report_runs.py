@@ -109,7 +109,7 @@ def test_domains_of_other_names_are_refused(tmp_path):
         (lambda run: (run / "config.yaml").write_text("a: 1"), "is not of semcorr"),
         (lambda run: (run / "metrics.json").write_text('{"tracking": {"AJ": 0.5}}'), "holds no run on pairs"),
         (lambda run: (run / "metrics.json").write_text('{"protocol":"semcorr","localise":"argmax"}'), "has no `pck`"),
-        (lambda run: (run / "metrics.csv").write_text("step,a\n0,b\n"), "is no table of numbers"),
+        (lambda run: (run / "metrics.csv").write_text("step,a\n0,b\n"), "is not a table of numbers"),
         (lambda run: [file.unlink() for file in run.iterdir()], "holds no run"),
     ],
 )  # fmt: skip

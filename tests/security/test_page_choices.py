@@ -42,7 +42,7 @@ def test_a_run_that_is_made_later_can_be_chosen_and_one_that_is_gone_cannot(runs
     (runs / "two" / "config.yaml").write_text("seed: 1\n")
     assert choices.line("run: two") == str(runs / "two")
     (runs / "two" / "config.yaml").unlink()
-    with pytest.raises(UserError, match="no such model in the list"):
+    with pytest.raises(UserError, match="The model is not in the list"):
         choices.line("run: two")
 
 
@@ -60,7 +60,7 @@ def test_a_run_that_is_made_later_can_be_chosen_and_one_that_is_gone_cannot(runs
 def test_what_is_not_in_the_list_is_refused(runs, name):
     if isinstance(name, str):
         name = name.replace("{runs}", str(runs)).replace("{outside}", str(runs.parent / "outside"))
-    with pytest.raises(UserError, match="no such model in the list"):
+    with pytest.raises(UserError, match="The model is not in the list"):
         ModelChoices("efficientnet_lite0", runs).line(name)
 
 

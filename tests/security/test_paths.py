@@ -69,7 +69,7 @@ def test_a_name_that_leads_out_of_its_folder_is_a_user_error(tmp_path, reader, n
 
 @pytest.mark.parametrize("value", [None, 7, 2.5, True, ["a.jpg"], {"a": "b"}])
 def test_a_name_that_is_no_text_is_a_user_error(value):
-    with pytest.raises(UserError, match=r"a\.json, image 7 names .*, which is no text\. .* correct it"):
+    with pytest.raises(UserError, match=r"a\.json, image 7 names .*, which is not text\. .* correct it"):
         require_file_name(value, "a.json, image 7")
 
 

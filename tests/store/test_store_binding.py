@@ -174,7 +174,7 @@ def test_what_is_no_file_in_the_place_of_an_entry_is_neither_read_nor_removed(st
     fresh = FeatureStore(tmp_path, KEY)
     assert fresh.get(f"{0:032x}") is None
     assert fresh.get(f"{1:032x}") is None
-    assert caplog.text.count("it is no file") == 2
+    assert caplog.text.count("it is not a file") == 2
     assert (path / "inside").is_dir()
 
 

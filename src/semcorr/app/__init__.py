@@ -10,12 +10,6 @@ __all__ = ["main"]
 
 def main(words: Sequence[str]) -> int:
     """Run the command `semcorr app`, and return its exit code."""
-    from semcorr.cli.errors import run_and_report
-    from semcorr.cli.verb_line import run_app
+    from semcorr.cli.verb_line import run_lazy_app
 
-    def run() -> int:
-        from semcorr.app.command import app  # takes seconds
-
-        return run_app(app, words, "semcorr app")
-
-    return run_and_report(run, words)
+    return run_lazy_app("semcorr.app.command", words, "semcorr app")

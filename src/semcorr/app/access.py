@@ -165,7 +165,7 @@ def format_host(host: str) -> str:
 
 
 def _parse_authority(origin: str) -> str | None:
-    """Return host and port of an origin; None if it is no web address."""
+    """Return host and port of an origin; None if it is not a web address."""
     try:
         parts = urlsplit(origin)
     except ValueError:

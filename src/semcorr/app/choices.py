@@ -46,8 +46,7 @@ class ModelChoices:
             if name.startswith(RUN) and run in list_run_names(self.runs):
                 return str(self.runs / run)
         raise UserError(
-            "There is no such model in the list, or no longer. Choose one; the list is read again when the page is "
-            "loaded."
+            "The model is not in the list (any more). Choose one; the list is read again when the page is loaded."
         )
 
     def name(self, line: str) -> str:

@@ -1,6 +1,5 @@
 """The command `python -m semcorr.app`: the page at http://127.0.0.1:7860, which contacts no other machine."""
 
-import logging
 import os
 import socket
 from pathlib import Path
@@ -21,30 +20,32 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def start_page(
     model: Annotated[
-        str | None, typer.Option("--model", help="A backbone, a run, or a line: 'backbone=dinov2 localise=argmax'.")
+        str | None, typer.Option("--model", help="Backbone, run_dir, or settings: 'backbone=dinov2 localise=argmax'.")
     ] = None,
     runs: Annotated[
-        Path | None, typer.Option("--runs", help="A folder of run directories to choose from; runs/, if there is one.")
+        Path | None,
+        typer.Option("--runs", help="Folder of run directories to choose from; default: runs/, if it exists."),
     ] = None,
     host: Annotated[
-        str, HOST, typer.Option("--host", help="Whom to listen to; 0.0.0.0: the whole network.")
+        str, HOST, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all networks.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, Range(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="0: any that is free.")
+        int, Range(least=0, most=65535), typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")
     ] = 7860,
     allow_host: Annotated[
         list[str] | None,
         HOST,
-        typer.Option("--allow-host", help="What else browsers may call this page, as behind a proxy: page.example."),
+        typer.Option("--allow-host", help="Additional host name, such as page.example behind a proxy; repeatable."),
     ] = None,
-    device: Annotated[str | None, DEVICE, typer.Option("--device", help="cpu or cuda; cuda, if there is one.")] = None,
+    device: Annotated[
+        str | None, DEVICE, typer.Option("--device", help="cpu or cuda; default: cuda if available.")
+    ] = None,
 ) -> None:
     """Show a page to click on: points in the left picture, their matches in the right one. Ends with Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         require_extra("The page", "app", "gradio")
         if runs is not None and not runs.is_dir():
-            raise UserError(f"--runs {runs} is no folder. Give one that holds run directories")
+            raise UserError(f"--runs {runs} is not a folder. Give one that holds run directories")
         from semcorr.inference.load import DEFAULT, format_overrides
 
         format_overrides(model)

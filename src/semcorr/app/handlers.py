@@ -108,10 +108,10 @@ class PageEvents:
         """Load an uploaded picture, reduced, under its file name; its `size` remains that of the file.
 
         Raises:
-            UserError: The file is no picture, or was not uploaded.
+            UserError: The file is not a picture, or was not uploaded.
         """
         if not is_inside(path, self.folder):
-            raise UserError("This file is not, or no longer, among the uploaded ones. Open it again")
+            raise UserError("This file is not among the uploaded ones (any more). Open it again")
         try:
             return reduce_picture(load_picture(path)._replace(name=Path(path).name))
         except UserError as error:

@@ -1,6 +1,5 @@
 """The command python -m semcorr.benchmark SUB. Each sub-command imports what it needs when it begins."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,49 +26,59 @@ def list_head_files() -> list[str]:
     return list_choices("head")
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    help="Measure speed and memory, in one run with what others do and with what the machine allows.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 
-Out = Annotated[Path, typer.Option("--out", readable=False, help="Where the figures go, beside other sub-commands'.")]
-Device = Annotated[str, OneOf(("auto", "cpu", "cuda")), typer.Option("--device", help="auto, cpu or cuda.")]
+Out = Annotated[
+    Path, typer.Option("--out", readable=False, help="Output file; figures of other sub-commands in it are kept.")
+]
+Device = Annotated[str, OneOf(("auto", "cpu", "cuda")), typer.Option("--device", help="Device: auto, cpu or cuda.")]
 Together = Annotated[
-    bool, typer.Option("--together", help="All in one process: starts sooner, but peaks are then of the whole.")
+    bool,
+    typer.Option("--together", help="Measure all in one process: faster, but peaks of memory are then of the whole."),
 ]
 Backbone = Annotated[str, OneOf(list_backbone_files), typer.Option("--backbone", help="Name of a backbone.")]
 Size = Annotated[
-    int | None, Range(least=1), typer.Option("--size", help="Side of the square images are resized to, in pixels.")
+    int | None, Range(least=1), typer.Option("--size", help="Side of the square that images are resized to, in pixels.")
 ]
-Random = Annotated[bool, typer.Option("--random", help="Random weights.")]
-Root = Annotated[Path | None, typer.Option("--root", readable=False, help="A tree in SPair-71k's layout.")]
+Random = Annotated[bool, typer.Option("--random", help="Use random weights.")]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", readable=False, help="Folder of a benchmark in SPair-71k's layout; default: one is generated."
+    ),
+]
 Scale = Annotated[
     str,
     OneOf(("demo", "spair")),
     Without("root"),
-    typer.Option("--scale", help="Without --root: demo, drawn creatures; spair, SPair-71k's shape."),
+    typer.Option("--scale", help="Generated benchmark: demo (drawn creatures) or spair (as large as SPair-71k)."),
 ]
 Folder = Annotated[
     Path | None,
     Without("root"),
-    typer.Option("--folder", readable=False, help="Where --scale writes, if not to a temporary folder."),
+    typer.Option("--folder", readable=False, help="Folder of the generated benchmark; default: a temporary one."),
 ]
 Part = Annotated[
-    float, Range(above=0, most=1), Needs("scale"), typer.Option("--part", help="Of the images of --scale spair.")
+    float,
+    Range(above=0, most=1),
+    Needs("scale"),
+    typer.Option("--part", help="Share of the images of --scale spair, at most 1."),
 ]
 OUT = Path("benchmark.json")
 
 
-@app.callback()
-def benchmark_callback() -> None:
-    """Measure speed and memory, in one run with what others do and with what the machine allows."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-
-
 @app.command("match")
 def benchmark_match(
-    pairs: Annotated[Count, typer.Option(help="How many.")] = 90,
-    images: Annotated[Count, typer.Option(help="Of how many images.")] = 10,
+    pairs: Annotated[Count, typer.Option(help="Number of pairs.")] = 90,
+    images: Annotated[Count, typer.Option(help="Number of images.")] = 10,
     grid: Annotated[int, Range(least=2, most=1024), typer.Option(help="Cells along a side of a feature map.")] = 32,
-    channels: Annotated[Count, typer.Option(help="Of a feature map.")] = 384,
-    naive_pairs: Annotated[Count, typer.Option(help="How many of the pairs the naive loops match.")] = 30,
+    channels: Annotated[Count, typer.Option(help="Channels of a feature map.")] = 384,
+    naive_pairs: Annotated[Count, typer.Option(help="Number of pairs that the naive loops match.")] = 30,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -96,10 +105,14 @@ def benchmark_evaluate(
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="train, val or test.")] = "test",
-    pairs: Annotated[int | None, Range(least=1), typer.Option(help="Only the first so many of the split.")] = None,
-    naive_pairs: Annotated[Count, typer.Option(help="How many of the pairs the naive loop scores.")] = 10,
-    workers: Annotated[int | None, Range(least=0), typer.Option(help="Loader processes.")] = None,
+    split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="Split: train, val or test.")] = "test",
+    pairs: Annotated[
+        int | None,
+        Range(least=1),
+        typer.Option(help="Number of pairs to use, from the start of the split; default: all."),
+    ] = None,
+    naive_pairs: Annotated[Count, typer.Option(help="Number of pairs that the naive loop scores.")] = 10,
+    workers: Annotated[int | None, Range(least=0), typer.Option(help="Number of loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -118,7 +131,7 @@ def benchmark_evaluate(
     _run_benchmark("evaluate", work, out, locals())
 
 
-@app.command("read_outs", hidden=True)  # its former name
+@app.command("read_outs", hidden=True)  # deprecated alias
 @app.command("readouts")
 def benchmark_many_readouts(
     backbone: Backbone = "efficientnet_lite0",
@@ -128,8 +141,8 @@ def benchmark_many_readouts(
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="train, val or test.")] = "test",
-    tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
+    split: Annotated[str, OneOf(("train", "val", "test")), typer.Option(help="Split: train, val or test.")] = "test",
+    tries: Annotated[Count, typer.Option(help="Repetitions; the fastest counts.")] = 3,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -156,9 +169,9 @@ def benchmark_head_run_time(
     head: Annotated[str, OneOf(list_head_files), typer.Option("--head", help="Name of a head.")] = "aggregation",
     backbone: Backbone = "dinov2",
     size: Size = None,
-    random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
-    points: Annotated[Count, typer.Option(help="Query points of the pair.")] = 8,
-    tries: Annotated[Count, typer.Option(help="Of each part; the best counts.")] = 5,
+    random: Annotated[bool, typer.Option("--random/--pretrained", help="Use random or pretrained weights.")] = True,
+    points: Annotated[Count, typer.Option(help="Number of query points of the pair.")] = 8,
+    tries: Annotated[Count, typer.Option(help="Repetitions of each part; the fastest counts.")] = 5,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -180,15 +193,17 @@ def benchmark_head_run_time(
 def benchmark_train(
     backbone: Backbone = "dinov2_s",
     size: Size = 224,
-    random: Annotated[bool, typer.Option("--random/--pretrained", help="Random weights.")] = True,
-    blocks: Annotated[Count, typer.Option(help="How many of the last blocks move.")] = 2,
-    steps: Annotated[int, Range(least=3), typer.Option(help="Of each run.")] = 12,
-    pairs: Annotated[Count, typer.Option(help="Of a batch; twice as many images for --all-pairs' side.")] = 4,
+    random: Annotated[bool, typer.Option("--random/--pretrained", help="Use random or pretrained weights.")] = True,
+    blocks: Annotated[Count, typer.Option(help="Number of last blocks that are trained.")] = 2,
+    steps: Annotated[int, Range(least=3), typer.Option(help="Number of steps of each run.")] = 12,
+    pairs: Annotated[
+        Count, typer.Option(help="Number of pairs of a batch; training on all pairs takes as many images.")
+    ] = 4,
     root: Root = None,
     scale: Scale = "demo",
     folder: Folder = None,
     part: Part = 1.0,
-    workers: Annotated[int | None, Range(least=0), typer.Option(help="Loader processes.")] = None,
+    workers: Annotated[int | None, Range(least=0), typer.Option(help="Number of loader processes.")] = None,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -208,11 +223,11 @@ def benchmark_train(
 
 @app.command("loading")
 def benchmark_loaders(
-    size: Annotated[Count, typer.Option(help="Side of the square images are resized to, in pixels.")] = 840,
-    workers: Annotated[Whole, typer.Option(help="Loader processes.")] = 16,
-    images: Annotated[Count, typer.Option(help="Encoded at once.")] = 8,
-    pairs: Annotated[Count, typer.Option(help="Of a training step.")] = 8,
-    batches: Annotated[Count, typer.Option(help="Of each kind.")] = 40,
+    size: Annotated[Count, typer.Option(help="Side of the square that images are resized to, in pixels.")] = 840,
+    workers: Annotated[Whole, typer.Option(help="Number of loader processes.")] = 16,
+    images: Annotated[Count, typer.Option(help="Number of images encoded at once.")] = 8,
+    pairs: Annotated[Count, typer.Option(help="Number of pairs of a training step.")] = 8,
+    batches: Annotated[Count, typer.Option(help="Number of batches of each kind.")] = 40,
     root: Root = None,
     scale: Scale = "demo",
     folder: Folder = None,
@@ -234,18 +249,25 @@ def benchmark_loaders(
 
 @app.command("store")
 def benchmark_feature_store(
-    entries: Annotated[Count, typer.Option(help="How many images' features.")] = 32,
-    tokens: Annotated[Count, typer.Option(help="Of an image; a ViT-B at 840 pixels has 3,601.")] = 3601,
-    channels: Annotated[Count, typer.Option(help="Of a token.")] = 768,
+    entries: Annotated[Count, typer.Option(help="Number of images whose features are stored.")] = 32,
+    tokens: Annotated[Count, typer.Option(help="Tokens of an image; a ViT-B/14 has 3,601 at 840 pixels.")] = 3601,
+    channels: Annotated[Count, typer.Option(help="Channels of a token.")] = 768,
     dtype: Annotated[
-        str, OneOf(("float16", "bfloat16", "float32")), typer.Option(help="float16, bfloat16 or float32.")
+        str,
+        OneOf(("float16", "bfloat16", "float32")),
+        typer.Option(help="Type of the features: float16, bfloat16 or float32."),
     ] = "float16",
-    root: Annotated[Path | None, typer.Option(readable=False, help="A folder on the disk in question.")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Folder on the disk to measure; default: that of temporary files."),
+    ] = None,
     encode_ms: Annotated[
-        float | None, Range(above=0), typer.Option(help="Milliseconds to encode an image; measured if left out.")
+        float | None, Range(above=0), typer.Option(help="Milliseconds to encode an image; default: measured.")
     ] = None,
     backbone: Annotated[Backbone, Without("encode_ms")] = "dinov2",
-    size: Annotated[Count, Without("encode_ms"), typer.Option(help="Of the image that is encoded, in pixels.")] = 840,
+    size: Annotated[
+        Count, Without("encode_ms"), typer.Option(help="Side of the image that is encoded, in pixels.")
+    ] = 840,
     device: Device = "auto",
     together: Together = False,
     out: Out = OUT,
@@ -270,12 +292,12 @@ def benchmark_convolution(
     side: Annotated[
         list[int],
         Range(least=1, most=512),
-        typer.Option(help="Cells along each axis of a volume; may be given several times."),
+        typer.Option(help="Cells along each axis of a volume; repeatable."),
     ] = [  # noqa: B006
         16,
         32,
     ],
-    channels: Annotated[Count, typer.Option(help="In and out.")] = 8,
+    channels: Annotated[Count, typer.Option(help="Number of input and of output channels.")] = 8,
     kernel: Annotated[Window, typer.Option(help="Cells along each axis of a kernel.")] = 3,
     device: Device = "auto",
     together: Together = False,
@@ -295,30 +317,32 @@ def benchmark_convolution(
 @app.command("scaling")
 def benchmark_growth(
     images: Annotated[
-        int, Range(least=2, most=100), typer.Option(help="Of each of 18 categories at size 1; pairs: all of them.")
+        int,
+        Range(least=2, most=100),
+        typer.Option(help="Number of images of each of 18 categories at size 1; each is paired with all others."),
     ] = 4,
     size: Annotated[
-        list[int], Range(least=1, most=1000), typer.Option(help="Times as many images and pairs; given several times.")
+        list[int], Range(least=1, most=1000), typer.Option(help="Size: times as many images and pairs; repeatable.")
     ] = [  # noqa: B006
         1,
         4,
         16,
     ],
-    tries: Annotated[Count, typer.Option(help="Of each size; the best counts.")] = 2,
+    tries: Annotated[Count, typer.Option(help="Repetitions of each size; the fastest counts.")] = 2,
     processes: Annotated[
-        list[int], Range(least=1, most=64), typer.Option(help="That train together; given several times.")
+        list[int], Range(least=1, most=64), typer.Option(help="Number of processes that train together; repeatable.")
     ] = [  # noqa: B006
         1,
         2,
         4,
     ],
-    steps: Annotated[int, Range(least=3), typer.Option(help="Of each training.")] = 10,
-    pairs: Annotated[Count, typer.Option(help="Of a training step on each process.")] = 4,
+    steps: Annotated[int, Range(least=3), typer.Option(help="Number of steps of each training.")] = 10,
+    pairs: Annotated[Count, typer.Option(help="Number of pairs of a step in each process.")] = 4,
     side: Annotated[
-        int, Range(least=32, most=1024), typer.Option(help="Of the square images are resized to, in pixels.")
+        int, Range(least=32, most=1024), typer.Option(help="Side of the square that images are resized to, in pixels.")
     ] = 160,
     folder: Annotated[
-        Path | None, typer.Option(readable=False, help="Where the trees go, if not to a temporary folder.")
+        Path | None, typer.Option(readable=False, help="Folder of the generated benchmarks; default: a temporary one.")
     ] = None,
     together: Together = False,
     out: Out = OUT,
@@ -336,7 +360,7 @@ def benchmark_growth(
 
 @app.command("startup")
 def benchmark_start(
-    tries: Annotated[Count, typer.Option(help="Of each; the best counts.")] = 3,
+    tries: Annotated[Count, typer.Option(help="Repetitions; the fastest counts.")] = 3,
     out: Out = OUT,
 ) -> None:
     """Measure the seconds until a fresh process is ready, beside the import of PyTorch."""

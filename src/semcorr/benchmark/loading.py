@@ -32,7 +32,7 @@ class LoadedBatches(NamedTuple):
 
 
 class FloatViews(Dataset[object]):
-    """Items of a data set with their pixels in single precision, as loaders that convert them hand them on."""
+    """Items of a data set with their pixels in single precision, as loaders that convert them pass them on."""
 
     def __init__(self, dataset: Dataset[object]) -> None:
         self.dataset = dataset

@@ -70,7 +70,7 @@ def build_run_spec(
     if part != 1 and scale != "spair":
         raise UserError(f"--part has no effect with --scale {scale}. Give --scale spair, or leave it out.")
     if root is not None and not root.is_dir():
-        raise UserError(f"--root: {root} is no folder. Give a tree in SPair-71k's layout, or --scale")
+        raise UserError(f"--root: {root} is not a folder. Give a tree in SPair-71k's layout, or --scale")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--folder: {folder} is a file. Give a folder")
     choices = list_choices("backbone")

@@ -43,7 +43,7 @@ def benchmark_store(entries: StoredFeatures, isolated: bool = True) -> Benchmark
     if entries.dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)}, got {entries.dtype!r}")
     if entries.root is not None and not Path(entries.root).is_dir():
-        raise UserError(f"--root: {entries.root} is no folder. Make it, or choose another disk")
+        raise UserError(f"--root: {entries.root} is not a folder. Make it, or choose another disk")
     if entries.encode_ms is not None and not entries.encode_ms > 0:
         raise UserError(f"--encode-ms must be more than 0, got {entries.encode_ms}")
     measurement = measure(run_store, entries, isolated=isolated)

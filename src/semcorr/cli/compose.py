@@ -188,7 +188,7 @@ def merge_checkpoint_config(
     require("checkpoint", cfg.checkpoint, NotEmpty)
     saved_cfg = read_run_config(Path(cfg.checkpoint), overrides, search, option="checkpoint", resumes="loss" in cfg)
     if "loss" in cfg and "loss" not in saved_cfg:
-        raise UserError(f"`checkpoint`: {cfg.checkpoint} is no training run. Give the run_dir of one.")
+        raise UserError(f"`checkpoint`: {cfg.checkpoint} is not a training run. Give the run_dir of one.")
     if "loss" in cfg and is_shared(Path(cfg.checkpoint)):
         raise UserError(
             f"`checkpoint`: {cfg.checkpoint} was exported for sharing, without the state of the optimiser, so its "

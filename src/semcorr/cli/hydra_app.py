@@ -4,7 +4,6 @@ The only module that runs Hydra's application. A user's mistake ends in one sent
 """
 
 import errno
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +32,7 @@ from semcorr.core.files import REASONS, write_error, write_text
 from semcorr.core.late_imports import postpone_compiler
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranks import ProcessWatch
-from semcorr.core.terminal import print_line
+from semcorr.core.terminal import configure_logging, print_line
 from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.lean_lightning import import_lightning
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
@@ -94,7 +93,7 @@ def hydra_main(
         words: Words of the line.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    configure_logging()
 
     def run() -> int:
         if {"-h", "--help"} & {*words}:

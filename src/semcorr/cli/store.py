@@ -1,6 +1,5 @@
 """Command `python -m semcorr.store ls|verify|prune`: list, check and remove what is in the feature store."""
 
-import logging
 import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,17 +37,18 @@ from semcorr.store.integrity import DamagedEntryError, entry_key_of, read_header
 COLUMNS = ("backbone", "depth", "size", "dtype")
 DAY = 86400.0  # seconds
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(
+    help="Manage features that were computed once and are kept on disk.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
 Root = Annotated[
     Path | None,
-    typer.Option("--root", readable=False, help="The store, if not SEMCORR_STORE or else ~/.cache/semcorr/features."),
+    typer.Option(
+        "--root", readable=False, help="Folder of the store; default: $SEMCORR_STORE or ~/.cache/semcorr/features."
+    ),
 ]
-
-
-@app.callback()
-def configure_store_logging() -> None:
-    """Manage features that were computed once and are kept on disk."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 @app.command("ls")
@@ -62,7 +62,7 @@ def list_store(root: Root = None) -> None:
 @app.command("verify")
 def verify_store(
     root: Root = None,
-    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+    remove_damaged: Annotated[bool, typer.Option("--remove", help="Remove damaged entries.")] = False,
 ) -> None:
     """Read everything. The exit code is 1 if anything is damaged."""
     damaged: list[StoreEntry] = []
@@ -98,21 +98,23 @@ def _report_damaged_keys(folders: list[StoreFolder]) -> list[Path]:
 def prune_store(
     root: Root = None,
     key: Annotated[
-        str | None, Without("everything"), typer.Option(help="Only of this key; the beginning of its name will do.")
+        str | None,
+        Without("everything"),
+        typer.Option(help="Remove only features of this key, given by the beginning of its name."),
     ] = None,
     older_than: Annotated[
         float | None,
         Range(least=0),
         Without("everything"),
-        typer.Option(metavar="DAYS", help="What no run has used for DAYS."),
+        typer.Option(metavar="DAYS", help="Remove features that no run has used for DAYS."),
     ] = None,
     max_gb: Annotated[
         float | None,
         Range(least=0),
         Without("everything"),
-        typer.Option(metavar="X", help="The least recently used, down to X GB."),
+        typer.Option(metavar="X", help="Remove the least recently used, until X GB remain."),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of it.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything.")] = False,
 ) -> None:
     """Remove features, and what killed processes left.
 
@@ -172,7 +174,7 @@ def _find_damage(path: Path) -> str | None:
     try:
         with suppress(FileNotFoundError):  # evicted meanwhile
             if not stat.S_ISREG(path.stat().st_mode):
-                return "it is no file"
+                return "it is not a file"
             read_header(memoryview(path.read_bytes()), entry_key_of(path))
     except DamagedEntryError as damage:
         return str(damage)

@@ -103,7 +103,7 @@ def _parse_setting(text: str) -> Override:
     stripped = re.sub(r"\s*=\s*", "=", text.strip(), count=1)
     match = KEY.fullmatch(stripped)
     if match is None:
-        raise UserError(f"`{text}` is no setting. Settings are key=value, as seed=1.")
+        raise UserError(f"`{text}` is not a setting. Settings are key=value, as seed=1.")
     sign, key, value = match["sign"], match["key"], match["value"]
     if value is None:
         raise UserError(f"`{text}` has no value. Give {sign}{key}=VALUE.")
@@ -133,7 +133,7 @@ def _require_quotes(text: str, key: str, value: str, reason: str) -> NoReturn:
     """Refuse a setting whose value must be in quotes, and say how to type it."""
     remedy = quote_setting(key, value)
     if not _is_setting(remedy):
-        raise UserError(f"`{text}` is no setting: its key cannot be read. Settings are key=value, as seed=1.")
+        raise UserError(f"`{text}` is not a setting: its key cannot be read. Settings are key=value, as seed=1.")
     raise UserError(f"`{text}`: {reason}. Give {shlex.quote(remedy)}")
 
 
@@ -168,7 +168,7 @@ def _check_setting(text: str, override: Override, groups: set[str], sections: se
         if not is_sweep:
             values = text.partition("=")[2]
             raise UserError(
-                f"`{text}` is several values, and this is no sweep. Add -m for a sweep over them; as one text give "
+                f"`{text}` is several values, and this is not a sweep. Add -m for a sweep over them; as one text give "
                 f"{shlex.quote(_quote_always(key, values))}, as a list {shlex.quote(f'{key}=[{values}]')}"
             )
         return

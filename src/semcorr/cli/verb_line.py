@@ -4,6 +4,7 @@ Typer takes a flag for another's value, the last of two values, NaN, and names o
 """
 
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,6 +16,7 @@ from semcorr.cli.errors import run_and_report
 from semcorr.core.errors import UserError
 from semcorr.core.limits import raise_open_files
 from semcorr.core.ranges import Pattern, Range, require
+from semcorr.core.terminal import configure_logging
 
 if TYPE_CHECKING:  # the commands that are Hydra's do without
     import typer
@@ -102,7 +104,7 @@ def check_words(command: object, words: Sequence[str]) -> list[str]:
         return [*words]
     subcommands: Mapping[str, object] = getattr(command, "commands", {})
     if subcommands:
-        hidden = {name for name, each in subcommands.items() if getattr(each, "hidden", False)}  # names of before
+        hidden = {name for name, each in subcommands.items() if getattr(each, "hidden", False)}  # deprecated names
         _check_subcommand(words, subcommands, hidden)
         return [words[0], *check_words(subcommands[words[0]], words[1:])]
     assert isinstance(command, Command)
@@ -137,7 +139,7 @@ def _check_subcommand(words: Sequence[str], commands: Collection[str], hidden: C
     Args:
         words: Words of the line.
         commands: Names of all subcommands.
-        hidden: Those that are taken and not told.
+        hidden: Accepted but not suggested.
     """
     names = [name for name in commands if name not in hidden]
     if not words:
@@ -168,7 +170,7 @@ def _parse_words(
     Returns:
         Flags, each with the name of its parameter and its value.
         The flag that was typed for each parameter.
-        Words that are no flags, nor their values.
+        Words that are not flags, nor their values.
     """
     rest, values, positional = [*words], [], []
     flag_by_name: dict[str, str] = {}
@@ -219,7 +221,7 @@ def _check_arguments(positional: Sequence[str], arguments: Sequence[Parameter], 
     if most is not None and len(positional) > most:
         key, equals, value = positional[most].partition("=")
         if equals and f"--{key.replace('_', '-')}" in options:
-            raise UserError(f"`{positional[most]}` is no flag. Give --{key.replace('_', '-')}={value}")
+            raise UserError(f"`{positional[most]}` is not a flag. Give --{key.replace('_', '-')}={value}")
         settings = "; key=value is for train and evaluate" if equals else ""
         raise UserError(f"`{positional[most]}` is one argument too many. {takes}{settings}.")
     required = [name for name, argument in zip(names, arguments, strict=True) if argument.required]
@@ -319,5 +321,23 @@ def run_app(app: "typer.Typer", words: Sequence[str], prog_name: str) -> int:
             raise UserError(" ".join(text().split())) from None  # which `check_words` has not foreseen
         return code if isinstance(code, int) else 0
 
+    configure_logging()
     raise_open_files()
+    return run_and_report(run, words)
+
+
+def run_lazy_app(module: str, words: Sequence[str], prog_name: str) -> int:
+    """Import a Typer application, run it as `run_app` does, and return the exit code.
+
+    Args:
+        module: Name of the module that has the application as `app`. Its import takes seconds, in which a signal is
+            reported, too.
+        words: Words of its line.
+        prog_name: Name of the program in --help.
+    """
+
+    def run() -> int:
+        app: typer.Typer = importlib.import_module(module).app
+        return run_app(app, words, prog_name)
+
     return run_and_report(run, words)

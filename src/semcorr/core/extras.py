@@ -8,7 +8,7 @@ from semcorr.core.errors import UserError
 def require_extra(purpose: str, extra: str, *packages: str) -> None:
     """Refuse, before any work, what needs a package that is not installed.
 
-    A folder of that name where the command was typed, as W&B leaves one, is no package.
+    A folder of that name where the command was typed, as W&B leaves one, is not a package.
 
     Args:
         purpose: What the user chose, as `logger=wandb`.

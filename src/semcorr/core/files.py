@@ -25,7 +25,7 @@ from semcorr.core.interrupt import record_written_file
 
 ABANDONED_SECONDS = 24 * 3600.0  # after which an unfinished file has no writer, whichever machine it was on
 MIN_FREE_BYTES = 1 << 18  # bytes that a run writes, at the least
-REASONS = {  # errors of the disk, of permissions and of limits, which are no defects of the program
+REASONS = {  # errors of the disk, of permissions and of limits, which are not defects of the program
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -213,7 +213,7 @@ def _find_nearest_folder(folder: Path) -> Path:
 
 
 def _require_file(path: Path) -> None:
-    """Refuse what is there and is no file: it must not be replaced by one."""
+    """Refuse what is there and is not a file: it must not be replaced by one."""
     with suppress(FileNotFoundError):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -312,7 +312,7 @@ def atomic_output_dir(out: Path, option: str = "--out") -> Iterator[Path]:
 
 
 def require_output_dir(out: Path, option: str = "--out") -> Path:
-    """Refuse, before any work, what is no folder or cannot be written; return it, or the nearest above that exists.
+    """Refuse, before any work, what is not a folder or cannot be written; return it, or the nearest above that exists.
 
     Args:
         out: Folder of the results; may be missing.

@@ -46,7 +46,7 @@ class PenalisedHead(Protocol):
 
 @runtime_checkable
 class BatchedHead(SiameseHead, Protocol):
-    """A Siamese head that takes several sources or targets in one go: optional, for speed."""
+    """A Siamese head that takes several sources or targets at once: optional, for speed."""
 
     def describe_sources(
         self, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]]

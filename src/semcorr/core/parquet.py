@@ -159,7 +159,7 @@ def read_parquet(
         The table, with the file's own columns of the schema.
 
     Raises:
-        UserError: It is no such table, is damaged, or would not fit into memory.
+        UserError: It is not such a table, is damaged, or would not fit into memory.
     """
     try:
         with open_plain(path) as plain:

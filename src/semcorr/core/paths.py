@@ -37,7 +37,7 @@ def resolve_inside(root: Path, name: object, location: str, option: str) -> Path
         option: Option by which the user gives the folder, for the remedy.
 
     Raises:
-        UserError: The name leads elsewhere, is no name of a file, or is that of a pipe, a device or a folder.
+        UserError: The name leads elsewhere, is not that of a file, or is that of a pipe, a device or a folder.
     """
     path = root / require_file_name(name, location, folders=True)
     home, end = os.path.realpath(root), os.path.realpath(path)
@@ -65,7 +65,7 @@ def find_inside(root: Path, name: object, location: str, option: str) -> str:
         option: Option by which the user gives the folder, for the remedy.
 
     Raises:
-        UserError: The name leads out of the folder, is no name of a file, or is that of a pipe, a device or a folder.
+        UserError: The name leads out of the folder, is not that of a file, or is that of a pipe, a device or a folder.
     """
     spellings = _spellings(root, name) if isinstance(name, str) else []
     plain = [spelling for spelling in spellings if name_fault(spelling, folders=True) is None]
@@ -136,7 +136,7 @@ def require_file_name(name: object, location: str, folders: bool = False) -> str
         folders: Whether the file may lie in a folder below, with `/` between the parts of its path.
 
     Raises:
-        UserError: It is no such name.
+        UserError: It is not such a name.
     """
     if isinstance(name, str) and (ORDINARY_PATH if folders else ORDINARY).fullmatch(name):
         return name
@@ -155,7 +155,7 @@ def name_fault(name: object, folders: bool) -> str | None:
         folders: Whether the file may lie in a folder below, with `/` between the parts of its path.
     """
     if not isinstance(name, str):
-        return "is no text"
+        return "is not text"
     parts = [part for part in name.split("/") if part not in ("", ".")]
     control = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     faults = {

@@ -20,7 +20,7 @@ PICKLE = 64 << 20  # bytes of the pickle in a PyTorch file: it names tensors, wh
 STEPS = 4_000_000  # instructions of a pickle; a network of 1000 tensors takes about 40,000
 MEMBERS = 1_000_000  # files in an archive
 SHARE, FREE = 20, 64 << 20  # bytes that may come of a byte of an archive, and bytes that may come of any archive
-LEGACY = 5  # pickles one after the other at the start of a PyTorch file that is no archive
+LEGACY = 5  # pickles one after the other at the start of a PyTorch file that is not an archive
 DAMAGE = (  # what reading bytes that make no sense, or too many of them, ends with
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -62,7 +62,7 @@ def require_torch_file(path: Path, crc: bool = False) -> None:
 
     Raises:
         BombError, zipfile.BadZipFile, EOFError: It is one, or is damaged.
-        UserError: It is no regular file.
+        UserError: It is not a regular file.
     """
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -134,7 +134,7 @@ def require_bounded_pickle(file: BinaryIO | BufferedIOBase, size: int) -> None:
             return
         opcode = OPCODES.get(code)
         if opcode is None:
-            raise BombError(f"it is no pickle: {code!r} is no instruction")
+            raise BombError(f"it is not a pickle: {code!r} is not an instruction")
         argument = _skip_argument(file, opcode, size)
         if "PUT" in opcode.name and int(argument) > step:  # the table of what was put grows to twice the number
             raise BombError(f"it puts something at place {argument[:20]} after {step} instructions")

@@ -148,7 +148,7 @@ def require(option: str, value: object, hint: object) -> None:
     Args:
         option: Name of the option, as a user types it.
         value: Value that was given.
-        hint: Type, with a `Range` where it is a number; unions, lists and null included. What is no type of plain
+        hint: Type, with a `Range` where it is a number; unions, lists and null included. What is not a type of plain
             values (a class of ours, a callable) allows everything but those.
 
     Raises:

@@ -41,7 +41,7 @@ def read_rows(path: Path, remedy: str = REMEDY) -> list[TableRow]:
     """Read a CSV file, its header included, without blank rows.
 
     Raises:
-        UserError: It is no text; a field or a row is too long; a quote is not closed.
+        UserError: It is not text; a field or a row is too long; a quote is not closed.
     """
     return list(_split(read_text(path, remedy), path, remedy))
 
@@ -81,12 +81,12 @@ def read_spreadsheet(path: Path, columns: Sequence[str], optional: Sequence[str]
         if encoding == "utf-8":
             raise
         raise UserError(
-            f"{path}, {_find_invalid_line(content)}, is no text in UTF-8, and read as Windows-1252 it has no header "
+            f"{path}, {_find_invalid_line(content)}, is not UTF-8 text, and read as Windows-1252 it has no header "
             f"with {','.join(columns)}. {SAVE}"
         ) from None
     if encoding != "utf-8":
         log.warning(
-            "%s, %s, is no text in UTF-8: it is read as Windows-1252. %s", path, _find_invalid_line(content), SAVE
+            "%s, %s, is not UTF-8 text: it is read as Windows-1252. %s", path, _find_invalid_line(content), SAVE
         )
     rows = list(_drop_empty_rows(_split(text[start:], path, remedy, separator, lines)))
     header = _header(rows[0].cells, names_by_key)
@@ -111,7 +111,7 @@ def _decode(content: bytes, path: Path) -> tuple[str, str]:
         return content.decode("cp1252"), "Windows-1252"
     except UnicodeDecodeError:
         raise UserError(
-            f"{path}, {_find_invalid_line(content)}, is no text in UTF-8, nor in Windows-1252. {SAVE}"
+            f"{path}, {_find_invalid_line(content)}, is neither UTF-8 nor Windows-1252 text. {SAVE}"
         ) from None
 
 

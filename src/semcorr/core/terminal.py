@@ -1,5 +1,6 @@
 """What is printed: text from files made safe, so that it cannot move the cursor; and stages of long work."""
 
+import logging
 import unicodedata
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -17,6 +18,11 @@ from semcorr.core.ranks import is_first_process
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (bidi overrides), unpaired, line ends
 MIN_WORD_WIDTH = 6  # characters of a word in a table that is too wide for the line
 JOINERS = "\u200c\u200d"  # of letters and of emoji: format characters that names may hold
+
+
+def configure_logging() -> None:
+    """Print warnings of any package on standard error, after their level."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
 def escape_controls(text: str, keep: str = "") -> str:

@@ -47,7 +47,7 @@ def read_text(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS) -> str
     try:
         text = decode_text(content)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). {remedy}") from None
+        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). {remedy}") from None
     return require_text(text, path, remedy)
 
 
@@ -113,7 +113,7 @@ def decode_text(content: bytes) -> str:
 def require_text(text: str, path: Path, remedy: str) -> str:
     """Return a text, or refuse one with NUL bytes, as binary files have and UTF-16 without its byte-order mark."""
     if "\0" in text:
-        raise UserError(f"{path} is no text: it holds a NUL byte at character {text.index(chr(0))}. {remedy}")
+        raise UserError(f"{path} is not text: it holds a NUL byte at character {text.index(chr(0))}. {remedy}")
     return text
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 class View(NamedTuple):
     """One image of a pair, in the pixels of the backbone's input.
 
-    ``image`` holds RGB: bytes, as loaders hand them on, or floating point in [0, 1], as augmentation leaves them;
+    ``image`` holds RGB: bytes, as loaders pass them on, or floating point in [0, 1], as augmentation leaves them;
     ``data.views.to_unit_range`` converts them for the backbone, which applies its own mean and standard deviation.
     Where images are encoded once, ahead of the pairs, pairs travel without pixels: with an image of zero height and its
     true width.

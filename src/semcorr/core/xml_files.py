@@ -25,7 +25,7 @@ def read_xml(path: Path, remedy: str, limit: int = SIZE) -> Element:
         limit: Most bytes that are read.
 
     Raises:
-        UserError: It is no XML, declares a document type, or is too large or too deep.
+        UserError: It is not XML, declares a document type, or is too large or too deep.
     """
     content = read_content(path, remedy, limit)
     try:

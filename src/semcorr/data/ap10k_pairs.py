@@ -4,7 +4,7 @@ The construction is GeoAware-SC's ("Telling Left from Right", section 5 and its 
 drop the images with several animals and those with fewer than 3 keypoints; per species 30 images to
 test and 20 to validate; pairs share at least 3 keypoints. Its lists depend on the order of a
 directory listing, so they cannot be reproduced. Here every choice is a sort, by image id or by a
-hash of the pair's own name: the same everywhere, for ever, whatever the file system or Python.
+hash of the pair's own name: the same everywhere and forever, whatever the file system or Python.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ Entry = TypeVar("Entry")
 Corners = tuple[float, float, float, float]
 LAYOUTS = {"xywh": "x, y, width, height", "xyxy": "x1, y1, x2, y2"}
 VISIBILITY = (0, 1, 2)
-EXACT = 2**53  # from where on floats are no whole numbers of their own
+EXACT = 2**53  # from where on floats are not whole numbers of their own
 FLAGS = {"0": False, "false": False, "1": True, "true": True}
 
 
@@ -87,7 +87,7 @@ def read_size(entry: JsonMapping, location: str) -> tuple[int, int] | None:
     """Return width and height in pixels; None if they are not given, as by 0 or null.
 
     Raises:
-        UserError: A side is no whole number of pixels, or only one of them is given.
+        UserError: A side is not a whole number of pixels, or only one of them is given.
     """
     sides: dict[str, int] = {}
     for key in ("width", "height"):
@@ -154,7 +154,7 @@ def _read_point(triple: list, name: str, location: str) -> Point:
             )
     if v > 0 and x == y == -1:
         raise UserError(
-            f"{location} is {quote_json(triple)}, and -1, -1 is no place. Give it v = 0, or the place it has."
+            f"{location} is {quote_json(triple)}, and -1, -1 is not a place. Give it v = 0, or the place it has."
         )
     return (float(x), float(y)) if v > 0 else None
 

@@ -98,7 +98,7 @@ def read_coco(path: Path, folder: Path, option: str, layout: str = "xywh", layou
         layout_option: The option that gives the layout, for messages.
 
     Raises:
-        UserError: The file is no COCO file, or contradicts itself.
+        UserError: The file is not a COCO file, or contradicts itself.
     """
     content = read_json(path, REMEDY, unique=True)
     if not isinstance(content, Mapping):

@@ -341,7 +341,7 @@ class PairDataModule(BenchmarkModule):
         ):
             if used:
                 raise UserError(
-                    f"`{key}`: with augment.grid an image is matched with itself, by points that are no keypoints. "
+                    f"`{key}`: with augment.grid an image is matched with itself, by points that are not keypoints. "
                     f"Set {remedy} or augment.grid=0."
                 )
 

@@ -143,7 +143,7 @@ def read_mask(path: Path, size: tuple[int, int]) -> UInt8[Tensor, "h w"]:
         size: Width and height that it must have.
 
     Raises:
-        UserError: The picture is damaged, of another size, or in colours that are no index.
+        UserError: The picture is damaged, of another size, or in colours that are not an index.
     """
     with open_image(path, REMEDY) as image:
         if image.mode not in ("P", "L"):

@@ -13,7 +13,7 @@ from semcorr.core.text_files import read_beginning, read_content
 
 MAGIC = b"PIEH"  # 202021.25 as a float, by which its writers check the order of bytes
 HEADER = struct.Struct("<4sii")  # magic, width, height
-UNKNOWN = 1e9  # values above it are no displacement
+UNKNOWN = 1e9  # values above it are not displacements
 
 
 def read_flow(path: Path, remedy: str) -> tuple[Float[Tensor, "h w 2"], Bool[Tensor, "h w"]]:
@@ -51,7 +51,7 @@ def _parse_size(path: Path, content: bytes, length: int, remedy: str) -> tuple[i
     """Return the width and height that a file's first bytes say, or refuse them, or a file of another length."""
     magic, width, height = HEADER.unpack_from(content) if len(content) >= HEADER.size else (b"", 0, 0)
     if magic != MAGIC:
-        raise UserError(f"{path} is no .flo file: it does not begin with {MAGIC.decode()}. {remedy}")
+        raise UserError(f"{path} is not a .flo file: it does not begin with {MAGIC.decode()}. {remedy}")
     if width < 1 or height < 1 or length != HEADER.size + 8 * width * height:
         raise UserError(f"{path} says {width} x {height} pixels and has {length} bytes. {remedy}")
     return width, height

@@ -34,7 +34,7 @@ def list_heldout(choice: str | Sequence[int], pair: PairRecord) -> list[int]:
         heldout = sorted({int(i) for i in choice})
         if outside := [i for i in heldout if i >= rows]:
             raise UserError(
-                f"`data.heldout_keypoints`: {outside[0]} is no keypoint of {pair.category}, whose ids are 0 to "
+                f"`data.heldout_keypoints`: {outside[0]} is not a keypoint of {pair.category}, whose ids are 0 to "
                 f"{rows - 1}. Leave it out."
             )
         if unpaired := [i for i in heldout if flip[i] not in heldout]:

@@ -119,7 +119,7 @@ def plan_loading(batch: BatchSize, workers: int, typed: bool, processes: int = 1
     if typed:
         needed = (workers * PREFETCH[-1] + 1) * batch.bytes
         raise UserError(
-            f"`data.workers`: {workers} loader processes hand on {needed / 1e9:.2f} GB through shared memory, of which "
+            f"`data.workers`: {workers} loader processes pass {needed / 1e9:.2f} GB through shared memory, of which "
             f"{free / 1e9:.2f} GB are free ({SHARED_MEMORY}). Give fewer (data.workers=0: none), or enlarge it "
             "(docker run --shm-size)"
         )

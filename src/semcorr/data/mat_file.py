@@ -27,7 +27,7 @@ def read_mat_file(path: Path, names: Sequence[str], remedy: str) -> list[np.ndar
         remedy: What to do about a file that cannot be read; ends the message.
 
     Raises:
-        UserError: The file is no MATLAB file, inflates too far, or a variable is missing or no matrix of numbers.
+        UserError: The file is not a MATLAB file, inflates too far, or a variable is missing or not a matrix of numbers.
     """
     from scipy.io import loadmat
 
@@ -46,7 +46,7 @@ def read_mat_structure(path: Path, name: str, what: str, remedy: str) -> object:
         remedy: What to do about a file that cannot be read; ends the message.
 
     Raises:
-        UserError: The file is no MATLAB file, inflates too far, or has no such variable.
+        UserError: The file is not a MATLAB file, inflates too far, or has no such variable.
     """
     from scipy.io import loadmat
 
@@ -78,7 +78,7 @@ def _read_bounded(path: Path, limit: int) -> bytes:
 
 def _require_numbers(value: object, name: str) -> np.ndarray:
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub" or value.ndim != 2:
-        raise ValueError(f"`{name}` is no matrix of numbers")
+        raise ValueError(f"`{name}` is not a matrix of numbers")
     return value.astype(np.float64)
 
 

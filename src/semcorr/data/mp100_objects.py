@@ -42,7 +42,7 @@ def read_posed_objects(files: Sequence[Path]) -> PosedObjects:
     """Read annotation files, each with its own ids of images; objects without any point are left out.
 
     Raises:
-        UserError: A file is no such file, or contradicts itself.
+        UserError: A file is not such a file, or contradicts itself.
     """
     objects: dict[tuple[str, str], list[PosedObject]] = {}
     names: dict[str, str] = {}

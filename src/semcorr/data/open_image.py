@@ -49,7 +49,7 @@ DAMAGE_ERRORS = (  # what Pillow raises for bytes that make no sense
     zlib.error,
 )
 CONVERT_REMEDY = "Save it as JPEG or PNG."  # what to do about an image of another format
-REMEDIES = {  # what to do about what is no image, where that is known
+REMEDIES = {  # what to do about what is not an image, where that is known
     "a pointer of Git LFS": "Run `git lfs pull`.",
     "a ZIP archive": "Unpack it.",
     "a gzip archive": "Unpack it.",
@@ -136,7 +136,7 @@ def _identify(path: Path, file: BinaryIO, remedy: str) -> Image.Image:
 
 
 def _guess_kind(file: BinaryIO) -> str:
-    """Guess from its first bytes what a file is that is no image."""
+    """Guess from its first bytes what a file is that is not an image."""
     file.seek(0)
     start = file.read(512)
     if not start:

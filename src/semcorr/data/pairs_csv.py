@@ -244,14 +244,16 @@ def _parse_numbers(cell: str, column: str, location: str) -> list[float | None]:
         text = part.replace(",", ".") if len(parts) > 1 and DECIMAL_COMMA.fullmatch(part) else part
         if "," in text:
             raise UserError(
-                f"{location}: {column} holds {quote_value(part)}, of which it cannot be told whether it is several "
-                "numbers. Write ; between numbers, a point before decimals, and nothing between thousands."
+                f"{location}: {column} holds {quote_value(part)}, and it is unclear whether it is several numbers. "
+                "Write ; between numbers, a point before decimals, and nothing between thousands."
             )
         if not NUMBER.fullmatch(text):
-            raise UserError(f"{location}: {column} holds {quote_value(part)}, which is no finite number. Correct it.")
+            raise UserError(
+                f"{location}: {column} holds {quote_value(part)}, which is not a finite number. Correct it."
+            )
         if not abs(float(text)) <= MAX_EXTENT:
             raise UserError(
-                f"{location}: {column} holds {quote_value(part)}, which is no number of pixels. Correct it."
+                f"{location}: {column} holds {quote_value(part)}, which is not a number of pixels. Correct it."
             )
         numbers.append(float(text))
     return numbers

@@ -102,7 +102,7 @@ def read_parts(path: Path, size: tuple[int, int], category: str) -> Parts:
         category: Name of the class.
 
     Raises:
-        UserError: The file is no annotation, has no such object, or its masks are of another size.
+        UserError: The file is not an annotation, has no such object, or its masks are of another size.
     """
     structure = read_mat_structure(path, "anno", "an annotation of PASCAL-Part", REMEDY)
     objects = [each for each in np.atleast_1d(getattr(structure, "objects", [])) if _field(each, "class") == category]

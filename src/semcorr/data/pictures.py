@@ -92,7 +92,7 @@ def load_picture(source: Source, name: str = "image") -> Picture:
         name: Name for messages, where the source has none.
 
     Raises:
-        UserError: The source is no image, or damaged, or too large to be decoded.
+        UserError: The source is not an image, or damaged, or too large to be decoded.
     """
     if isinstance(source, str) and not source:
         raise UserError(f"`{name}` is an empty path. Give the path of an image")
@@ -143,7 +143,7 @@ def read_annotated(path: Path, annotated_size: tuple[int, int] | None) -> tuple[
         The picture, and whether it was read upright rather than as stored.
 
     Raises:
-        UserError: The file is no image, or its size is not the annotated one, upright or as stored.
+        UserError: The file is not an image, or its size is not the annotated one, upright or as stored.
     """
     with open_image(path, "Replace the file", "Give the path of an image") as image:
         upright = _measure_size(image, path, annotated_size).upright
@@ -166,7 +166,7 @@ def measure_picture(path: Path, annotated_size: tuple[int, int] | None = None) -
         annotated_size: Width and height that the annotations give; None: they give none.
 
     Raises:
-        UserError: The file is no image, or its size is not the annotated one, upright or as stored.
+        UserError: The file is not an image, or its size is not the annotated one, upright or as stored.
     """
     with open_image(path) as image:
         return _measure_size(image, path, annotated_size)

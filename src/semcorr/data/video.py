@@ -73,7 +73,7 @@ def read_frames(path: Path) -> Iterator[Picture]:
         path: The file.
 
     Raises:
-        UserError: The file is no video, or a frame of it is damaged.
+        UserError: The file is not a video, or a frame of it is damaged.
     """
     require_video(path)
     frames = _read_animation(path) if _is_animation(path) else _decode_video(path)

@@ -70,7 +70,7 @@ def split_resize(resize: str) -> tuple[str, int]:
     A margin is as probe3d's, which pads its squares on all sides to a whole number of patches.
 
     Raises:
-        UserError: `resize` is no such text.
+        UserError: `resize` is not such a text.
 
     >>> split_resize("corner+6"), split_resize("letterbox")
     (('corner', 6), ('letterbox', 0))
@@ -108,7 +108,7 @@ def load_record(record: ImageRecord) -> Image.Image:
 def to_unit_range(image: Float[Tensor, "*b 3 h w"] | UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """Convert the bytes of images to RGB in [0, 1], on their device; return floating point images as they are.
 
-    Bytes are a quarter of the floats to hand on and to copy, so this comes last, right before the backbone. The
+    Bytes are a quarter of the floats to pass on and to copy, so this comes last, right before the backbone. The
     quotients are the same to the last bit on every device: a GPU would multiply by the rounded inverse of a plain 255.
     The floats are divided in place: at 840 px memory for a second copy costs ten times the division.
     """

@@ -198,7 +198,9 @@ def require_new_run_dir(run_dir: Path, checkpoint: str | None) -> None:
     if checkpoint is None or not config.is_file() or _holds_checkpoint(run_dir):
         return
     if "loss" not in read_plain_config(config):
-        raise UserError(f"`checkpoint`: {run_dir} is no training run, by its config.yaml. Give the run_dir of one.")
+        raise UserError(
+            f"`checkpoint`: {run_dir} is not a training run (see its config.yaml). Give the run_dir of one."
+        )
 
 
 def resume_advice(run_dir: Path, trainer: Trainer) -> str:

@@ -141,7 +141,7 @@ def read_checkpoint(run: Path, which: str = "best") -> JsonObject:
         which: `best` or `last`.
 
     Raises:
-        UserError: The file does not exist, is damaged, or is no checkpoint of semcorr.
+        UserError: The file does not exist, is damaged, or is not a checkpoint of semcorr.
     """
     path = checkpoint_path(run, which)
     if not path.is_file():
@@ -167,7 +167,7 @@ def load_checkpoint(path: Path) -> JsonObject:
 def _load_torch(path: Path) -> object:
     """Read an archive of `torch.save`."""
     if not zipfile.is_zipfile(path):
-        problem = describe_unreadable(path) or "is no checkpoint of semcorr. Give one"
+        problem = describe_unreadable(path) or "is not a checkpoint of semcorr. Give one"
         raise checkpoint_error(path, problem.partition(". ")[0])
     require_intact(path)
     require_torch_file(path)
@@ -179,7 +179,7 @@ def require_intact(path: Path) -> None:
 
     Raises:
         ValueError: A record is wrong; the message says how.
-        zipfile.BadZipFile: The file is no archive, or its records are out of place.
+        zipfile.BadZipFile: The file is not an archive, or its records are out of place.
     """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
@@ -199,7 +199,7 @@ def checkpoint_error(path: Path, reason: str) -> UserError:
 
 
 def require_weights(path: Path, content: object) -> None:
-    """Refuse what is no checkpoint of semcorr: finite weights by name, and which base weights they belong to."""
+    """Refuse what is not a checkpoint of semcorr: finite weights by name, and which base weights they belong to."""
     if not isinstance(content, dict):
         raise checkpoint_error(path, f"it holds a {type(content).__name__}, not a dictionary")
     weights, base = content.get("state_dict"), content.get("base")

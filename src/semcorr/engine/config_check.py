@@ -222,7 +222,7 @@ class _ConfigChecker:
 
 
 def _has_type(value: object, kinds: tuple[type, ...]) -> bool:
-    """Tell whether a value has one of the types; other than for isinstance, a bool is no number."""
+    """Tell whether a value has one of the types; other than for isinstance, a bool is not a number."""
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
 
 

@@ -31,7 +31,7 @@ def require_backbone(backbone: nn.Module) -> None:
         return
     origin = f"`backbone._target_`: {_describe_class(backbone)}"
     if not isinstance(backbone, Backbone):
-        raise UserError(f"{origin} is no backbone. Inherit semcorr.core.interfaces.Backbone.")
+        raise UserError(f"{origin} is not a backbone. Inherit semcorr.core.interfaces.Backbone.")
     if absent := [key for key in ATTRIBUTES if not hasattr(backbone, key)]:
         raise UserError(f"{origin} has no {', '.join(absent)}. Add what semcorr.core.interfaces.Backbone lists.")
     if backbone.needs_pair:
@@ -88,13 +88,13 @@ def require_head(head: nn.Module, backbone: Backbone) -> None:
 
 
 def require_terms(terms: Mapping[str, object]) -> None:
-    """Refuse a loss that is no number which the trained weights can follow.
+    """Refuse a loss that is not a number which the trained weights can follow.
 
     Args:
         terms: Values of a loss by the names of its terms.
 
     Raises:
-        UserError: A value is no tensor of one number, or none has a gradient.
+        UserError: A value is not a tensor of one number, or none has a gradient.
     """
     for name, value in terms.items():
         if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():

@@ -22,7 +22,9 @@ def build_evaluation_module(matcher: CorrespondenceModule, data: EvaluationBench
     """
     title = data.title or data.name
     if data.is_video and matcher.backbone.needs_pair:
-        raise UserError(f"`data`: {matcher.backbone.name} sees images in pairs, which a video has not. Choose another")
+        raise UserError(
+            f"`data`: {matcher.backbone.name} needs pairs of images, and {title} is a video. Choose another backbone."
+        )
     if any(spec.protocol.name != "semcorr" for spec in matcher.specs):
         raise UserError(f"`protocol`: {title} has its own. Leave `protocol` out.")
     if data.has_readout and len(matcher.specs) > 1:

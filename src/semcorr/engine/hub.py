@@ -27,7 +27,7 @@ def parse_address(address: str) -> tuple[str, str | None]:
     """
     match = ADDRESS.fullmatch(address)
     if match is None or not _is_repo(match["repo"]):
-        raise UserError(f"`model`: {address} is no address on the Hugging Face Hub. Give {FORM}.")
+        raise UserError(f"`model`: {address} is not an address on the Hugging Face Hub. Give {FORM}.")
     return match["repo"], match["revision"]
 
 
@@ -61,7 +61,7 @@ def download_run(address: str) -> Path:
     missing = [name for name in (CONFIG, WEIGHTS) if not (Path(folder) / name).is_file()]
     if missing:
         raise UserError(
-            f"`model`: {address} has no {' and no '.join(missing)}: it is no model that semcorr has exported. "
+            f"`model`: {address} has no {' and no '.join(missing)}: it is not a model that semcorr has exported. "
             "Give one of `python -m semcorr.export RUN --format hf`."
         )
     return Path(folder)

@@ -291,7 +291,7 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         """Share the features of the test with the other jobs of a sweep.
 
         Args:
-            cache: Cache that the jobs hand on.
+            cache: Cache that the jobs pass on.
             key: Everything that the features depend on but the images.
         """
         self.shared_cache = partial(cache, key)

@@ -132,10 +132,10 @@ def _refuse_missing(key: str, target: str) -> None:
 
 
 def _require_callback(key: str, target: str) -> None:
-    """Refuse a class that is no callback; what a function returns is known only when it is called."""
+    """Refuse a class that is not a callback; what a function returns is known only when it is called."""
     located = _locate(target)
     if inspect.isclass(located) and not issubclass(located, Callback):
-        raise UserError(f"`{key}` must be a callback of Lightning, and {target} is none.")
+        raise UserError(f"`{key}` must be a callback of Lightning, and {target} is not one.")
 
 
 def _format_unknown_option(key: str, name: str, names: list[str]) -> str:
@@ -147,7 +147,7 @@ def _format_unknown_option(key: str, name: str, names: list[str]) -> str:
         hint = f"It has {', '.join(names) or 'none'}. If the experiment gives it, add '~{key}.{name}'."
     else:
         hint = f"It has {', '.join(names) or 'none'}."
-    return f"`{key}.{name}` is no option of `{key}`. {hint}"
+    return f"`{key}.{name}` is not an option of `{key}`. {hint}"
 
 
 def accepted_options(target: str, node: Mapping[str, object]) -> AcceptedOptions | None:

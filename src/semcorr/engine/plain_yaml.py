@@ -42,8 +42,8 @@ def read_plain_yaml(path: Path) -> PlainDocument:
 
     Raises:
         UserError: The file cannot be read, is larger than 1 MiB, is not UTF-8 or not YAML; it is empty or has several
-            documents; it has anchors, aliases, tags, a key twice or one that is no text, a number that is not finite or
-            does not fit into 64 bits, control characters, more than 10,000 values, or any nested deeper than 32.
+            documents; it has anchors, aliases, tags, a key twice or one that is not text, a number that is not finite
+            or does not fit into 64 bits, control characters, more than 10,000 values, or any nested deeper than 32.
     """
     text = _text(path)
     try:
@@ -55,7 +55,7 @@ def read_plain_yaml(path: Path) -> PlainDocument:
     except _RefusedError as refused:
         reason, line = refused.args
     except yaml.MarkedYAMLError as error:
-        reason, line = error.problem or "it is no YAML", error.problem_mark.line + 1 if error.problem_mark else None
+        reason, line = error.problem or "it is not YAML", error.problem_mark.line + 1 if error.problem_mark else None
     except yaml.YAMLError as error:  # the message names the character that YAML forbids by its number
         reason, line = str(error).splitlines()[0], None
     where = f"line {line}: " if line else ""
@@ -157,7 +157,7 @@ class _Reader:
         try:
             value = self.loader.construct_object(yaml.ScalarNode(tag, event.value, event.start_mark, event.end_mark))
         except ValueError:
-            raise _RefusedError(f"{event.value!r} is no number", line) from None
+            raise _RefusedError(f"{event.value!r} is not a number", line) from None
         if (kind == "int" and abs(value) >= INTEGERS) or (kind == "float" and not math.isfinite(value)):
             raise _RefusedError(f"{event.value!r} is not finite, or too large", line)
         if kind == "str" and UNPRINTABLE.search(value):

@@ -26,13 +26,13 @@ def read_trained_config(run: Path, weights: Path | None = None) -> DictConfig:
         weights: File of the base weights; None, the one in the configuration.
 
     Raises:
-        UserError: The run is no training run.
+        UserError: The run is not a training run.
     """
     cfg = read_run_config(run)
     if "loss" not in cfg:
         origin = cfg.get("checkpoint")
         hint = f" It scored {origin}: export that." if origin else ""
-        raise UserError(f"{run} is no training run, by its config.yaml.{hint or ' Give the run_dir of one.'}")
+        raise UserError(f"{run} is not a training run (see its config.yaml).{hint or ' Give the run_dir of one.'}")
     drop_store(cfg)
     if weights is not None:
         cfg.backbone.weights = str(weights)
@@ -78,7 +78,7 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
         raise UserError(f"{run} is not a folder. Give the run_dir of a finished evaluate or train run.")
     missing = [name for name in FILES if not (run / name).is_file()]
     if missing:
-        status = "has not finished" if len(missing) == 1 else "is no run_dir"
+        status = "has not finished" if len(missing) == 1 else "is not a run_dir"
         raise UserError(
             f"{run} {status}: no {', no '.join(missing)}. Give the run_dir of a finished evaluate or train run."
         )
@@ -101,7 +101,7 @@ def read_scored_config(run: Path, resize: str | None = None, overrides: Sequence
         try:
             OmegaConf.update(cfg, key, OmegaConf.create(f"v: {value}").v)
         except (YAMLError, OmegaConfBaseException):
-            raise UserError(f"{override!r}: {value!r} is no YAML value. Put what has a colon in quotes") from None
+            raise UserError(f"{override!r}: {value!r} is not a YAML value. Put what has a colon in quotes") from None
     if "test" in cfg:
         cfg.trained_on, cfg.data = cfg.data, cfg.pop("test")
     cfg.data.resize = resize or cfg.data.resize

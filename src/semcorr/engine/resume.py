@@ -91,7 +91,7 @@ def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> 
     settings = weight_settings(to_plain_types(cfg))
     if key := find_changed_setting(content, settings):
         raise UserError(
-            f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
+            f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be resumed with "
             f"{settings[key]}. Leave {key} out, or train again in another run_dir."
         )
 

@@ -212,7 +212,7 @@ def read_scores(path: Path, remedy: str = "Evaluate again") -> JsonObject:
         remedy: Last sentence of the error for a damaged file.
 
     Raises:
-        UserError: The file cannot be read, is no JSON, or holds no scores.
+        UserError: The file cannot be read, is not JSON, or holds no scores.
     """
     content = read_mapping(path, remedy)
     scores = [content.get(key) for key in (PAIRS, *HEADLINES) if key in content]

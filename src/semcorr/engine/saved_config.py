@@ -59,7 +59,7 @@ def read_run_config(
         The configuration, without interpolations.
 
     Raises:
-        UserError: The configuration does not exist, is no plain YAML, lacks a section that every run has, or would
+        UserError: The configuration does not exist, is not plain YAML, lacks a section that every run has, or would
             call a target, or pass it an option, that no installed file does.
     """
     from semcorr.engine.known_targets import conf_dir

@@ -68,7 +68,7 @@ def read_shared_weights(path: Path) -> JsonObject:
 
     Raises:
         SafetensorError: The file is damaged.
-        ValueError: Its metadata is no JSON.
+        ValueError: Its metadata is not JSON.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata() or {}

@@ -280,7 +280,7 @@ def check_processes(trainer: DictConfig) -> None:
         trainer: Options of Lightning's Trainer, as typed.
 
     Raises:
-        UserError: `devices` or `num_nodes` is no number, zero, or more than there are.
+        UserError: `devices` or `num_nodes` is not a number, zero, or more than there are.
     """
     nodes = trainer.get("num_nodes", 1)
     if type(nodes) is not int or nodes < 1:

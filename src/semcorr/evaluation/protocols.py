@@ -130,7 +130,7 @@ class Protocol:
     def with_resize(self, resize: str) -> "Protocol":
         """Return the protocol as used in a run with this `resize`; its name says what is not as published.
 
-        A margin is probe3d's own wherever its 800 pixels are no whole number of patches.
+        A margin is probe3d's own wherever its 800 pixels are not a whole number of patches.
 
         Raises:
             UserError: The protocol decodes natively, and images would not be squashed.
@@ -195,7 +195,7 @@ def protocol_preset(name: str, **changed: Annotated[Any, OptionsOf(Protocol)]) -
     unknown = sorted(changed.keys() - {item.name for item in fields(Protocol)} | changed.keys() & {"resize_on"})
     if unknown:
         raise UserError(
-            f"`protocol.{unknown[0]}` is no axis of a protocol; they are {', '.join(AXES)}, clamp and strict"
+            f"`protocol.{unknown[0]}` is not an axis of a protocol; they are {', '.join(AXES)}, clamp and strict"
         )
     preset = presets[name]
     differences = [f"{axis}={value}" for axis, value in changed.items() if value != getattr(preset, axis)]

@@ -46,7 +46,7 @@ def parse_size(size: object) -> tuple[int, int]:
         size: Two whole numbers, in a sequence, an array or a tensor.
 
     Raises:
-        UserError: They are no two positive whole numbers, or the raster would be too large.
+        UserError: They are not two positive whole numbers, or the raster would be too large.
     """
     rows = size.tolist() if isinstance(size, Tensor | np.ndarray) else size
     sides = tuple(rows) if isinstance(rows, Iterable) else (rows,)

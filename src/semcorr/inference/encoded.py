@@ -169,7 +169,7 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
         name: Argument or option that holds the points, for messages.
 
     Raises:
-        UserError: They are no points, or lie outside the picture.
+        UserError: They are not points, or lie outside the picture.
     """
     require_unmasked(points, name)
     if isinstance(points, Tensor):
@@ -197,7 +197,7 @@ def parse_point(point: object, picture: EncodedPicture) -> Float[Tensor, "1 2"]:
         picture: The picture.
 
     Raises:
-        UserError: It is no point, or lies outside the picture.
+        UserError: It is not a point, or lies outside the picture.
     """
     if isinstance(point, Tensor):
         return parse_points(to_plain_tensor(point, "point")[None], picture, "point")
@@ -232,7 +232,7 @@ def require_inside(
 
 
 def iterate_pictures(images: object, name: str) -> Iterator[Any]:
-    """Return an iterator over many pictures; one picture is no list of them, though Python iterates over most kinds.
+    """Return an iterator over many pictures; one picture is not a list of them, though Python iterates over most kinds.
 
     Args:
         images: Pictures in any iterable; an array or a tensor of several has four dimensions.

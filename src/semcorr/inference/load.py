@@ -110,8 +110,8 @@ def _split_words(model: str | Path) -> list[str]:
         return shlex.split(model)
     except ValueError as error:
         raise UserError(
-            f"`model`: {model} is no directory, and no line of words ({error}). Give a backbone, a run's directory or "
-            "a line as 'backbone=dinov2 localise=argmax'"
+            f"`model`: {model} is neither a directory nor a line of words ({error}). Give a backbone, a run's "
+            "directory or a line as 'backbone=dinov2 localise=argmax'"
         ) from None
 
 
@@ -133,7 +133,7 @@ def _word_to_override(word: str) -> str:
         raise UserError(f"`model`: {word} is a file, not a backbone's name or a run's directory. {remedy}")
     is_place = os.sep in word or Path(word).exists()
     hint = "Give the run_dir of a run, or a backbone." if is_place else suggest_near(word, names)
-    raise UserError(f"`model`: {word} is no backbone, and no run's directory (with a config.yaml). {hint}")
+    raise UserError(f"`model`: {word} is neither a backbone nor a run directory (with a config.yaml). {hint}")
 
 
 def _fetch_checkpoint(override: str) -> str:

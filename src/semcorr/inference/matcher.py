@@ -231,7 +231,7 @@ class Matcher:
             most: Largest number of matches; None for all.
 
         Raises:
-            UserError: `most` is no whole number from 0 on.
+            UserError: `most` is not a whole number from 0 on.
         """
         if most is not None and not (isinstance(most, Integral) and most >= 0):
             raise UserError(f"`most` must be a whole number of at least 0, or None for all, got {most!r}")

@@ -96,7 +96,7 @@ def _sample_repeated(
     weights: Float[Tensor, "q 4"],
     counts: list[int],
 ) -> Float[Tensor, "q c"]:
-    """Sample as `sample_from_each`, each map in one go for all of its points: an operation costs as much as dozens."""
+    """Sample as `sample_from_each`, each map once for all of its points: an operation costs as much as dozens."""
     first = {id(features): i for i, features in reversed(list(enumerate(maps)))}
     owners = np.repeat([first[id(features)] for features in maps], counts)
     order = np.argsort(owners, kind="stable")

@@ -11,12 +11,6 @@ __all__ = ["main"]
 
 def main(words: Sequence[str]) -> int:
     """Run the command `semcorr report`, and return its exit code."""
-    from semcorr.cli.errors import run_and_report
-    from semcorr.cli.verb_line import run_app
+    from semcorr.cli.verb_line import run_lazy_app
 
-    def run() -> int:
-        from semcorr.report.command import app  # takes seconds
-
-        return run_app(app, words, "semcorr report")
-
-    return run_and_report(run, words)
+    return run_lazy_app("semcorr.report.command", words, "semcorr report")

@@ -1,6 +1,5 @@
 """The command python -m semcorr.report RUNS...: a page, and the same tables as Markdown, CSV and LaTeX."""
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,21 +43,22 @@ class ReportOptions(NamedTuple):
 @app.command()
 def write_report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or a sweep's folder.")
+        list[Path], typer.Argument(metavar="RUNS...", readable=False, help="run_dirs, or folders of sweeps.")
     ],
-    out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of what is written.")] = Path("report"),
-    root: Annotated[Path | None, typer.Option("--root", readable=False, help="The benchmark, if it has moved.")] = None,
+    out: Annotated[Path, typer.Option("--out", readable=False, help="Output folder.")] = Path("report"),
+    root: Annotated[
+        Path | None, typer.Option("--root", readable=False, help="Folder of the benchmark, if it has moved.")
+    ] = None,
     seconds: Annotated[
-        bool, typer.Option(help="Seconds and memory; without, two reports of equal runs are equal.")
+        bool, typer.Option(help="Show seconds and memory; without, equal runs give equal reports.")
     ] = True,
-    maps: Annotated[bool, typer.Option(help="Similarity maps, for which the network is built again.")] = True,
+    maps: Annotated[bool, typer.Option(help="Draw similarity maps, for which the network is built again.")] = True,
 ) -> None:
     """Write one page about finished runs, and report.md, report.csv and report.tex with the same digits."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with report_user_errors("evaluate"):
         require_output_dir(out)
         if root is not None and not root.is_dir():
-            raise UserError(f"--root: {root} is no folder. Give the folder of the benchmark")
+            raise UserError(f"--root: {root} is not a folder. Give the folder of the benchmark")
         folders = find_runs(runs)
         if out.resolve() in [folder.resolve() for folder in folders]:
             raise UserError(f"--out: {out} is one of the runs, and a run_dir holds nothing else. Give another folder")

@@ -134,7 +134,7 @@ def _history(path: Path) -> list[dict[str, float]]:
     except UserError:
         raise
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is no table of numbers ({error}). Evaluate again, or remove it") from None
+        raise UserError(f"{path} is not a table of numbers ({error}). Evaluate again, or remove it") from None
 
 
 Setting = object  # a leaf of a configuration

@@ -3,19 +3,12 @@
 import sys
 from collections.abc import Sequence
 
-from semcorr.cli.errors import run_and_report
-from semcorr.cli.verb_line import run_app
+from semcorr.cli.verb_line import run_lazy_app
 
 
 def main(words: Sequence[str]) -> int:
     """Run the command `semcorr store`, and return its exit code."""
-
-    def run() -> int:
-        from semcorr.cli.store import app  # takes seconds
-
-        return run_app(app, words, "semcorr store")
-
-    return run_and_report(run, words)
+    return run_lazy_app("semcorr.cli.store", words, "semcorr store")
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def free_memory() -> int:
 
 
 class SweepFeatureCache:
-    """Cache of the features of one test, which the jobs of a sweep hand on to each other."""
+    """Cache of the features of one test, which the jobs of a sweep pass to each other."""
 
     def __init__(self) -> None:
         self._key: str | None = None

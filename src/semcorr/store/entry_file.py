@@ -132,7 +132,7 @@ def _map_file(path: Path) -> Tensor:
     except OSError as error:
         raise DamagedEntryError(str(error.strerror)) from None
     if not stat.S_ISREG(info.st_mode):
-        raise DamagedEntryError("it is no file")
+        raise DamagedEntryError("it is not a file")
     size = info.st_size
     if size == 0:
         raise DamagedEntryError("it is empty")

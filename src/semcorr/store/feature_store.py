@@ -117,7 +117,7 @@ class FeatureStore:
         not store it: the latter two are the caller's then.
 
         It waits for other processes only while this one holds no claims: two that wait while each has
-        work of the other's in its loader would wait for ever. A caller that computes, puts and releases a
+        work of the other's in its loader would wait forever. A caller that computes, puts and releases a
         chunk before it takes the next has everything at the end. One that takes chunks ahead (a DataLoader)
         finds the end early, and calls again, all released, until nothing is yielded.
 

@@ -3,7 +3,7 @@
 A safetensors file is eight bytes of length, a JSON header padded with spaces, and the tensors' bytes.
 Ours has in its header the image's name, the format, the key and the id that the entry belongs to, and a checksum
 over the rest of the header, types and shapes included, and all bytes. A file in another place than it was written
-for is no entry, even if it is complete.
+for is not an entry, even if it is complete.
 """
 
 import json

@@ -104,7 +104,7 @@ def test_folding_twice_changes_nothing_the_second_time():
         (tiny, adaptformer, "adapters are not linear"),
         (lite0, houlsby, "adapters are not linear"),
         (tiny, partial(peft_tuner, tuner="lily"), "peft cannot do it for lily"),
-        (partial(tiny_sd, layers=[2]), partial(prompt, tokens=3), "a prompt is no weight of the network"),
+        (partial(tiny_sd, layers=[2]), partial(prompt, tokens=3), "a prompt is not a weight of the network"),
     ],
 )
 def test_what_cannot_be_folded_is_reported_with_what_can_be_done_and_left_as_it_was(build, tune, reason):

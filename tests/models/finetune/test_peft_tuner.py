@@ -135,8 +135,8 @@ def test_a_tuner_that_is_not_for_this_is_refused_with_the_reason_and_what_there_
     ("options", "message"),
     [
         ({"tuner": "lohaa"}, "`finetune.tuner`: peft has no tuner 'lohaa' that works here. There are beft, boft"),
-        ({"tuner": "loha", "rank": 4}, "`finetune.rank` is no option of loha. It has alpha, "),
-        ({"tuner": "loha", "target_modules": "qkv"}, "`finetune.target_modules` is no option of loha."),
+        ({"tuner": "loha", "rank": 4}, "`finetune.rank` is not an option of loha. It has alpha, "),
+        ({"tuner": "loha", "target_modules": "qkv"}, "`finetune.target_modules` is not an option of loha."),
         ({"tuner": "road", "group_size": 10}, "peft cannot put road into vit_tiny_patch16_224 (The out_features"),
     ],
 )

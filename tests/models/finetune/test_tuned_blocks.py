@@ -81,7 +81,7 @@ def test_other_files_are_reported_by_what_they_are(network, tmp_path):
     torch.save({"dino": list(reference.parameters())[:5]}, short)
     text.write_text("no weights")
     messages = {
-        whole: "is no file of tuned blocks.*given as backbone.weights",
+        whole: "is not a file of tuned blocks.*given as backbone.weights",
         short: "has 5 tensors, and a block of DINOv2 has 18",
         text: "finetune.block_weights",
         tmp_path / "none.pt": "does not exist",

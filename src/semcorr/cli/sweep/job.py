@@ -101,7 +101,7 @@ def _isolate(job: SweepJob) -> Iterator[None]:
 
 
 def _kill_other_processes(job: SweepJob) -> None:
-    """Kill the processes that Lightning started for a failed job: they would wait for this one for ever."""
+    """Kill the processes that Lightning started for a failed job: they would wait for this one forever."""
     import psutil
 
     for process in psutil.Process().children(recursive=True):

@@ -82,7 +82,7 @@ def warn_of_test_split(cfg: DictConfig) -> None:
     split = str(cfg[key].get("split", ""))
     if split.startswith("test"):
         log.warning(
-            "The search is by the %s split of `%s`: its best number is no estimate for new images. %s.split=val "
+            "The search is by the %s split of `%s`: its best number is not an estimate for new images. %s.split=val "
             "searches by the validation pairs; semcorr.evaluate checkpoint=JOB data.split=%s then scores the best job",
             split,
             key,

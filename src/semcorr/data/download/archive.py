@@ -68,7 +68,7 @@ def open_archive(path: Path) -> Iterator[Opened]:
     """Open an archive by its content, whatever its name; yield its members, and a function that opens one.
 
     Raises:
-        UserError: It is no regular file.
+        UserError: It is not a regular file.
         OSError, and those of `DAMAGE_ERRORS`: It cannot be read, is no archive, is damaged, or has too many members.
     """
     with open_plain(path) as file:
@@ -192,7 +192,7 @@ class DamagedError(UserError):
 
 
 def extract(path: Path, destination: Path, name: str) -> None:
-    """Extract all files of an archive below a folder; a file that is no archive by its official name is copied there.
+    """Extract all files of an archive below a folder; one that is not an archive by its official name is copied there.
 
     Args:
         path: The file, under any name.

@@ -114,7 +114,7 @@ def load_box_prompted_sam(weights: str, device: torch.device) -> BoxPromptedSAM:
     """Load the model from the authors' checkpoint, whose width says which model it is.
 
     Raises:
-        UserError: The file is no whole Segment Anything model.
+        UserError: The file is not a complete Segment Anything model.
     """
     from segment_anything import SamPredictor, sam_model_registry
 
@@ -123,7 +123,7 @@ def load_box_prompted_sam(weights: str, device: torch.device) -> BoxPromptedSAM:
     name = None if positions is None else MODELS.get(positions.shape[-1])
     if name is None:
         raise UserError(
-            f"`pose.sam_weights`: {Path(weights)} is no whole Segment Anything model (vit_b, vit_l, vit_h). "
+            f"`pose.sam_weights`: {Path(weights)} is not a complete Segment Anything model (vit_b, vit_l, vit_h). "
             f"{recognise_weights(state)} Give the authors' checkpoint, such as sam_vit_h_4b8939.pth.".replace("  ", " ")
         )
     model = sam_model_registry[name]()

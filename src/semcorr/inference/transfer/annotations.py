@@ -87,12 +87,12 @@ def read_objects(path: Path, folder: Path, layout: str = "xywh") -> AnnotationFi
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder. Give the folder of the images that {path} names")
+        raise UserError(f"{folder} is not a folder. Give the folder of the images that {path} names")
     kind = detect_format(path)
     if kind == "coco":
         return read_coco_objects(path, folder, layout)
     if layout != "xywh":
-        raise UserError(f"--box is of COCO's boxes, and {path} is no COCO file. Leave it out")
+        raise UserError(f"--box is of COCO's boxes, and {path} is not a COCO file. Leave it out")
     readers = {
         "cvat": read_cvat_objects,
         "label-studio": read_label_studio_objects,

@@ -74,7 +74,7 @@ def load_from_hub(repository: str, entry: str) -> nn.Module:
     """
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # progress bars
-            # A commit is no branch, by which torch.hub tells a repository from its forks.
+            # A commit is not a branch, by which torch.hub tells a repository from its forks.
             network = torch.hub.load(repository, entry, trust_repo=True, skip_validation=True, verbose=False)
     except Exception as error:  # whatever their code raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -337,7 +337,7 @@ def _moments(target: ImageMaps, layer: int) -> CellMoments | None:
 
 
 def _require_range(key: str, value: int | None, low: int, high: int | None, group: str = "backbone.") -> None:
-    """Refuse a number outside a range; None is no number."""
+    """Refuse a number outside a range; None is not a number."""
     if value is not None and (value < low or (high is not None and value > high)):
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"`{group}{key}` must be {allowed}, got {value}")

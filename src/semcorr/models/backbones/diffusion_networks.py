@@ -104,7 +104,7 @@ def replace_unet(unet: nn.Module, name: str | None, weights: str | None) -> None
         weights: Local file; None downloads it.
 
     Raises:
-        UserError: The name is no such name, or the file cannot be downloaded, read or loaded.
+        UserError: The name is not of this form, or the file cannot be downloaded, read or loaded.
     """
     path = weights
     if path is None:

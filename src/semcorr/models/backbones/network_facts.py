@@ -15,7 +15,7 @@ class NetworkFacts(NamedTuple):
         widths: Channels of each map that is read by default.
         parameters: Number of its parameters, up to the last layer that is read by default.
         licence: Licence of its weights.
-        gated: Whether their owner hands them out on request, in words.
+        gated: Whether their owner grants access on request, in words.
     """
 
     network: str | None = None

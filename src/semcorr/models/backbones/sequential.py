@@ -172,7 +172,7 @@ class SequentialBackbone(Backbone, ABC):
             return ImageMaps({str(i): values for i, values in enumerate(self.read(empty))})
 
     def require_maps(self) -> None:
-        """Refuse a network that gives no map of its cells for images of `size`, or whose blocks are no chain.
+        """Refuse a network that gives no map of its cells for images of `size`, or whose blocks are not a chain.
 
         Shapes are enough to tell, so the network runs on PyTorch's meta device, in milliseconds. One that cannot run
         there runs once on black images.
@@ -213,7 +213,7 @@ class SequentialBackbone(Backbone, ABC):
             raise self._size_error(f"it gives {' x '.join(map(str, whole.shape[2:]))}")
         if calls[: len(self.blocks)] != [*range(len(self.blocks))] or halves.shape != whole.shape:
             raise UserError(
-                f"`backbone.name`: {self.name} does not hand one tensor from each of its blocks to the next, so it "
+                f"`backbone.name`: {self.name} does not pass one tensor from each of its blocks to the next, so it "
                 "cannot be cut between them. Choose another backbone."
             )
 

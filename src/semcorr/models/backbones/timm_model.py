@@ -208,7 +208,7 @@ class TimmModel(SequentialBackbone):
         return [outputs[i - 1] for i in self.layers]
 
     def _require_readable_layers(self) -> None:
-        """Refuse layers that are no blocks, and facets of the first block: the embedding has no cut before it."""
+        """Refuse layers that are not blocks, and facets of the first block: the embedding has no cut before it."""
         if not self.layer_choices:
             raise UserError(
                 f"`backbone.name`: timm's {self.name} has no blocks that are called one after the other. "
@@ -253,10 +253,12 @@ def split_stages(name: str, model: "TimmNetwork") -> None:
     """Let the layers of a ResNet be its residual blocks, behind its stem, which stays layer 0.
 
     Raises:
-        UserError: The network is no ResNet.
+        UserError: The network is not a ResNet.
     """
     if not isinstance(model, ResNet):
-        raise UserError(f"`backbone.each_block`: {name} is no ResNet, and its layers are what they are. Leave it out.")
+        raise UserError(
+            f"`backbone.each_block`: {name} is not a ResNet, and its layers are what they are. Leave it out."
+        )
     stem, *stages = model.feature_info
     blocks = [
         {**stage, "module": f"{stage['module']}.{i}"}
@@ -327,7 +329,7 @@ def list_units(model: nn.Module, last: str) -> list[nn.Module]:
     """List the module named `last` and its numbered siblings before it.
 
     `blocks.4` gives blocks 0 to 4 of a list; `layer3` gives layer1 to layer3. A module without a number,
-    such as the stem, is no unit.
+    such as the stem, is not a unit.
     """
     number = re.search(r"\d+$", last)
     if number is None:

@@ -129,7 +129,7 @@ class TransformersModel(SequentialBackbone):
         def record(i: int, block_forward: Callable[..., object], x: Tensor, *args: object, **kwargs: object) -> object:
             out = block_forward(x, *args, **kwargs)
             if not isinstance(out, Tensor):
-                raise UserError(f"The blocks of {self.name} do not hand on one tensor. Choose another backbone.")
+                raise UserError(f"The blocks of {self.name} do not pass one tensor on. Choose another backbone.")
             outputs[self.layers[i]] = (
                 out if self.facet == "token" else _project_tokens(blocks[self.layers[i]], x, self.facet)
             )
@@ -174,7 +174,7 @@ def _find_block_list(name: str, model: PreTrainedModel) -> str:
     lists = ((key, module) for key, module in model.named_modules() if isinstance(module, nn.ModuleList))
     path = next((key for key, module in lists if len(module) == depth > 0), None)
     if path is None:
-        raise UserError(f"{name} is no network of blocks or stages that images go into. Choose another backbone.")
+        raise UserError(f"{name} is not a network of blocks or stages that images go into. Choose another backbone.")
     return path
 
 

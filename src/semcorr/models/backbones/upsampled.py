@@ -55,7 +55,7 @@ class UpsampledBackbone(WrappedBackbone):
     """
 
     upsampler: FeatureUpsampler
-    stride: float  # type: ignore[assignment]  # a quarter of 14 pixels is no whole number
+    stride: float  # type: ignore[assignment]  # a quarter of 14 pixels is not a whole number
 
     def __init__(self, backbone: Backbone, upsampler: FeatureUpsampler) -> None:
         super().__init__(backbone, "upsample")

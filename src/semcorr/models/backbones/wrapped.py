@@ -74,7 +74,7 @@ class WrappedBackbone(Backbone, ABC):
         return False
 
     def train(self, mode: bool = True) -> "WrappedBackbone":
-        """Set the mode of the wrapped backbone, which is no child."""
+        """Set the mode of the wrapped backbone, which is not a child."""
         self.inner.training = mode
         super().train(mode)
         return self

@@ -231,7 +231,7 @@ def output_channels(backbone: Backbone, blocks: Sequence[nn.Module]) -> list[int
     """Return the output channels of `blocks`, measured in a run on a small image.
 
     Raises:
-        UserError: The output of a block is no feature map.
+        UserError: The output of a block is not a feature map.
     """
     if not blocks:
         return []

@@ -9,7 +9,7 @@ from semcorr.models.finetune.prompts import ConditionalPrompt, LearnedPrompt
 
 UNMERGEABLE: dict[type[nn.Module], str] = {
     AdapterBottleneck: "adapters are not linear",
-    LearnedPrompt: "a prompt is no weight of the network",
+    LearnedPrompt: "a prompt is not a weight of the network",
     ConditionalPrompt: "a prompt is made again for every pair",
 }
 
@@ -39,6 +39,6 @@ def merge_adapters(backbone: nn.Module) -> None:
 def _merge_error(reason: str) -> UserError:
     """Return the error that tuned weights cannot be merged, with its reason."""
     return UserError(
-        f"What was tuned cannot be folded into the weights of the backbone: {reason}. Export it whole (--format onnx), "
-        "or evaluate the run itself (checkpoint=RUN)."
+        f"The tuned weights cannot be merged into the weights of the backbone: {reason}. Export it whole (--format "
+        "onnx), or evaluate the run itself (checkpoint=RUN)."
     )

@@ -112,7 +112,7 @@ def build_tuner_config(tuner: str, options: JsonMapping) -> Callable[..., PeftCo
     allowed = sorted({field.name for field in fields(configs[tuner]) if field.init} - OURS)
     unknown = [name for name in options if name not in allowed]
     if unknown:
-        raise UserError(f"`finetune.{unknown[0]}` is no option of {tuner}. It has {', '.join(allowed)}.")
+        raise UserError(f"`finetune.{unknown[0]}` is not an option of {tuner}. It has {', '.join(allowed)}.")
     return partial(configs[tuner], **(START.get(tuner, {}) | dict(options)))
 
 

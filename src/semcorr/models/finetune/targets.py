@@ -96,7 +96,7 @@ def freeze_unused(backbone: Backbone) -> None:
 
 
 def _can_adapt(module: nn.Module, parent: nn.Module) -> bool:
-    """Tell whether a layer can be adapted: it is no grouped convolution, and its parent calls it.
+    """Tell whether a layer can be adapted: it is not a grouped convolution, and its parent calls it.
 
     A grouped convolution has no low rank to speak of. PyTorch's attention, and timm's EVA, BEiT and Swin v2 where
     queries and values have separate biases, use the weight of a layer without calling it: an adapter around that layer

@@ -65,7 +65,7 @@ class LoFTREncoderLayer(nn.Module):
         width: Channels in the middle of the MLP.
 
     Raises:
-        UserError: The channels are no multiple of the heads, or of four.
+        UserError: The channels are not a multiple of the heads, or of four.
     """
 
     def __init__(self, channels: int, heads: int, width: int) -> None:

@@ -150,7 +150,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     add = add_by_cells if x.device.type == "cpu" else add_by_volumes
     if x.device.type == "cpu":
         # glibc gives freed memory back to the system beyond twice the largest block that was freed, and the system
-        # clears it for each chunk anew: a third of all time. After this block it keeps 62 MiB.
+        # clears it for each chunk again: a third of all time. After this block it keeps 62 MiB.
         torch.empty(BLOCK_VALUES)
     with torch.autocast(x.device.type, enabled=False):
         add(out, x, weight.to(x.dtype))

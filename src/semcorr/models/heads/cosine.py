@@ -35,7 +35,7 @@ class Cosine(nn.Module):
     def describe_sources(
         self, sources: Sequence[FeatureMap], points: Sequence[Float[Tensor, "_ 2"]]
     ) -> Float[Tensor, "q c"]:
-        """Sample the descriptors of the points of several sources, of one image each, in one go.
+        """Sample the descriptors of the points of several sources, of one image each, at once.
 
         A subclass with a `describe` of its own has its `describe` called source by source, and so are sources of
         different sizes or precisions, and those that need a gradient.
@@ -58,7 +58,7 @@ class Cosine(nn.Module):
     def compare_targets(
         self, descriptors: Float[Tensor, "q c"], counts: Sequence[int], targets: Sequence[FeatureMap]
     ) -> Float[Tensor, "1 q h w"]:
-        """Compute the similarities of the descriptors of each of several targets, of one image and size, in one go.
+        """Compute the similarities of the descriptors of each of several targets, of one image and size, at once.
 
         A subclass with a `compare` of its own has its `compare` called target by target.
         """

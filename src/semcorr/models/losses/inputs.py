@@ -50,7 +50,7 @@ class ExtraInput(StrEnum):
 
     Attributes:
         PAIRS: Both images of each pair.
-        OTHERS: Also images that are no pair, whose features must not depend on one.
+        OTHERS: Also images that are not a pair, whose features must not depend on one.
         TEACHER: The pairs as a teacher sees them.
         PIXELS: The sources' pixels, which it may change and encode; features must not depend on a pair.
         MASKS: The objects' masks, with the pairs.

@@ -85,7 +85,7 @@ def read_weights_content(path: str | Path, option: str) -> JsonObject:
         option: The option that the path was given as, for messages.
 
     Raises:
-        UserError: It does not exist, is damaged, or is no file of weights.
+        UserError: It does not exist, is damaged, or is not a file of weights.
     """
     return _read_file(require_weights_file(path, option), option)
 
@@ -140,8 +140,8 @@ def require_plain_tensors(tensors: Mapping[str, Tensor], path: Path, option: str
             )
         if value.layout != torch.strided or value.is_meta or value.is_complex():
             raise UserError(
-                f"`{option}`: {path}: {key} is no plain tensor of numbers ({value.layout}, {kind}, on {value.device}). "
-                "Give a file of dense tensors."
+                f"`{option}`: {path}: {key} is not a plain tensor of numbers ({value.layout}, {kind}, on "
+                f"{value.device}). Give a file of dense tensors."
             )
 
 

@@ -1,4 +1,4 @@
-"""Recognition of files that are no weights, by their bytes whatever their names, with a sentence for the user."""
+"""Recognition of files that are not weights, by their bytes whatever their names, with a sentence for the user."""
 
 import bz2
 import codecs
@@ -119,7 +119,7 @@ def describe_unreadable(path: Path) -> str | None:
         return None
     if re.match(rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a\x42]", start):
         return f"is a protocol buffer, as ONNX's, TensorFlow's and Core ML's files are. {EXPORT}."
-    return f"is no file of PyTorch or safetensors, by its first bytes ({start[:8].hex(' ')}). {EXPORT}."
+    return f"is not a file of PyTorch or safetensors, by its first bytes ({start[:8].hex(' ')}). {EXPORT}."
 
 
 def _describe_replacement(start: bytes) -> str | None:
@@ -167,7 +167,7 @@ def _describe_truncated(path: Path, size: int) -> str | None:
 
 
 def _decode_text(start: bytes) -> str | None:
-    """Decode the first characters of a text in one of the encodings that servers write; None if it is no text."""
+    """Decode the first characters of a text in one of the encodings that servers write; None if it is not text."""
     is_utf16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if is_utf16 else ("utf-8", "cp1252"):
         try:

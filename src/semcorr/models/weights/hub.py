@@ -34,7 +34,7 @@ def download_error(error: BaseException, name: str, repo: str | None = None, fil
     local = f"backbone.weights=FILE with a local file; {RANDOM}"
     if any(isinstance(cause, GatedRepoError) for cause in chain):
         return UserError(
-            f"The weights of {name} are gated: their owner hands them out on request. Three ways out: ask at "
+            f"The weights of {name} are gated: their owner grants access on request. Three ways out: ask at "
             f"{page}, then `hf auth login` and run again; {local}"
         )
     if any(isinstance(cause, RepositoryNotFoundError) for cause in chain):

@@ -30,15 +30,16 @@ def load_tuned_blocks(blocks: Sequence[nn.Module], path: str | Path) -> None:
         path: Path of a `best_weights.pt` or `weights.pt`.
 
     Raises:
-        UserError: The file is no such file, has more blocks, or is of another network.
+        UserError: The file is not such a file, has more blocks, or is of another network.
     """
     path = Path(path)
     content = read_weights_content(path, OPTION)
     parameters = find_parameters(content)
     if parameters is None:
         raise UserError(
-            f"`{OPTION}`: {path} is no file of tuned blocks, which holds a list named dino. Give the best_weights.pt "
-            "of the unified benchmark's training; weights of a whole network are given as backbone.weights."
+            f"`{OPTION}`: {path} is not a file of tuned blocks, which holds a list named dino. Give the "
+            "best_weights.pt of the unified benchmark's training; weights of a whole network are given as "
+            "backbone.weights."
         )
     require_plain_tensors({f"dino[{i}]": value for i, value in enumerate(parameters)}, path, OPTION)
     count, rest = divmod(len(parameters), len(PARAMETERS))

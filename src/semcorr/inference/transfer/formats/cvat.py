@@ -50,7 +50,7 @@ def read_cvat_objects(path: Path, folder: Path) -> AnnotationFile:
         folder: Folder of the images.
 
     Raises:
-        UserError: The file is no such XML, or contradicts itself or the folder.
+        UserError: The file is not such an XML file, or contradicts itself or the folder.
     """
     root, notes = _read_root(path), Notes()
     finder = ImageFolder(folder, notes)

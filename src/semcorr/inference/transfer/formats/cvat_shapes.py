@@ -67,12 +67,12 @@ def read_image_shapes(
     for child in element:
         label, group = child.get("label"), child.get("group_id")
         if child.tag in OTHER_SHAPES:
-            notes.setdefault("shapes are no points, skeletons or boxes, and are left out", []).append(
+            notes.setdefault("shapes are not points, skeletons or boxes, and are left out", []).append(
                 f"{file}: {quote_value(label)}"
             )
             continue
         if child.tag not in ("skeleton", "points", "box") or not label:
-            raise UserError(f"{location}: {quote_value(child.tag)} is no shape with a `label`. Correct it.")
+            raise UserError(f"{location}: {quote_value(child.tag)} is not a shape with a `label`. Correct it.")
         where = f"{location}, {child.tag} {quote_value(label)}"
         if child.tag == "skeleton":
             shapes.skeletons.append((label, _read_skeleton(child, where), group))
@@ -92,7 +92,7 @@ def _read_skeleton(skeleton: Element, location: str) -> dict[str, XY]:
             continue
         name = element.get("label")
         if element.tag != "points" or not name:
-            raise UserError(f"{location}: {quote_value(element.tag)} is no `points` with a `label`. Correct it.")
+            raise UserError(f"{location}: {quote_value(element.tag)} is not `points` with a `label`. Correct it.")
         if name in names:
             raise UserError(f"{location} has the keypoint {quote_value(name)} twice. Drop one.")
         names.add(name)
@@ -113,7 +113,7 @@ def _read_points(
     names = [label] if len(pairs) == 1 else [f"{label} {i}" for i in range(1, len(pairs) + 1)]
     if point_labels.setdefault(label, names) != names:
         raise UserError(
-            f"{location} has {len(pairs)} points, and {len(point_labels[label])} before, so it cannot be told which is "
+            f"{location} has {len(pairs)} points, and {len(point_labels[label])} before, so it is unclear which is "
             "which. Give each keypoint a label of its own."
         )
     if not _read_flag(element, "outside", location):

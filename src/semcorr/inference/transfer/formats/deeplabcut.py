@@ -46,7 +46,7 @@ def read_deeplabcut_objects(path: Path, folder: Path) -> AnnotationFile:
         folder: Folder of the images.
 
     Raises:
-        UserError: The file is no such table, or contradicts itself or the folder.
+        UserError: The file is not such a table, or contradicts itself or the folder.
     """
     if read_head(path).startswith(HDF5):
         columns, rows = read_hdf5_table(path)

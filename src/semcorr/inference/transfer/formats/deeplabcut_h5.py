@@ -123,7 +123,7 @@ def _read_depth(group: "h5py.Group", axis: str) -> int:
 def _read_names(group: "h5py.Group", key: str) -> list[str]:
     dataset = _get_dataset(group, key)
     if dataset.dtype.kind != "S" or dataset.ndim != 1:
-        raise ValueError("its names are no plain texts, as an old pandas writes them")
+        raise ValueError("its names are not plain texts, as an old pandas writes them")
     return [_decode(name) for name in dataset[:]]
 
 
@@ -133,7 +133,7 @@ def _get_dataset(group: "h5py.Group", key: str) -> "h5py.Dataset":
 
     dataset = group[key] if isinstance(group.get(key, getlink=True), h5py.HardLink) else None
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ValueError(f"{key} is no array of this file")
+        raise ValueError(f"{key} is not an array of this file")
     if len(dataset) > ROWS or dataset.size * dataset.dtype.itemsize > BYTES:
         raise ValueError(f"{key} has more than the {ROWS} rows or {BYTES} bytes that are read of an array")
     return dataset
@@ -141,7 +141,7 @@ def _get_dataset(group: "h5py.Group", key: str) -> "h5py.Dataset":
 
 def _require_numbers(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "iuf":
-        raise ValueError("its values are no numbers, as of an empty table")
+        raise ValueError("its values are not numbers, as of an empty table")
     return values
 
 

@@ -37,7 +37,7 @@ def read_csv_table(path: Path) -> tuple[list[Column], list[Row]]:
     try:
         numbered_lines = [(reader.line_num, line) for line in reader if any(line)]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is no CSV ({error}). {REMEDY}") from None
+        raise UserError(f"{path}, line {reader.line_num} is not CSV ({error}). {REMEDY}") from None
     lines = [line for _, line in numbered_lines]
     headers: dict[str, list[str]] = {}
     while len(headers) < len(lines) and (first := lines[len(headers)][0]) in HEADERS:

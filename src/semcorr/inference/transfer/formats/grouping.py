@@ -71,7 +71,7 @@ def group_points(
             if len(choices) != 1:
                 raise UserError(
                     f"{location}: the keypoint {quote_value(name)} lies in {len(inside)} of {len(boxes)} boxes, so it "
-                    f"cannot be told of which object it is. {remedy}"
+                    f"is unclear which object it belongs to. {remedy}"
                 )
             key = choices[0]
         marked = objects.setdefault(key, MarkedObject(None, {}))
@@ -93,7 +93,7 @@ def assign_boxes(
         remedy: What to do in the tool, for messages.
 
     Raises:
-        UserError: It is not clear which box is of which object.
+        UserError: It is unclear which box belongs to which object.
     """
     owners: dict[int, int] = {}  # of boxes, by number
     for number, (points, group) in enumerate(objects):
@@ -101,7 +101,7 @@ def assign_boxes(
         if points and not choices:  # every box contains a skeleton without points
             choices = [i for i, box in enumerate(boxes) if contains(box.corners, list(points.values()))]
         if len(choices) > 1 or any(i in owners for i in choices):
-            raise UserError(f"{location}: it cannot be told which box is of which object. {remedy}")
+            raise UserError(f"{location}: it is unclear which box belongs to which object. {remedy}")
         owners.update((i, number) for i in choices)
     by_object = {number: boxes[i] for i, number in owners.items()}
     marked = [MarkedObject(by_object.get(number), dict(points)) for number, (points, _) in enumerate(objects)]
@@ -131,7 +131,7 @@ def label_objects(
     if unboxed and len(labels) > 1:
         raise UserError(
             f"{path}: there are boxes of {', '.join(map(quote_value, labels))}, and keypoints of "
-            f"{len(unboxed)} images, such as {unboxed[0]}, are in no box, so it cannot be told what they are. {remedy}"
+            f"{len(unboxed)} images, such as {unboxed[0]}, are in no box, so their category is unclear. {remedy}"
         )
     pairs = []
     for photo, marked in objects:

@@ -42,7 +42,7 @@ def detect_format(path: Path) -> Format:
     if text.startswith("{") or not text:  # of an empty file, its reader says so
         return "coco"
     if path.suffix.lower() == ".csv":
-        raise UserError(f"{path} is no table of DeepLabCut: its first line does not begin with `scorer`. {REMEDY}")
+        raise UserError(f"{path} is not a table of DeepLabCut: its first line does not begin with `scorer`. {REMEDY}")
     raise UserError(f"{path} begins as no known annotation file. {REMEDY}")
 
 

@@ -44,7 +44,7 @@ class _Task(NamedTuple):
 
 
 def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
-    """Read the annotations of tasks; predictions, and annotations that were cancelled, are no annotations.
+    """Read the annotations of tasks; predictions, and annotations that were cancelled, are not annotations.
 
     A keypoint belongs to the rectangle that it is under in the list of regions, otherwise to the only one, or the only
     one that contains it; a rectangle without keypoints is an object to be labelled. The rectangle's label is the
@@ -55,7 +55,7 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
         folder: Folder of the images.
 
     Raises:
-        UserError: The file is no such export, or contradicts itself or the folder.
+        UserError: The file is not such an export, or contradicts itself or the folder.
     """
     entries = read_json(path, REMEDY, unique=True)
     if not isinstance(entries, list):
@@ -101,7 +101,7 @@ def _read_task(
         kind, where = str(result.get("type")), f"{location}, region {quote_value(result.get('id'))}"
         is_annotated = is_annotated or kind in REGIONS or "original_width" in result  # else it is of the whole image
         if kind not in REGIONS:
-            names = notes.setdefault("regions are no keypoints or rectangles with a label, and are left out", [])
+            names = notes.setdefault("regions are neither keypoints nor rectangles with a label, and are left out", [])
             names.append(f"{name}: {quote_value(kind)}")
             continue
         assert size is not None  # each of these has one
@@ -131,9 +131,7 @@ def _find_url(data: JsonMapping, controls: dict[str, str], location: str) -> str
     if not isinstance(data.get(key), str):
         if len(urls) != 1:
             keys = ", ".join(map(quote_value, data)) or "nothing"
-            raise UserError(
-                f"{location}: `data` has {keys}, and it cannot be told which is the image. Call it `image`."
-            )
+            raise UserError(f"{location}: `data` has {keys}, and it is unclear which is the image. Call it `image`.")
         key = urls[0]
     controls.setdefault("url", key)
     return str(data[key])
@@ -170,11 +168,11 @@ def _choose_results(task: JsonMapping, location: str, notes: Notes) -> list[Json
     if len(valid) < len(annotations):
         notes.setdefault("annotations were cancelled, and are left out", []).append(number)
     if not valid and task.get("predictions"):
-        notes.setdefault("tasks have predictions alone, which are no annotations", []).append(number)
+        notes.setdefault("tasks have predictions alone, which are not annotations", []).append(number)
     truths = [entry for entry in valid if entry.get("ground_truth")] if len(valid) > 1 else valid
     if len(valid) > 1 and len(truths) != 1:
         raise UserError(
-            f"{location} has {len(valid)} annotations, and it cannot be told which of them counts. Mark one as the "
+            f"{location} has {len(valid)} annotations, and it is unclear which of them counts. Mark one as the "
             "ground truth in Label Studio, or delete the others."
         )
     results = truths[0].get("result", []) if truths else []
@@ -208,7 +206,7 @@ def _read_region(result: JsonMapping, kind: str, size: tuple[int, int], location
     if not isinstance(value, Mapping) or not isinstance(labels, list) or len(labels) != 1:
         raise UserError(f"{location} must have one label in `{kind}`, got {quote_value(labels)}. Correct it.")
     if not isinstance(labels[0], str) or not labels[0].strip():
-        raise UserError(f"{location}: {quote_value(labels[0])} is no label. Correct it.")
+        raise UserError(f"{location}: {quote_value(labels[0])} is not a label. Correct it.")
     return labels[0], _to_pixels(value, "x", size[0], location), _to_pixels(value, "y", size[1], location)
 
 
@@ -218,7 +216,7 @@ def _read_corners(
     """Return the corners of a rectangle; of one turned about its left upper corner, of what is around it."""
     w, h = _to_pixels(value, "width", size[0], location), _to_pixels(value, "height", size[1], location)
     if w <= 0 or h <= 0:
-        raise UserError(f"{location} is {w:g} x {h:g} pixels, which is no area. Drop or correct it.")
+        raise UserError(f"{location} is {w:g} x {h:g} pixels, and has no area. Drop or correct it.")
     return rotated_corners((x, y, x + w, y + h), read_number(value.get("rotation", 0), "rotation", location), (x, y))
 
 
