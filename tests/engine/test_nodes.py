@@ -80,7 +80,7 @@ def test_a_machine_learns_that_a_process_of_another_was_killed(creatures, tmp_pa
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize(("local", "message"), [("2", True), ("4", False), (None, False)])
+@pytest.mark.parametrize(("local", "is_lost"), [("2", True), ("4", False), (None, False)])
 def test_a_connection_is_lost_to_another_machine_only_where_there_is_one(monkeypatch, local, is_lost):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
