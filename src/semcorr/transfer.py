@@ -31,6 +31,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def transfer_labels(
+    context: typer.Context,
     annotations: Annotated[
         Path, typer.Argument(metavar="ANNOTATIONS", readable=False, help="Keypoints of some, of any tool.")
     ],
@@ -111,6 +112,9 @@ def transfer_labels(
 
         clip = None if video is None else read_clip(annotations, images, video, box, first)
         content = read_annotations(annotations, images, box, category) if clip is None else clip.annotations
+        source = context.get_parameter_source("place")
+        if source is not None and source.name == "COMMANDLINE":
+            require_boxes_for_place(place, content, annotations)
         require_writer(out, kind, content)
         input_files = [item.photo.path for item in list_objects(content)] + ([] if video is None else [video])
         require_inputs_kept(out.parent, [out.name], input_files)
@@ -143,6 +147,25 @@ def check_transfer_options(use: str, min_score: float, place: float) -> None:
         raise UserError(f"--min-score must be from 0 to less than 1, got {min_score:g}")
     if not 0 <= place < float("inf"):
         raise UserError(f"--place must be 0 or more, got {place:g}")
+
+
+def require_boxes_for_place(place: float, content: "Annotations", annotations: Path) -> None:
+    """Refuse a typed location prior where no object to be labelled has a box as one of its sources has.
+
+    Args:
+        place: Weight of the prior; 0 asks for none.
+        content: What is labelled by what.
+        annotations: The annotation file, for the message.
+
+    Raises:
+        UserError: No label depends on the prior.
+    """
+    with_boxes = {key for key, sources in content.sources.items() if any(item.box is not None for item in sources)}
+    if place > 0 and not any(item.box is not None and item.category in with_boxes for item in content.targets):
+        raise UserError(
+            f"--place {place:g} has no effect: it compares places in boxes, and {annotations} has none around both an "
+            "annotated object and one to be labelled of its category. Give both a box, or leave --place out"
+        )
 
 
 def check_output(out: Path, annotations: Path) -> None:
