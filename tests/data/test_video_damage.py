@@ -101,6 +101,14 @@ def test_a_damaged_frame_is_told_and_does_not_move_the_others(tmp_path, frames, 
         list(read_frames(path))
 
 
+def test_a_damaged_slice_of_a_frame_is_told(tmp_path, frames):
+    """Where several threads decode the slices of a frame, libav passes over their errors."""
+    path = encode_clip(tmp_path / "clip.mkv", frames, codec="libx264", options={"g": "1", "slices": "2"})
+    damage_packet(path, 12, 0.2, 0.25)
+
+    assert read_pattern(path, frames) == "............x..........."
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -43,15 +43,15 @@ def encode_clip(
     return path
 
 
-def damage_packet(path: Path, number: int) -> None:
-    """Overwrite the middle of a video's packet, in the order of the file, so that its container is still whole."""
+def damage_packet(path: Path, number: int, first: float = 0.25, last: float = 0.75) -> None:
+    """Overwrite the shares of a video's packet between two, in the order of the file; its container is still whole."""
     av = pytest.importorskip("av")
     with av.open(str(path)) as container:
         packet = bytes(next(p for i, p in enumerate(container.demux(video=0)) if i == number))
     content = bytearray(path.read_bytes())
     assert content.count(packet) == 1
     start, size = content.index(packet), len(packet)
-    for place in range(start + size // 4, start + size * 3 // 4):
+    for place in range(start + int(size * first), start + int(size * last)):
         content[place] = random.Random(place).randrange(256)
     path.write_bytes(content)
 

@@ -42,7 +42,7 @@ def decode_video(path: Path) -> Iterator[Picture | UserError]:
             if stream is None or stream.codec_context is None:  # decoding without a codec would end the process
                 raise UserError(f"{path} has no stream of video that can be decoded. {REMEDY}")
             stream.codec_context.options = {} if stream.codec_context.name in LENIENT else STRICT
-            stream.thread_type = "SLICE"  # of frames that are decoded at once, PyAV passes over errors
+            stream.codec_context.thread_count = 1  # with several, errors of slices and of frames are passed over
             _warn_transparency(path, stream)
             yield from _decode_stream(decoder, container, stream)
     except av.FFmpegError as error:
