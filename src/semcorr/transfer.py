@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def transfer_labels(
+    context: typer.Context,
     annotations: Annotated[
         Path,
         typer.Argument(
@@ -116,7 +117,9 @@ def transfer_labels(
         from semcorr.inference.transfer.files import TransferFiles, TransferOptions, label_annotated
 
         files = TransferFiles(annotations, images, out, kind, video, draw)
-        options = TransferOptions(use, flip, min_score, place, box, category, first, skip_broken)
+        source = context.get_parameter_source("place")
+        has_typed_place = source is not None and source.name == "COMMANDLINE"
+        options = TransferOptions(use, flip, min_score, place, has_typed_place, box, category, first, skip_broken)
         result = label_annotated(files, options, model, device, precision)
     print_transfer_summary(*result, flip and video is None, f"{out} ({kind})")
 

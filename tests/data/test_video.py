@@ -2,19 +2,21 @@
 
 import logging
 import os
-import struct
 import sys
+from collections.abc import Iterator
+from enum import Enum
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from encoded_clips import encode_clip, write_matrix
 from PIL import Image
 from random_damage import damage, refusal
 
 from semcorr.core.errors import UserError
-from semcorr.data.video import list_frames, read_frames, require_video
+from semcorr.data.video import list_frames, read_frames, read_or_explain, require_video
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -23,11 +25,20 @@ class FFmpegError(Exception):
     """PyAV's base of errors."""
 
 
-class StoredFrame:
-    """A frame of PyAV: 4 x 2 pixels, red on the left, and how it is turned when it is shown."""
+def display_matrix(a: float, b: float, c: float, d: float) -> np.ndarray:
+    """ISO/IEC 14496-12, 6.2.2: (x, y) is shown at (ax + cy, bx + dy)."""
+    return np.array([a * 65536, b * 65536, 0, c * 65536, d * 65536, 0, 0, 0, 2**30]).round().astype(np.int32)
 
-    def __init__(self, colour: tuple[int, int, int], rotation: float = 0) -> None:
-        self.colour, self.rotation = colour, rotation
+
+class StoredFrame:
+    """A frame of PyAV: 4 x 2 pixels, red on the left, and the matrix by which it is shown."""
+
+    is_corrupt, key_frame, pts = False, True, None
+
+    def __init__(self, colour: tuple[int, int, int], matrix: np.ndarray | None = None) -> None:
+        self.colour = colour
+        self.side_data = {} if matrix is None else {"DISPLAYMATRIX": matrix}
+        self.format = SimpleNamespace(has_palette=False, components=())
 
     def to_image(self) -> Image.Image:
         image = Image.new("RGB", (4, 2), self.colour)
@@ -35,15 +46,27 @@ class StoredFrame:
         return image
 
 
+class Packet(SimpleNamespace):
+    """A packet of PyAV with one frame, or an error."""
+
+    is_corrupt, is_discard, is_keyframe = False, False, True
+    pts, time_base, duration, size = None, None, None, 1
+
+    def decode(self) -> list[StoredFrame]:
+        if isinstance(self.frame, Exception):
+            raise self.frame
+        return [self.frame]
+
+
 class Container:
     """A container of PyAV with one stream at most."""
 
-    def __init__(self, frames: list[object], codec: object) -> None:
+    def __init__(self, frames: list[object], codec: bool | None) -> None:
         self.frames = frames
-        self.streams = ModuleType("streams")
-        self.stream = ModuleType("stream")
-        self.stream.codec_context, self.stream.frames = codec, 0
-        self.streams.video = [self.stream] if codec is not False else []
+        context = SimpleNamespace(name="mpeg4") if codec else None
+        self.stream = SimpleNamespace(codec_context=context, frames=0, index=0, metadata={})
+        self.streams = SimpleNamespace(video=[] if codec is False else [self.stream])
+        self.format, self.duration = SimpleNamespace(name="mp4"), None
 
     def __enter__(self) -> "Container":
         return self
@@ -51,19 +74,15 @@ class Container:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def decode(self, stream: object):
-        assert stream is self.stream
-        for frame in self.frames:
-            if isinstance(frame, Exception):
-                raise frame
-            yield frame
+    def demux(self) -> Iterator[Packet]:
+        return (Packet(frame=frame, stream=self.stream) for frame in self.frames)
 
 
 @pytest.fixture
 def decoder(monkeypatch, tmp_path):
     """decoder(frames) is a file that a stand-in of PyAV decodes to these frames."""
 
-    def install(frames: list[object], codec: object = True) -> Path:
+    def install(frames: list[object], codec: bool | None = True) -> Path:
         module = ModuleType("av")
         module.__spec__ = ModuleSpec("av", None, origin="here")
         module.FFmpegError = FFmpegError
@@ -107,23 +126,64 @@ def test_frames_of_a_file_are_decoded_as_they_are_asked_for(decoder):
         next(frames)
 
 
-@pytest.mark.parametrize(
-    ("rotation", "size", "red"),
-    [
-        (0, (4, 2), "left"),
-        (-90, (2, 4), "top"),  # a phone held upright: turned clockwise, what was left is on top
-        (90, (2, 4), "bottom"),
-        (180, (4, 2), "right"),
-        (-180.0, (4, 2), "right"),
-    ],
-)
-def test_frames_are_turned_upright(decoder, rotation, size, red):
-    (picture,) = read_frames(decoder([StoredFrame((0, 0, 0), rotation)]))
+TURNS = {  # by matrix, where (x, y) of a frame of 3 x 2 pixels is shown
+    (1, 0, 0, 1): ["abc", "def"],
+    (0, 0, 0, 0): ["abc", "def"],  # left empty
+    (-1, 0, 0, 1): ["cba", "fed"],  # a selfie
+    (1, 0, 0, -1): ["def", "abc"],
+    (-1, 0, 0, -1): ["fed", "cba"],
+    (0, 1, -1, 0): ["da", "eb", "fc"],  # a phone held upright: turned clockwise, what was left is on top
+    (0, -1, 1, 0): ["cf", "be", "ad"],
+    (0, 1, 1, 0): ["ad", "be", "cf"],
+    (0, -1, -1, 0): ["fc", "eb", "da"],
+    (2, 0.001, 0, 1): ["abc", "def"],  # stretched, as pixels that are not square are
+}
 
-    assert picture.size == picture.image.size == size
-    side = {"left": (slice(None), 0), "right": (slice(None), -1), "top": (0,), "bottom": (-1,)}[red]
-    assert (pixels(picture)[side] == (255, 0, 0)).all()
-    assert (pixels(picture)[..., 0] == 255).sum() == 2
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_frames_are_turned_and_mirrored_as_players_do(decoder, monkeypatch, matrix):
+    stored = Image.fromarray(np.array([[*b"abc"], [*b"def"]], np.uint8))
+    monkeypatch.setattr(StoredFrame, "to_image", lambda self: stored)
+
+    (picture,) = read_frames(decoder([StoredFrame((0, 0, 0), display_matrix(*matrix))]))
+
+    assert picture.size == picture.image.size
+    assert [bytes(row).decode() for row in pixels(picture)[..., 0]] == TURNS[matrix]
+
+
+class KindOfData(Enum):
+    """Those that PyAV knows."""
+
+    DISPLAYMATRIX = 6
+
+
+class UnknownData:
+    """Data of a frame of which one kind is newer than PyAV."""
+
+    def __getitem__(self, name: str) -> object:
+        return KindOfData(31)
+
+
+@pytest.mark.parametrize(("rotation", "rows"), [(0, TURNS[1, 0, 0, 1]), (-90, TURNS[0, 1, -1, 0])])
+def test_frames_are_turned_where_pyav_does_not_know_their_data(decoder, monkeypatch, rotation, rows):
+    stored = Image.fromarray(np.array([[*b"abc"], [*b"def"]], np.uint8))
+    monkeypatch.setattr(StoredFrame, "to_image", lambda self: stored)
+    frame = StoredFrame((0, 0, 0))
+    frame.side_data, frame.rotation = UnknownData(), rotation
+
+    (picture,) = read_frames(decoder([frame]))
+
+    assert [bytes(row).decode() for row in pixels(picture)[..., 0]] == rows
+
+
+def test_where_the_numbers_of_frames_are_not_known_a_damaged_one_is_the_last(decoder):
+    """Packets have no times here, so it is not known how many frames one was."""
+    path = decoder([StoredFrame(COLOURS[0]), FFmpegError("Invalid data"), StoredFrame(COLOURS[1])])
+
+    frame, error = read_or_explain(path)
+
+    assert frame.size == (4, 2)
+    assert "clip.mp4, after frame 0 is damaged or no video (Invalid data); it is the last that is read" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +192,16 @@ def test_frames_are_turned_upright(decoder, rotation, size, red):
         ([], True, "has no frames"),
         ([StoredFrame(COLOURS[0])], None, "no stream of video that can be decoded"),  # PyAV would end the process
         ([], False, "no stream of video that can be decoded"),
-        ([StoredFrame(COLOURS[0], 45)], True, "frame 0 is shown turned by 45 degrees"),
+        (
+            [StoredFrame(COLOURS[0], display_matrix(0.7, 0.7, -0.7, 0.7))],
+            True,
+            "frame 0 is shown turned or distorted by",
+        ),
+        (
+            [StoredFrame(COLOURS[0], display_matrix(1, 0, 0.2, 1))],
+            True,
+            "only quarter turns and mirror images are read",
+        ),
         ([FFmpegError("")], True, r"clip.mp4 is damaged or no video \(FFmpegError\)"),
     ],
 )
@@ -175,19 +244,6 @@ def paint_frames(count: int) -> list[Image.Image]:
     return [Image.new("RGB", (64, 48), COLOURS[index % 3]) for index in range(count)]
 
 
-def encode_clip(path: Path, frames: list[Image.Image], **metadata: str) -> Path:
-    """A video as PyAV encodes it: MPEG-4."""
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        container.metadata.update(metadata)
-        stream = container.add_stream("mpeg4", rate=10)
-        (stream.width, stream.height), stream.pix_fmt = frames[0].size, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-        container.mux(stream.encode())
-    return path
-
-
 @pytest.fixture(scope="module")
 def encoded_video(tmp_path_factory):
     """Three frames of one colour each, white on the left."""
@@ -206,19 +262,24 @@ def test_a_video_is_decoded_frame_by_frame(encoded_video):
         assert pixels(frame)[24, 4].min() > 225
 
 
-def test_a_video_of_an_upright_phone_is_turned(encoded_video, tmp_path):
-    """Its track says by a matrix that a player turns the frames a quarter, clockwise: the left side is on top then."""
-    content = bytearray(encoded_video.read_bytes())
-    matrix = content.index(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2, version 0
-    assert struct.unpack(">9i", content[matrix : matrix + 36]) == (65536, 0, 0, 0, 65536, 0, 0, 0, 2**30)
-    quarter = (0, 65536, 0, -65536, 0, 0, 48 * 65536, 0, 2**30)
-    content[matrix : matrix + 36] = struct.pack(">9i", *quarter)
-    (tmp_path / "phone.mp4").write_bytes(content)
+@pytest.mark.parametrize(
+    ("matrix", "size", "white"),
+    [
+        ((0, 1, -1, 0), (48, 64), (slice(0, 12), slice(None))),  # a phone held upright: its left side is on top
+        ((-1, 0, 0, 1), (64, 48), (slice(None), slice(52, None))),  # a selfie: its left side is on the right
+        ((1, 0, 0, -1), (64, 48), (slice(None), slice(0, 12))),
+        ((0, -1, -1, 0), (48, 64), (slice(52, None), slice(None))),
+    ],
+)
+def test_a_video_is_turned_and_mirrored_as_its_track_says(encoded_video, tmp_path, matrix, size, white):
+    (tmp_path / "phone.mp4").write_bytes(encoded_video.read_bytes())
+    write_matrix(tmp_path / "phone.mp4", *matrix)
 
     frame = next(read_frames(tmp_path / "phone.mp4"))
 
-    assert frame.size == (48, 64)
-    assert pixels(frame)[4, 24].min() > 225
+    assert frame.size == size
+    assert pixels(frame)[white].min() > 225
+    assert pixels(frame)[..., 1].mean() < 80  # red elsewhere
 
 
 NAMES = [
@@ -243,7 +304,7 @@ def test_a_video_is_found_by_its_name_whatever_it_holds(tmp_path, monkeypatch, n
 
 @pytest.mark.parametrize("ending", ["avi", "mp4"])
 def test_a_title_may_be_in_any_encoding(tmp_path, ending):
-    path = encode_clip(tmp_path / f"clip.{ending}", paint_frames(3), title="ZZZZZZ")
+    path = encode_clip(tmp_path / f"clip.{ending}", paint_frames(3), metadata={"title": "ZZZZZZ"})
     content = path.read_bytes()
     assert b"ZZZZZZ" in content
     path.write_bytes(content.replace(b"ZZZZZZ", b"Z\xfcrich"))

@@ -122,6 +122,45 @@ def test_a_mistake_on_the_line_is_a_user_error(creatures, written, options, mess
     assert not annotations.with_name("o.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--place", "5"], "--place 5 has no effect: it compares places in boxes"),
+        (["--place", "0.2"], "--place 0.2 has no effect"),  # its value when it is left out
+        (["--box", "xyxy"], "--box xyxy has no effect: no object of"),
+        (["--box", "xyxy", "--video", "IMAGES"], "--box xyxy has no effect: no object of"),
+    ],
+)
+def test_an_option_for_boxes_is_refused_where_there_are_none(creatures, written, tmp_path, options, told):
+    """The labels were those without it, unsaid."""
+    content = coco(creatures, boxes=False)
+    content["annotations"] = [one for one in content["annotations"] if "keypoints" in one]
+    folder = alone(creatures, tmp_path)
+    options = [option.replace("IMAGES", str(folder / "cat")) for option in options]
+
+    code, said = typed(written(content), folder, "--out", tmp_path / "o.json", *options)
+
+    assert code == 2
+    assert told in said
+    assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize(("boxless", "code"), [("sources", 2), ("targets", 2), ("one source", 0)])
+def test_a_place_needs_boxes_around_sources_and_around_what_is_labelled(creatures, written, tmp_path, boxless, code):
+    content = coco(creatures)
+    sources = [one for one in content["annotations"] if "keypoints" in one]
+    for one in sources[:1] if boxless == "one source" else content["annotations"]:
+        if ("keypoints" in one) == (boxless != "targets"):
+            del one["bbox"]
+    if boxless == "targets":
+        content["annotations"] = sources
+
+    line = written(content), alone(creatures, tmp_path), "--out", tmp_path / "o.json"
+
+    assert typed(*line, "--place", "0.3")[0] == code
+    assert typed(*line)[0] == typed(*line, "--place", "0")[0] == 0
+
+
 def test_the_annotations_are_not_written_over(creatures, written):
     annotations = written(coco(creatures))
     before = annotations.read_text()

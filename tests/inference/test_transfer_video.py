@@ -17,6 +17,7 @@ from drawn_clips import (
     read_labels,
     write_clip,
 )
+from encoded_clips import damage_packet, encode_clip
 from partly_labelled import typed
 from PIL import Image
 
@@ -399,6 +400,56 @@ def test_a_broken_annotated_picture_of_a_frame_of_a_file_is_left_out_while_anoth
     assert code == 0, output
     assert output.count("left out: img0002.png") == 1
     assert sorted(read_labels(tmp_path / "o.json")) == [1, 3]
+
+
+def test_a_damaged_frame_of_a_file_is_refused_or_left_out_by_name(tmp_path):
+    frames = draw_frames([(4 * i, 0) for i in range(8)])
+    folder = write_clip(tmp_path / "labelled", frames[:1])
+    video = encode_clip(tmp_path / "clip.mkv", frames, codec="mjpeg", pixels="yuvj420p")
+    damage_packet(video, 5)
+    line = annotate(tmp_path / "a.json", {0: [POINTS]}), folder, "--video", video, "--out", tmp_path / "o.json"
+
+    code, said = typed(*line)
+    assert code == 2
+    assert "clip.mkv, after frame 4 is damaged or no video" in said
+    assert "With --skip-broken it is left out" in said
+    assert not (tmp_path / "o.json").exists()
+
+    code, said = typed(*line, "--skip-broken")
+    assert code == 0, said
+    assert said.count("left out: img0005.png: ") == said.count("left out") == 1
+    assert sorted(read_labels(tmp_path / "o.json")) == [1, 2, 3, 4, 6, 7]
+
+
+def test_a_damaged_frame_of_a_file_that_is_annotated_is_a_source_all_the_same(tmp_path):
+    frames = draw_frames([(4 * i, 0) for i in range(8)])
+    folder = write_clip(tmp_path / "labelled", frames)
+    video = encode_clip(tmp_path / "clip.mkv", frames, codec="mjpeg", pixels="yuvj420p")
+    damage_packet(video, 5)
+    annotations = annotate(tmp_path / "a.json", {5: [POINTS]})
+
+    code, said = typed(annotations, folder, "--video", video, "--out", tmp_path / "o.json", "--skip-broken")
+
+    assert code == 0, said
+    assert "cat: 7 labelled by 1;" in said
+    assert "left out: clip.mkv: img0005.png: " in said
+
+
+def test_a_damaged_frame_of_an_animation_is_the_last(tmp_path):
+    frames = draw_frames(SHIFTS)
+    folder, clip = write_clip(tmp_path / "labelled", frames[:1]), write_gif(tmp_path / "clip.gif", frames)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    line = annotate(tmp_path / "a.json", {0: [POINTS]}), folder, "--video", clip, "--out", tmp_path / "o.json"
+
+    code, said = typed(*line)
+    assert code == 2
+    assert "No frame after number" in said
+    assert "With --skip-broken it is left out" in said
+
+    code, said = typed(*line, "--skip-broken")
+    assert code == 0, said
+    assert said.count("left out") == 1
+    assert 1 in read_labels(tmp_path / "o.json")
 
 
 def test_copies_of_annotated_frames_are_those_frames_and_others_of_their_name_are_not(random, tmp_path):

@@ -82,7 +82,8 @@ def read_objects(path: Path, folder: Path, layout: str = "xywh") -> AnnotationFi
         layout: Layout of COCO's boxes: `xywh` or `xyxy`.
 
     Raises:
-        UserError: The file is none of these, or contradicts itself or the folder.
+        UserError: The file is none of these, contradicts itself or the folder, or has no boxes for a layout other
+            than `xywh`.
     """
     if layout not in LAYOUTS:
         raise UserError(f"--box must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -90,7 +91,10 @@ def read_objects(path: Path, folder: Path, layout: str = "xywh") -> AnnotationFi
         raise UserError(f"{folder} is not a folder. Give the folder of the images that {path} names")
     kind = detect_format(path)
     if kind == "coco":
-        return read_coco_objects(path, folder, layout)
+        content = read_coco_objects(path, folder, layout)
+        if layout != "xywh" and all(item.box is None for item in content.objects):
+            raise UserError(f"--box {layout} has no effect: no object of {path} has a box (`bbox`). Leave it out")
+        return content
     if layout != "xywh":
         raise UserError(f"--box is of COCO's boxes, and {path} is not a COCO file. Leave it out")
     readers = {

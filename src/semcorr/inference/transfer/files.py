@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from semcorr.core.errors import UserError
 from semcorr.core.files import atomic_output_dir, require_inputs_kept
 from semcorr.core.terminal import print_line
 from semcorr.data.pictures import warn_about_frames
@@ -39,6 +40,7 @@ class TransferOptions:
     flip: bool  # whether sources are also used mirrored
     min_score: float  # score above which a keypoint counts as found
     place: float  # weight of the location prior
+    has_typed_place: bool  # whether the user gave the weight: one without effect is refused then
     box: str  # layout of COCO's boxes: `xywh` or `xyxy`
     category: str | None  # category of images without annotations
     first: int | None  # number that frame names of a video file start at; None: 0
@@ -75,6 +77,8 @@ def label_annotated(
     config_line = " ".join(format_overrides(model))
     resolve_device(device)
     clip, annotations = _read_inputs(files, options)
+    if options.has_typed_place:
+        require_boxes_for_place(options.place, annotations, files.annotations)
     _check_outputs(files, clip, annotations)
     print_line(f"Loading {config_line}")
     matcher = Matcher.load(model, device=device, precision=precision)
@@ -89,6 +93,25 @@ def _read_inputs(files: TransferFiles, options: TransferOptions) -> tuple[Annota
         return None, read_annotations(files.annotations, files.images, options.box, options.category)
     clip = read_clip(files.annotations, files.images, files.video, options.box, options.first)
     return clip, clip.annotations
+
+
+def require_boxes_for_place(place: float, annotations: Annotations, path: Path) -> None:
+    """Refuse a typed location prior where no object to be labelled has a box as one of its sources has.
+
+    Args:
+        place: Weight of the prior; 0 asks for none.
+        annotations: What is labelled by what.
+        path: The annotation file, for the message.
+
+    Raises:
+        UserError: No label depends on the prior.
+    """
+    with_boxes = {key for key, sources in annotations.sources.items() if any(item.box is not None for item in sources)}
+    if place > 0 and not any(item.box is not None and item.category in with_boxes for item in annotations.targets):
+        raise UserError(
+            f"--place {place:g} has no effect: it compares places in boxes, and {path} has none around both an "
+            "annotated object and one to be labelled of its category. Give both a box, or leave --place out"
+        )
 
 
 def _check_outputs(files: TransferFiles, clip: AnnotatedClip | None, annotations: Annotations) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from semcorr.core.errors import UserError
 from semcorr.data.coco_fields import Id
 from semcorr.data.pictures import Picture, read_annotated
-from semcorr.data.video import list_frames, read_frames, require_video
+from semcorr.data.video import list_frames, read_or_explain, require_video
 from semcorr.inference.transfer.objects import TransferImage
 from semcorr.inference.transfer.pipeline import note_broken
 
@@ -115,19 +115,15 @@ class Clip(NamedTuple):
 
     def _read_file(self, skipped_images: list[dict[str, str]] | None) -> Iterator[ClipFrame]:
         """Read the frames of a video file."""
-        frames, new_ids = read_frames(self.path), count(self.next_id)
+        new_ids = count(self.next_id)
         previous: ClipFrame | None = None
-        for index in count():
+        for index, picture in enumerate(read_or_explain(self.path)):
             photo = self._photo(index, new_ids)
-            try:
-                picture = next(frames, None)
-            except UserError as error:
-                if index == 0:
-                    raise
-                note_broken(photo.name, error, skipped_images)
-                return
-            if picture is None:
-                return
+            if isinstance(picture, UserError):
+                is_source = photo.name in self.annotated  # whose own picture is read
+                note_broken(f"{self.path.name}: {photo.name}" if is_source else photo.name, picture, skipped_images)
+                previous = None
+                continue
             frame = ClipFrame(photo, picture)
             broken = {note["file_name"] for note in skipped_images or ()}  # annotated pictures that cannot be compared
             if photo.name in self.annotated and photo.name not in broken:
