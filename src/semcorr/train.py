@@ -45,7 +45,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.foreign_files import refuse_foreign_files
-    from semcorr.engine.resume import resume_training, start_from_run
+    from semcorr.engine.resume import refuse_trial, resume_training, start_from_run
     from semcorr.engine.run_dir import checkpoint_path, refuse_other_run
     from semcorr.engine.saved_config import begin_run
     from semcorr.engine.scoring import score_and_save
@@ -61,6 +61,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if cfg.checkpoint is None:
         refuse_other_run(run_dir, cfg)
         refuse_foreign_files(run_dir, cfg)
+    else:
+        refuse_trial(cfg)
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
     resumes = checkpoint_path(run_dir, "last").is_file()

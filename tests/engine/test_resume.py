@@ -1,5 +1,6 @@
 """Going on with a run: where it was, and no further than its learning rate was laid out."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,34 @@ def test_a_run_is_not_resumed_by_other_rules(config, tiny, tmp_path):
         key = typed.lstrip("+").partition("=")[0]
         with pytest.raises(UserError, match=rf"^`{key}`: .*last.ckpt was trained with {key}=.*Leave {key} out"):
             train(compose_resumed(tmp_path, typed))
+
+
+@pytest.fixture
+def copied(first, tmp_path) -> Path:
+    """A copy of the finished run, as a test may change it."""
+    shutil.copytree(first, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read_files(run: Path) -> dict[str, bytes]:
+    """The files of a run, but for its lock."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(tmp_path, copied):
+    """Fewer epochs or steps than are trained, and a trial: its scores and its config.yaml stay."""
+    path = copied / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "epoch": 2, "global_step": 9}, path)
+    before = read_files(copied)
+
+    for typed, message in (
+        ("trainer.max_epochs=1", r"^`trainer.max_epochs`: .*last.ckpt has trained 3 epochs, got 1. .*give 3 or more"),
+        ("trainer.max_epochs=2", "has trained 3 epochs, got 2"),  # of which Lightning's own check is one off
+        ("+trainer.max_steps=8", r"^`trainer.max_steps`: .*last.ckpt has trained 9 steps, got 8. .*give 9 or more"),
+        ("trainer.fast_dev_run=true", r"^`trainer.fast_dev_run` .*cannot be resumed by it. Give"),
+    ):
+        epochs = [] if "max_epochs" in typed else ["trainer.max_epochs=3"]
+        with pytest.raises(UserError, match=message):
+            train(compose_resumed(tmp_path, typed, *epochs))
+        assert read_files(copied) == before, typed

@@ -46,7 +46,7 @@ def resume_training(
         The path; None for a run that begins, and for a `fast_dev_run`.
 
     Raises:
-        UserError: The checkpoint is damaged, or it was trained by other settings or for fewer steps.
+        UserError: The checkpoint is damaged, or it was trained by other settings, or for more or fewer steps.
     """
     run_dir = Path(cfg.run_dir)
     path = checkpoint_path(run_dir, "last")
@@ -58,6 +58,7 @@ def resume_training(
     data.trainer = trainer  # whose processes share the steps of an epoch
     steps = count_steps(trainer, data)
     require_state(content, trainer, path)
+    refuse_shorter(content, trainer, path)
     refuse_longer(content, steps)
     made_for = (steps, count_epoch_steps(trainer, data), count_step_pairs(trainer, data))
     require_optimizer(content, module, made_for, path)
@@ -93,6 +94,38 @@ def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> 
         raise UserError(
             f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
             f"{settings[key]}. Leave {key} out, or train again in another run_dir."
+        )
+
+
+def refuse_shorter(content: JsonMapping, trainer: Trainer, path: Path) -> None:
+    """Refuse fewer epochs or steps than a checkpoint has trained: config.yaml would say less than what was done.
+
+    Args:
+        content: Content of the checkpoint, whose counts `require_state` has checked.
+        trainer: Lightning's Trainer, with the limits of the whole run.
+        path: File of the checkpoint, for errors.
+    """
+    for noun, limit, trained in (
+        ("epoch", trainer.max_epochs, content["epoch"] + 1),
+        ("step", trainer.max_steps, content["global_step"]),
+    ):
+        if limit is not None and 0 <= limit < trained:
+            raise UserError(
+                f"`trainer.max_{noun}s`: {path} has trained {trained} {noun}{'s'[: trained != 1]}, got {limit}. "
+                f"Leave it out, or give {trained} or more."
+            )
+
+
+def refuse_trial(cfg: DictConfig) -> None:
+    """Refuse a trial of a few steps in the directory of a run: its configuration and its scores would be replaced.
+
+    Args:
+        cfg: Configuration of the run that `checkpoint` names.
+    """
+    if cfg.trainer.get("fast_dev_run"):
+        raise UserError(
+            f"`trainer.fast_dev_run` tries a line by a few steps that are not saved, and the run {cfg.run_dir} cannot "
+            "be resumed by it. Give trainer.fast_dev_run=false, or another run_dir without `checkpoint`."
         )
 
 
