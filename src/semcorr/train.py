@@ -45,7 +45,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.foreign_files import refuse_foreign_files
-    from semcorr.engine.resume import refuse_trial, resume_training, start_from_run
+    from semcorr.engine.resume import refuse_trial, require_last, resume_training, start_from_run
     from semcorr.engine.run_dir import checkpoint_path, refuse_other_run
     from semcorr.engine.saved_config import begin_run
     from semcorr.engine.scoring import score_and_save
@@ -63,8 +63,11 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         refuse_foreign_files(run_dir, cfg)
     else:
         refuse_trial(cfg)
+    continues = cfg.checkpoint is not None
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
     module, data, scored = build_training(cfg)
+    if continues:
+        require_last(run_dir, trains=any(module.trainable_parameters()))
     resumes = checkpoint_path(run_dir, "last").is_file()
     savers = checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0), cfg.get("monitor", MONITOR))
     trainer = build_trainer(cfg, run_dir, resumes, savers)
@@ -79,6 +82,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if any(module.trainable_parameters()):
         require_teacher(module, getattr(trainer, "callbacks", ()), begins=last is None)
     if trainer.is_global_zero:
+        if not resumes:  # of a first epoch that did not end
+            (run_dir / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):
         print_line("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")

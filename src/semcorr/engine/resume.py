@@ -11,9 +11,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from semcorr.core.errors import UserError
+from semcorr.core.ranks import is_first_process
+from semcorr.core.tables import read_table
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonMapping
 from semcorr.data.datamodule import PairDataModule
+from semcorr.engine.callbacks import IMAGE_RATE
 from semcorr.engine.checkpoints import (
     RESUME_STATE,
     TRAINED_AS,
@@ -27,7 +30,7 @@ from semcorr.engine.checkpoints import (
 from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, refuse_longer
-from semcorr.engine.run_dir import checkpoint_path
+from semcorr.engine.run_dir import METRICS, checkpoint_path
 from semcorr.engine.saved_config import to_plain_types
 
 
@@ -55,6 +58,7 @@ def resume_training(
     content = read_checkpoint(run_dir, "last")
     require_same_settings(content, cfg, path)
     require_fit(module, content, path)
+    require_kept_best(content, module, run_dir)
     data.trainer = trainer  # whose processes share the steps of an epoch
     steps = count_steps(trainer, data)
     require_state(content, trainer, path)
@@ -95,6 +99,71 @@ def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> 
             f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
             f"{settings[key]}. Leave {key} out, or train again in another run_dir."
         )
+
+
+def require_last(run_dir: Path, trains: bool) -> None:
+    """Refuse to begin a run again that has lost its last.ckpt; tell where one begins again that never had it.
+
+    Args:
+        run_dir: Directory that `checkpoint` names.
+        trains: Whether anything is trained; a frozen run has no checkpoint.
+
+    Raises:
+        UserError: The run has trained an epoch, or is finished, and last.ckpt is not there.
+    """
+    path, best = checkpoint_path(run_dir, "last"), checkpoint_path(run_dir)
+    if path.is_file() or not is_first_process():  # which may have begun to write
+        return
+    if not trains and not best.is_file():
+        return
+    if not (run_dir / METRICS).is_file() and not _has_ended_epoch(run_dir):
+        print_line(f"{run_dir} has no last.ckpt, as no epoch of it has ended: the training begins again.")
+        return
+    remedy = (
+        f"best.ckpt is there: start_from={run_dir} run_dir=NEW trains its weights further"
+        if best.is_file()
+        else "Put it back, or train again in another run_dir"
+    )
+    raise UserError(f"`checkpoint`: {path} does not exist, and training cannot be resumed without it. {remedy}.")
+
+
+def _has_ended_epoch(run_dir: Path) -> bool:
+    """Tell whether a training had ended an epoch, and so had a last.ckpt, by what else it has left.
+
+    A training that is interrupted in its first epoch may have best.ckpt, of a validation before the epoch's end, and it
+    has metrics.csv with that validation's row.
+    """
+    scalars = run_dir / "metrics.csv"
+    if checkpoint_path(run_dir).is_file() and (
+        not scalars.is_file() or read_checkpoint(run_dir).get("epoch") not in (0, None)
+    ):
+        return True
+    if not scalars.is_file():
+        return False
+    try:
+        return any(row.get(IMAGE_RATE) for _, row in read_table(scalars, ("step",), ""))
+    except UserError:  # damaged
+        return True
+
+
+def require_kept_best(content: JsonMapping, module: CorrespondenceModule, run_dir: Path) -> None:
+    """Require the best weights so far of a resumed run, which are scored where no later ones are better.
+
+    Args:
+        content: Content of last.ckpt, which says whether a validation has kept weights.
+        module: Module that will be trained further.
+        run_dir: Directory of the run.
+    """
+    states = [state for state in content.get("callbacks", {}).values() if isinstance(state, dict)]
+    if not any(state.get("monitor") and state.get("best_model_score") is not None for state in states):
+        return
+    best = checkpoint_path(run_dir)
+    if not best.is_file():
+        raise UserError(
+            f"`checkpoint`: {best} does not exist. It holds the best weights so far, and a resumed run may score them. "
+            "Put it back, or train again in another run_dir."
+        )
+    require_fit(module, read_checkpoint(run_dir), best)
 
 
 def refuse_shorter(content: JsonMapping, trainer: Trainer, path: Path) -> None:
