@@ -15,6 +15,7 @@ from semcorr.core.ranks import is_first_process
 from semcorr.core.tables import read_table
 from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonMapping
+from semcorr.core.typed_settings import find_setting, format_setting, list_settings, read_key
 from semcorr.data.datamodule import PairDataModule
 from semcorr.engine.callbacks import IMAGE_RATE
 from semcorr.engine.checkpoints import (
@@ -31,7 +32,11 @@ from semcorr.engine.loggers import CSVScalarLogger
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.optim import count_epoch_steps, count_step_pairs, count_steps, refuse_longer
 from semcorr.engine.run_dir import METRICS, checkpoint_path
+from semcorr.engine.run_name import name_choice
 from semcorr.engine.saved_config import to_plain_types
+
+# Sections that are chosen by name.
+NAMED_GROUPS = ("data", "augment", "backbone", "finetune", "head", "pairs", "loss", "optimizer", "scheduler")
 
 
 def resume_training(
@@ -93,12 +98,29 @@ def start_from_run(cfg: DictConfig, module: CorrespondenceModule) -> None:
 
 def require_same_settings(content: JsonMapping, cfg: DictConfig, path: Path) -> None:
     """Refuse to resume by other settings: each part of the run would be trained by different ones."""
-    settings = weight_settings(to_plain_types(cfg))
-    if key := find_changed_setting(content, settings):
-        raise UserError(
-            f"`{key}`: {path} was trained with {key}={content[TRAINED_AS][key]}, and cannot be gone on with by "
-            f"{settings[key]}. Leave {key} out, or train again in another run_dir."
-        )
+    values = to_plain_types(cfg)
+    settings = weight_settings(values)
+    key = find_changed_setting(content, settings)
+    if key is None:
+        return
+    trained = content[TRAINED_AS]
+    name, before, now = key, format_setting(trained[key]), format_setting(settings[key])
+    section = key.removesuffix("._target_")
+    if section in NAMED_GROUPS and section != key:  # a choice, by the name that it is typed by
+        options = {
+            other.removeprefix(f"{section}."): trained[other] for other in trained if other.startswith(f"{section}.")
+        }
+        name, before, now = section, name_choice(section, options), name_choice(section, values[section])
+    typed = find_setting(key)
+    if typed is None and list_settings() is not None:  # set by another option
+        cause, remedy = name, f"Give {name}={before}"
+    else:
+        cause = name if typed is None or read_key(typed) == key else typed.lstrip("+")
+        remedy = f"Leave {cause} out"
+    raise UserError(
+        f"`{cause}`: {path} was trained with {name}={before}, and cannot be resumed with {now}. {remedy}, or train "
+        "again in another run_dir."
+    )
 
 
 def require_last(run_dir: Path, trains: bool) -> None:
