@@ -52,6 +52,7 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
+    from semcorr.engine.unused_settings import warn_of_trial, warn_of_untrained_parts
     from semcorr.engine.validations import require_best, require_validation
 
     run_dir = Path(cfg.run_dir)
@@ -65,7 +66,9 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
         refuse_trial(cfg)
     continues = cfg.checkpoint is not None
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
+    warn_of_trial(cfg)
     module, data, scored = build_training(cfg)
+    warn_of_untrained_parts(cfg, module)
     if continues:
         require_last(run_dir, trains=any(module.trainable_parameters()))
     resumes = checkpoint_path(run_dir, "last").is_file()
