@@ -6,6 +6,10 @@ benchmark files -data-> PairBatch -backbone-> FeatureMap -head-> similarity (b n
 
 from typing import TYPE_CHECKING, Any
 
+from semcorr.core.early_signals import guard_imports
+
+guard_imports()  # where this is a command, whose own imports follow
+
 if TYPE_CHECKING:
     from semcorr.inference import Matcher
 

@@ -45,12 +45,14 @@ def evaluate(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonO
     from semcorr.engine.scoring import score_and_save
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes
+    from semcorr.engine.unused_settings import warn_of_trial
 
     check_processes(cfg.trainer)
     require_writable(Path(cfg.run_dir), "run_dir", MIN_FREE_BYTES)
     refuse_to_replace(Path(cfg.run_dir))
     refuse_other_run(Path(cfg.run_dir), cfg)
     refuse_foreign_files(Path(cfg.run_dir), cfg)
+    warn_of_trial(cfg)
     module, data = build_datamodule_and_module(cfg)
     refuse_other_run(Path(cfg.run_dir), cfg, is_filled=True)
     if cfg.checkpoint:

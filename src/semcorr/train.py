@@ -45,13 +45,14 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     from semcorr.engine.callbacks import MONITOR, checkpoint_callbacks, require_new_run_dir, resume_advice
     from semcorr.engine.checkpoints import load_trained
     from semcorr.engine.foreign_files import refuse_foreign_files
-    from semcorr.engine.resume import resume_training, start_from_run
+    from semcorr.engine.resume import refuse_trial, require_last, resume_training, start_from_run
     from semcorr.engine.run_dir import checkpoint_path, refuse_other_run
     from semcorr.engine.saved_config import begin_run
     from semcorr.engine.scoring import score_and_save
     from semcorr.engine.teacher import require_teacher
     from semcorr.engine.trainer import build_trainer
     from semcorr.engine.trainer_options import check_processes, run_products
+    from semcorr.engine.unused_settings import warn_of_trial, warn_of_untrained_parts
     from semcorr.engine.validations import require_best, require_validation
 
     run_dir = Path(cfg.run_dir)
@@ -61,8 +62,15 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if cfg.checkpoint is None:
         refuse_other_run(run_dir, cfg)
         refuse_foreign_files(run_dir, cfg)
+    else:
+        refuse_trial(cfg)
+    continues = cfg.checkpoint is not None
     cfg.checkpoint = None  # a resumed run has the config.yaml of an uninterrupted one
+    warn_of_trial(cfg)
     module, data, scored = build_training(cfg)
+    warn_of_untrained_parts(cfg, module)
+    if continues:
+        require_last(run_dir, trains=any(module.trainable_parameters()))
     resumes = checkpoint_path(run_dir, "last").is_file()
     savers = checkpoint_callbacks(run_dir, cfg.get("keep_from", 0.0), cfg.get("monitor", MONITOR))
     trainer = build_trainer(cfg, run_dir, resumes, savers)
@@ -77,6 +85,8 @@ def train(cfg: DictConfig, cache: "SweepFeatureCache | None" = None) -> JsonObje
     if any(module.trainable_parameters()):
         require_teacher(module, getattr(trainer, "callbacks", ()), begins=last is None)
     if trainer.is_global_zero:
+        if not resumes:  # of a first epoch that did not end
+            (run_dir / "checkpoints" / "best.ckpt").unlink(missing_ok=True)
         begin_run(cfg, module.backbone, run_dir, resumes)
     if not any(module.trainable_parameters()):
         print_line("Nothing to train: the backbone is frozen and the head has no weights. Scored as it is.")

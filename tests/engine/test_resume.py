@@ -1,5 +1,6 @@
 """Going on with a run: where it was, and no further than its learning rate was laid out."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,103 @@ def test_a_run_is_not_resumed_by_other_rules(config, tiny, tmp_path):
         key = typed.lstrip("+").partition("=")[0]
         with pytest.raises(UserError, match=rf"^`{key}`: .*last.ckpt was trained with {key}=.*Leave {key} out"):
             train(compose_resumed(tmp_path, typed))
+
+
+@pytest.fixture
+def copied(first, tmp_path) -> Path:
+    """A copy of the finished run, as a test may change it."""
+    shutil.copytree(first, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read_files(run: Path) -> dict[str, bytes]:
+    """The files of a run, but for its lock."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(tmp_path, copied):
+    """Fewer epochs or steps than are trained, and a trial: its scores and its config.yaml stay."""
+    path = copied / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "epoch": 2, "global_step": 9}, path)
+    before = read_files(copied)
+
+    for typed, message in (
+        ("trainer.max_epochs=1", r"^`trainer.max_epochs`: .*last.ckpt has trained 3 epochs, got 1. .*give 3 or more"),
+        ("trainer.max_epochs=2", "has trained 3 epochs, got 2"),  # of which Lightning's own check is one off
+        ("+trainer.max_steps=8", r"^`trainer.max_steps`: .*last.ckpt has trained 9 steps, got 8. .*give 9 or more"),
+        ("trainer.fast_dev_run=true", r"^`trainer.fast_dev_run` .*cannot be resumed by it. Give"),
+    ):
+        epochs = [] if "max_epochs" in typed else ["trainer.max_epochs=3"]
+        with pytest.raises(UserError, match=message):
+            train(compose_resumed(tmp_path, typed, *epochs))
+        assert read_files(copied) == before, typed
+
+
+def test_a_run_that_has_lost_a_checkpoint_is_not_resumed(tmp_path, copied):
+    """It would be trained from the start over what it has, or in vain where its best weights are gone."""
+    checkpoints = copied / "checkpoints"
+    for lost, message in (
+        (
+            ["last.ckpt"],
+            r"^`checkpoint`: .*last.ckpt does not exist, .*best.ckpt is there: start_from=.*run run_dir=NEW",
+        ),
+        (["last.ckpt", "metrics.json"], r"last.ckpt does not exist"),
+        (["last.ckpt", "metrics.json", "metrics.csv"], r"last.ckpt does not exist"),
+        (["last.ckpt", "best.ckpt"], r"last.ckpt does not exist, .*Put it back"),
+        (["best.ckpt"], r"^`checkpoint`: .*best.ckpt does not exist\. It holds the best weights so far"),
+    ):
+        kept = {}
+        for name in lost:
+            path = next(copied.rglob(name))
+            kept[path] = path.read_bytes()
+            path.unlink()
+        before = read_files(copied)
+        with pytest.raises(UserError, match=message):
+            train(compose_resumed(tmp_path, "trainer.max_epochs=2"))
+        assert read_files(copied) == before, lost
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+    (checkpoints / "best.ckpt").write_bytes((checkpoints / "best.ckpt").read_bytes()[:1000])
+    before = read_files(copied)
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        train(compose_resumed(tmp_path, "trainer.max_epochs=2"))
+    assert read_files(copied) == before
+
+
+def test_a_run_that_was_broken_off_in_its_first_epoch_says_that_it_begins_again(tmp_path, copied, capsys):
+    """Also one that has kept the weights of a validation before the end of the epoch."""
+    expected = load_checkpoint(copied / "checkpoints" / "best.ckpt")["state_dict"]
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    (copied / "metrics.json").unlink()
+    (copied / "metrics.csv").write_text("step,epoch,val/all/pck@0.1\n2,0,0.5\n")
+
+    train(compose_resumed(tmp_path))
+
+    assert read_files(copied).keys() >= {"metrics.json", "checkpoints/last.ckpt"}
+    assert "as no epoch of it has ended: the training begins again" in capsys.readouterr().out
+    found = load_checkpoint(copied / "checkpoints" / "best.ckpt")["state_dict"]
+    assert all(value.equal(expected[name]) for name, value in found.items())
+
+
+def test_a_run_that_begins_again_and_is_broken_off_once_more_begins_again(tmp_path, copied, monkeypatch):
+    """The best weights of the first attempt are gone with its scalars."""
+    (copied / "checkpoints" / "last.ckpt").unlink()
+    (copied / "metrics.json").unlink()
+    (copied / "metrics.csv").write_text("step,epoch,val/all/pck@0.1\n2,0,0.5\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(CorrespondenceModule, "training_step", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(compose_resumed(tmp_path))
+    assert not (copied / "checkpoints" / "best.ckpt").exists()
+
+    train(compose_resumed(tmp_path))
+
+
+def test_best_weights_that_are_removed_while_a_run_trains_are_told(config, tiny, tmp_path, monkeypatch):
+    """Such a run was validated, and is not said to have ended before."""
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    monkeypatch.setattr(CorrespondenceModule, "on_fit_end", lambda module: best.unlink(), raising=False)
+    with pytest.raises(UserError, match=r"best\.ckpt, which this training has written, does not exist any more"):
+        train(config("train", *tiny, *LINE))

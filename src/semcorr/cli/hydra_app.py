@@ -31,8 +31,9 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import REASONS, write_error, write_text
 from semcorr.core.late_imports import postpone_compiler
 from semcorr.core.limits import raise_open_files
-from semcorr.core.ranks import ProcessWatch
+from semcorr.core.ranks import ProcessWatch, is_first_process
 from semcorr.core.terminal import configure_logging, print_line
+from semcorr.core.typed_settings import record_settings
 from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.lean_lightning import import_lightning
 from semcorr.engine.run_lock import lock_folder, lock_new_folder
@@ -70,8 +71,9 @@ class HydraTask:
         cfg.run_dir = str(output_dir)
         try:
             with report_user_errors(self.name):
-                print_line(f"{self.name}: {_describe_choices(context)}")
+                print_line(f"{self.name}: {_describe_choices(cfg, context)}")
                 cfg = _complete_config(cfg, list(context.overrides.task), _config_sources(context))
+                _refuse_second_place(cfg, context)
                 check_run(cfg)
                 with lock_run(cfg, context, self.name):
                     return self.task(cfg)
@@ -115,7 +117,8 @@ def _run_line(task: HydraTask, words: Sequence[str]) -> int:
     if "LOCAL_RANK" in os.environ and (guard := interrupt.current_guard()):  # one process of several
         guard.watch(ProcessWatch([], guard.end, os.getppid()))
     try:
-        _run_hydra_line(task, expand_list_overrides(line))
+        with record_settings(line):
+            _run_hydra_line(task, expand_list_overrides(line))
     except OSError as error:  # Hydra makes the run directory before the job
         if task.is_started or error.errno not in {*REASONS, errno.EEXIST} or error.filename is None:
             raise
@@ -141,10 +144,37 @@ def _run_hydra_line(task: HydraTask, line: Sequence[str]) -> None:
         _run_hydra(arguments, parser, task, str(conf_dir()), task.name)
 
 
-def _describe_choices(context: DictConfig) -> str:
-    """Describe what a line chose of the groups that decide what a run does."""
-    choices = context.runtime.choices
-    return ", ".join(f"{group}={choices[group]}" for group in HEADLINE_GROUPS if choices.get(group) is not None)
+def _describe_choices(cfg: DictConfig, context: DictConfig) -> str:
+    """Describe what a line chose of the groups that decide what a run does; the others are those of `checkpoint`."""
+    choices, typed = context.runtime.choices, {*override_keys(context.overrides.task)}
+    inherits = cfg.checkpoint is not None and "experiment" not in typed
+    groups = [group for group in HEADLINE_GROUPS if choices.get(group) is not None and (group in typed or not inherits)]
+    run = [f"checkpoint={cfg.checkpoint}"] if cfg.checkpoint is not None else []
+    return ", ".join([*run, *(f"{group}={choices[group]}" for group in groups)])
+
+
+def _refuse_second_place(cfg: DictConfig, context: DictConfig) -> None:
+    """Refuse a run directory that was typed for a training that is resumed in its own.
+
+    Args:
+        cfg: Complete configuration, with the directory of the run.
+        context: Hydra's own configuration, with the directory that was typed.
+    """
+    if "loss" not in cfg or cfg.checkpoint is None or not is_first_process():  # Lightning types it for the others
+        return
+    place = Path(context.runtime.output_dir)
+    if _is_place_typed(context) and place.resolve() != Path(cfg.run_dir).resolve():
+        raise UserError(
+            f"`run_dir` has no effect beside `checkpoint`: a resumed run stays in its directory, got {place}. Leave it "
+            f"out, copy {cfg.checkpoint} and give checkpoint=COPY, or train its best weights further as a new run by "
+            f"start_from={cfg.checkpoint} run_dir=NEW"
+        )
+
+
+def _is_place_typed(context: DictConfig) -> bool:
+    """Tell whether a line names a run directory."""
+    keys = (override.lstrip("+").partition("=")[0] for override in (*context.overrides.task, *context.overrides.hydra))
+    return bool({"run_dir", "hydra.run.dir"} & {*keys})
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -218,8 +248,7 @@ def lock_run(cfg: DictConfig, context: DictConfig, name: str) -> Iterator[None]:
         context: Hydra's own configuration, by which Lightning starts the other processes of the run.
         name: Name of the command.
     """
-    keys = [override.lstrip("+").partition("=")[0] for override in (*context.overrides.task, *context.overrides.hydra)]
-    is_default = cfg.run_dir == context.runtime.output_dir and not {"run_dir", "hydra.run.dir"} & {*keys}
+    is_default = cfg.run_dir == context.runtime.output_dir and not _is_place_typed(context)
     with (lock_new_folder if is_default else lock_folder)(Path(cfg.run_dir), name) as folder:
         if is_default:
             cfg.run_dir = str(folder)

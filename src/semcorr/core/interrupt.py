@@ -19,10 +19,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import cast
 
+from semcorr.core.early_signals import SIGNALS, find_replaced
 from semcorr.core.ranks import LostProcessError, ProcessWatch, is_first_process
 from semcorr.core.terminal import escape_controls
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNWIND_SECONDS = 4.0  # that the main thread has to return from what it computes
 CLEANUP_SECONDS = 10.0  # that it has after these to remove what belongs to the process: workers, temporary folders
 REPEAT_SECONDS = 0.5  # within which a second Ctrl-C is the first one, repeated by another program
@@ -76,7 +76,7 @@ class Guard:
         """Handle the signals that are not ignored, as SIGHUP is by `nohup`, and begin to watch."""
         for number in SIGNALS:  # Ctrl-C first: until then Python raises KeyboardInterrupt, and nothing is to be undone
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self.handle)
+                self._before[number] = find_replaced(number, signal.signal(number, self.handle))
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)

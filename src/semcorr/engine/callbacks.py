@@ -20,6 +20,7 @@ from semcorr.engine.validations import counts_validation
 
 MONITOR = "val/all/pck@0.1"
 LOSS = "train/loss"
+IMAGE_RATE = "cost/images_per_second"  # logged at the end of an epoch
 
 
 def checkpoint_callbacks(run_dir: Path, keep_from: float = 0.0, monitor: str = MONITOR) -> list[Callback]:
@@ -176,7 +177,7 @@ class ThroughputMonitor(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the rate, the memory of the process and the peak memory of the GPU."""
         seconds = read_clock(pl_module.device) - self.start
-        pl_module.log("cost/images_per_second", self.images * trainer.world_size / seconds)
+        pl_module.log(IMAGE_RATE, self.images * trainer.world_size / seconds)
         pl_module.log("cost/memory_gb", psutil.Process().memory_info().rss / 1e9)
         if pl_module.device.type == "cuda":
             pl_module.log("cost/gpu_gb", torch.cuda.max_memory_allocated(pl_module.device) / 1e9)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from semcorr.core.errors import UserError
 from semcorr.data.datamodule import PairDataModule
@@ -125,8 +126,14 @@ def require_best(run_dir: Path, trainer: Trainer) -> None:
         UserError: There is no best.ckpt.
     """
     checkpoints = run_dir / "checkpoints"
-    if (checkpoints / "best.ckpt").is_file():
+    best = checkpoints / "best.ckpt"
+    if best.is_file():
         return
+    savers = (saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint))
+    if any(saver.monitor is not None and saver.best_model_score is not None for saver in savers):
+        raise UserError(
+            f"{best}, which this training has written, does not exist any more. Train again in another run_dir."
+        )
     last = checkpoints / "last.ckpt"
     saved = (
         f"Its last weights are in {last}. Go on with checkpoint={run_dir} and more time or epochs"

@@ -16,6 +16,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import write_text
 from semcorr.core.ranks import is_first_process
 from semcorr.core.terminal import print_line
+from semcorr.core.typed_settings import record_settings
 from semcorr.engine.run_lock import lock_folder
 from semcorr.store.cache import SweepFeatureCache
 
@@ -74,7 +75,8 @@ def _type_line(job: SweepJob, is_half_done: bool) -> Iterator[None]:
     program = argv[:2] if argv[1:2] == [job.verb] else argv[:1]  # `semcorr train`, or `semcorr/train.py`
     sys.argv = [*program, *overrides, f"run_dir={job.folder}", *checkpoint]
     try:
-        yield
+        with record_settings(job.overrides):
+            yield
     finally:
         sys.argv = argv
 
