@@ -64,7 +64,7 @@ def find_by_id(known: Mapping[Id, Entry], key: Id) -> Entry | None:
     """
     if key in known:
         return known[key]
-    other_type = str(key) if isinstance(key, int) else int(key) if re.fullmatch(r"0|-?[1-9]\d{0,19}", key) else None
+    other_type = str(key) if isinstance(key, int) else int(key) if re.fullmatch("0|-?[1-9][0-9]{0,19}", key) else None
     return known.get(other_type) if other_type is not None else None
 
 

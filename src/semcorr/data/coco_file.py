@@ -5,6 +5,7 @@ Contradictions are refused: the error names the annotation, the field and the va
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -169,7 +170,7 @@ def _require_image_entries(content: object, path: Path) -> list:
     names = _require(content, "images", str(path))
     if not isinstance(names, dict):
         return _require_list(content, "images", path)
-    integer_ids = {str(int(i)): int(i) for i in names if i.isdecimal() and len(i) <= 20}
+    integer_ids = {str(int(i)): int(i) for i in names if re.fullmatch("[0-9]{1,20}", i)}
     return [{"id": integer_ids.get(i, i), "file_name": name} for i, name in names.items()]
 
 

@@ -104,9 +104,9 @@ def build_image_record(
                 "Correct it."
             )
         points.append((0.0, 0.0) if point is None else (float(point[0]), float(point[1])))
-    visible = torch.tensor([p is not None for p in keypoints])
+    visible = torch.tensor([p is not None for p in keypoints], dtype=torch.bool)
     x1, y1, x2, y2 = map(float, box)
-    places = torch.tensor(points, dtype=torch.float32)
+    places = torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
     return ImageRecord(name, path, size, places, visible, (x1, y1, x2, y2), upright=upright)
 
 
@@ -319,7 +319,7 @@ def require_whole_number(entry: object, key: str, location: Path | str) -> int:
 
 def parse_whole_number(value: object, location: str) -> int:
     """Return a whole number, which may be written as text; an error names the place of the value."""
-    if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
+    if not isinstance(value, int | float | str) or not re.fullmatch(r"-?[0-9]{1,15}(\.0)?", str(value)):
         raise UserError(f"{location} is {quote_value(value)}; it must be a whole number. Correct it.")
     return int(float(value))
 
