@@ -24,6 +24,7 @@ DIGITS = 20  # of a whole number, at most: no count, id or size of a file has mo
 # What may be a number beyond all bounds. Plain patterns, which are searched for in a tenth of the time of parsing.
 SUSPECTS = [re.compile(pattern) for pattern in (rf"\d{{{DIGITS + 1}}}", r"e\+?\d{3}", r"E\+?\d{3}")]
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+JSON_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 REMEDY = "Unpack the benchmark again."
 MARKS = {  # what a text may begin with that says how it is encoded; UTF-32 first: it begins as UTF-16 does
     codecs.BOM_UTF8: "utf-8-sig",
@@ -183,7 +184,8 @@ def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> Json
     """
     content = read_json(path, remedy, limit)
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, {{...}}, and holds a {type(content).__name__}. {remedy}")
+        kind = JSON_KINDS.get(type(content), "a number")
+        raise UserError(f"{path} holds {kind}, and must hold a JSON object, {{...}}. {remedy}")
     return content
 
 

@@ -100,7 +100,9 @@ def read_size(entry: JsonMapping, location: str) -> tuple[int, int] | None:
             )
         sides[key] = int(value)
     if len(sides) == 1:
-        raise UserError(f"{location} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
+        side, other = ("width", "height") if "width" in sides else ("height", "width")
+        problem = f" says only its `{side}`" if entry.get(other) is None else f": `{other}` is 0 beside its `{side}`"
+        raise UserError(f"{location}{problem}. Give `width` and `height`, or none of them.")
     return (sides["width"], sides["height"]) if sides else None
 
 
