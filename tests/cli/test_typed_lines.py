@@ -75,7 +75,7 @@ WRONG = [
     ("backbone.upsampl=anyup", "Did you mean backbone.upsample"),
     ("backbone.upsample.factor=3", "An upsampler is chosen first: backbone.upsample=NAME."),
     ("corrupt.severity=2", "unknown config key `corrupt.severity`. A corruption is chosen first: corrupt=NAME."),
-    ("-m corrupt=fog_5 corrupt.sevrity=2", "unknown config key `corrupt.sevrity`. Did you mean corrupt.severity"),
+    ("-m corrupt=fog_5 corrupt.sed=2", "unknown config key `corrupt.sed`. Did you mean corrupt.seed"),
     ("corrupt=fog_0", "`corrupt.severity` must be between 1 and 5, got '0'"),
     ("corrupt=fog_3.0", "`corrupt.severity` must be between 1 and 5, got '3.0'"),
     ("corrupt=gaussian_noise_03", "`corrupt.severity` must be between 1 and 5, got '03'"),
