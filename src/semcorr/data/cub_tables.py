@@ -109,17 +109,17 @@ def _require_ids(rows: CUBTable, ids: Sequence[str], names: str) -> None:
     known = set(ids)
     for key, row in rows.items():
         if key not in known:
-            raise UserError(f"{row.location}: {names} does not define {quote_value(key)}. {REMEDY}")
+            raise UserError(f"{row.location}: {quote_value(key)} is not defined by {names}. {REMEDY}")
     if (missing := next((key for key in ids if key not in rows), None)) is not None:
         path = next(iter(rows.values())).path
-        raise UserError(f"{path} has no line {quote_value(missing)}, which {names} defines. {REMEDY}")
+        raise UserError(f"{path} has no line for {quote_value(missing)}, defined by {names}. {REMEDY}")
 
 
 def _find_species(species: CUBTable, row: CUBRow) -> str:
     """Return the name of the class of an image."""
     (number,) = row.words
     if number not in species:
-        raise UserError(f"{row.location}: classes.txt does not define {quote_value(number)}. {REMEDY}")
+        raise UserError(f"{row.location}: {quote_value(number)} is not defined by classes.txt. {REMEDY}")
     return species[number].words[0]
 
 
