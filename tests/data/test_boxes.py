@@ -3,13 +3,22 @@
 import random
 
 import pytest
+import torch
 from coco_forms import NAMES, SIZE, content, list_scored, read, write
 from tiny_benchmarks import picture
 
 from semcorr.core.errors import UserError
 from semcorr.data.coco_fields import is_plausible_box
 from semcorr.data.pairs_csv import read_csv_pairs
+from semcorr.data.record import build_image_record
 from semcorr.inference.transfer.annotations import read_annotations
+
+
+def test_an_image_without_keypoints_has_none_that_is_visible(tmp_path):
+    path = picture(tmp_path / "a.png")
+    record = build_image_record("a", path, (40, 30), [], (0, 0, 4, 4), path)
+    assert record.visible.dtype == torch.bool
+    assert record.keypoints.shape == (0, 2)
 
 
 def objects(seed: int, count: int = 12) -> list[tuple[list[float], list[float]]]:

@@ -41,9 +41,10 @@ def edit(root, old, new):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: edit(root, '"16,63,63,16"', '"16,x,63,16"'), "line 2: XA must be numbers"),
+        (lambda root: edit(root, '"16,63,63,16"', '"16,x,63,16"'), "line 2: XA holds 'x'; it must hold finite numbers"),
+        (lambda root: edit(root, '"16,63,63,16"', '"16,6_3,63,16"'), "line 2: XA holds '6_3'"),
         (lambda root: edit(root, '"16,63,63,16"', '"16,63,63"'), "line 2: XA and YA must be an outline.*got 3 and 4"),
-        (lambda root: edit(root, '"16,63,63,16"', '"16,nan,63,16"'), "line 2: XA and YA must be an outline"),
+        (lambda root: edit(root, '"16,63,63,16"', '"16,nan,63,16"'), "line 2: XA holds 'nan'"),
         (lambda root: edit(root, "XA", "Xa"), "XA"),
         (lambda root: edit(root, '"16,63,63,16"', '"96,99,99,96"'), "line 2: the outline of XA and YA lies outside"),
         (lambda root: edit(root, '"24,71,71,24"', '"-9,-1,-1,-9"'), "line 2: the outline of XB and YB lies outside"),

@@ -90,6 +90,8 @@ REFUSED = {
     "a width as text": (put("images", width="40"), ['image 1: `width` is "40"', "whole number of pixels"]),
     "a width alone": (lambda c: c["images"][0].pop("height"), ["image 1 says only its `width`", "or none of them"]),
     "a height alone": (put("images", width=None), ["image 1 says only its `height`"]),
+    "a width of 0": (put("images", width=0), ["image 1: `width` is 0 beside its `height`. Give `width`"]),
+    "a height of 0": (put("images", height=0), ["image 1: `height` is 0 beside its `width`"]),
     "a width below 0": (put("images", width=-40), ["image 1: `width` is -40"]),
     "a URL": (put("images", file_name="http://a.org/a.jpg"), ["image 1, field `file_name`", "URL", "must be on disk"]),
     "a file URL": (put("images", file_name="file:///x/a.jpg"), ["image 1", "URL", "must be on disk"]),

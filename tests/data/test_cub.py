@@ -56,6 +56,11 @@ def change(root, table: str, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def write_uses(root, images: int) -> None:
+    """All images train."""
+    (root / "train_test_split.txt").write_text("".join(f"{image} 1\n" for image in range(1, images + 1)))
+
+
 def test_the_test_pairs_are_all_ordered_pairs_of_the_test_images_of_a_species(tmp_path):
     pairs = cub(write_cub(tmp_path)).pairs("test")
 
@@ -92,7 +97,7 @@ def test_legs_and_wings_may_be_confused_and_a_mirror_exchanges_all_sides(tmp_pat
 
 def test_every_tenth_training_image_of_a_species_validates(tmp_path):
     data = cub(write_cub(tmp_path, birds=16), pairs_per_category=1000)
-    (data.root / "train_test_split.txt").write_text("".join(f"{image} 1\n" for image in range(1, 33)))
+    write_uses(data.root, 32)
     images = {split: {pair.source.name[-11:-7] for pair in data.pairs(split)} for split in ("train", "val")}
     assert images["val"] == {"0001", "0011", "0017", "0027"}
     assert len(images["train"]) == 28
@@ -151,18 +156,50 @@ def test_across_species_few_images_give_all_pairs_that_share_enough(tmp_path):
 @pytest.mark.parametrize(
     ("table", "old", "new", "message"),
     [
-        ("images", "4 001", "4 ../001", r"images\.txt, image 4,"),
+        ("images", "4 001", "4 ../001", r"images\.txt, line 4, names"),
         ("images", "Bird_0004", "Bird_0044", r"Bird_0044_796115\.jpg, which does not exist"),
-        ("images", "5 001", "4 001", r"images\.txt: the line '4 001.* is of an id that has a line already"),
-        ("image_class_labels", "4 1\n", "4 3\n", r"image 4: classes\.txt has no line '3'"),
-        ("image_class_labels", "4 1\n", "", r"image 4: image_class_labels\.txt has no line '4'"),
-        ("train_test_split", "4 0\n", "4 2\n", "image 4: '2' says whether it trains"),
-        ("bounding_boxes", "4 0.0 1.0 24.0 30.0", "4 0.0 1.0 24.0", "the line '4 0.0 1.0 24.0' has fewer than 5 words"),
-        ("bounding_boxes", "4 0.0 1.0 24.0 30.0", "4 0.0 1.0 24.0 0.0", "must be x1 y1 x2 y2 with x1 < x2"),
-        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 6,0 4.0 1", "image 4: could not convert string to float: '6,0'"),
-        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 nan 4.0 1", r"keypoint 1 of .*_0004_796115 is \[nan"),
-        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 6.0 4.0 2", "image 4: '2' says whether it trains or is visible"),
-        ("parts/part_locs", "4 2 6.0 4.0 1\n", "", r"image 4: part_locs\.txt has no line '4 2'"),
+        ("images", "5 001", "4 001", r"images\.txt, line 5: '4 001.* is of an id that line 4 has already"),
+        ("images", "Bird_0005_796116", "Bird_0004_796115", r"images\.txt, line 5 gives a second id to .* after line 4"),
+        (
+            "images",
+            "10 002.Laysan_Albatross/Bird_0010_796121.jpg\n",
+            "",
+            r"labels\.txt, line 10: '10' is not defined by images\.txt",
+        ),
+        ("classes", "002.Laysan_Albatross", "001.Black_footed_Albatross", r"classes\.txt, line 2 gives a second id to"),
+        ("parts/parts", "15 throat\n", "", r"part_locs\.txt, line 15: '1 15' is not defined by images\.txt and p"),
+        ("parts/parts", "15 throat", "15 beak", r"parts\.txt, line 15 gives a second id to 'beak', after line 2"),
+        ("image_class_labels", "4 1\n", "4 3\n", r"labels\.txt, line 4: '3' is not defined by classes\.txt"),
+        ("image_class_labels", "4 1\n", "", r"class_labels\.txt has no line for '4', defined by images\.txt"),
+        ("train_test_split", "4 0\n", "", r"train_test_split\.txt has no line for '4', defined by images\.txt"),
+        ("train_test_split", "4 0\n", "4 0\n99 0\n", r"split\.txt, line 5: '99' is not defined by images\.txt"),
+        ("train_test_split", "4 0\n", "4 2\n", r"split\.txt, line 4: '2' says whether the image trains, and must be"),
+        ("bounding_boxes", "4 0.0 1.0 24.0 30.0", "4 0.0 1.0 24.0", r"line 4: '4 0.0 1.0 24.0' has fewer than 5"),
+        (
+            "bounding_boxes",
+            "4 0.0 1.0 24.0 30.0",
+            "4 0.0 1.0 24.0 0.0",
+            r"boxes\.txt, line 4: the box '0.0 .* 0.0' must",
+        ),
+        ("bounding_boxes", "4 0.0 1.0 24.0 30.0", "4 0.0 1.0 24.0 1e12", r"boxes\.txt, line 4: '1e12' must be a"),
+        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 6,0 4.0 1", r"locs\.txt, line 47: '6,0' must be a finite"),
+        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 1_0 4.0 1", r"locs\.txt, line 47: '1_0' must be a finite"),
+        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 \uff15 4.0 1", r"locs\.txt, line 47: '\uff15' must be a finite"),
+        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 6.0 4.0 1\n99 1 3 3 1", r"line 48: '99 1' is not defined"),
+        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 6.0 4.0 1\n4 16 3 3 1", r"line 48: '4 16' is not defined"),
+        ("parts/part_locs", "4 2 6.0 4.0 1", "4 2 nan 4.0 1", r"locs\.txt, line 47: 'nan' must be a finite"),
+        (
+            "parts/part_locs",
+            "4 2 6.0 4.0 1",
+            "4 2 6.0 4.0 2",
+            r"locs\.txt, line 47: '2' says whether the part is visible",
+        ),
+        (
+            "parts/part_locs",
+            "4 2 6.0 4.0 1\n",
+            "",
+            r"part_locs\.txt has no line for '4 2', defined by images\.txt and parts",
+        ),
     ],
 )
 def test_the_error_names_the_problem_in_a_table(tmp_path, table, old, new, message):
@@ -182,6 +219,23 @@ def test_what_is_not_there_is_named_with_what_to_do(tmp_path):
         cub(root).pairs("test")
     with pytest.raises(UserError, match=r"`data\.pairs` must be .*within.*cross"):
         cub(root, pairs="species")
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_table_without_a_line_is_named(tmp_path, table):
+    root = write_cub(tmp_path)
+    (root / f"{table}.txt").write_text("\n")
+    with pytest.raises(UserError, match=rf"{table}\.txt has no line\. Unpack"):
+        cub(root).pairs("test")
+
+
+def test_a_split_without_a_pair_says_how_many_images_it_has(tmp_path):
+    root = write_cub(tmp_path)
+    write_uses(root, 10)
+    with pytest.raises(UserError, match=r"data\.split=test has 0 images, and no two of one species"):
+        cub(root).pairs("test")
+    with pytest.raises(UserError, match=r"data\.split=val has 2 images, and no two of one species share"):
+        cub(root).pairs("val")
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(150, marks=pytest.mark.slow)])

@@ -83,14 +83,76 @@ def test_an_object_without_a_visible_point_is_none(tmp_path):
     assert len(mp100(root, subset="furniture").pairs("test")) == 1
 
 
+FACE = {"src_file": "face/d.jpg", "trg_file": "face/e.jpg", "category_id": 9}
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        ({"bbox": [0, 0, 0, 0]}, ["1 annotations have a `bbox` without area, which is none ([1])", "the box around"]),
+        ({"bbox": None}, ["mp100_split1_test.json: 1 annotations have no `bbox`, and the box around their keypoints"]),
+        ({"keypoints": [3, 4, 2, 7, 8, -1, 9, 9, -1]}, ["1 annotations have keypoints of v = -1, which are not ann"]),
+    ],
+)
+def test_what_is_assumed_of_an_annotation_is_counted(tmp_path, caplog, changes, notes):
+    root = write_mp100(tmp_path)
+    edit(root / TEST, lambda content: content["annotations"][1].update(changes))
+    assert len(mp100(root, subset="furniture").pairs("test")) == 1
+    assert all(note in caplog.text for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"keypoints": [1, 2, 2]},
+            "pairs: 1 pairs have annotations of different numbers of keypoints, and are left out",
+        ),
+        ({"keypoints": [0, 0, 0, 5, 6, 1, 0, 0, 0], "bbox": None}, "1 pairs have a target without a `bbox`, whose"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_are_left_out_and_counted_by_what_they_lack(tmp_path, caplog, changes, note):
+    root = write_mp100(tmp_path)
+    edit(root / TEST, lambda content: content["annotations"][1].update(changes))
+    (pair,) = mp100(root).pairs("test")
+    assert pair.category == "human_face/face"
+    assert f"{note}" in caplog.text
+    assert "(furniture 0)" in caplog.text
+    assert "no visible point in common" not in caplog.text
+
+
+def test_a_pair_of_a_picture_with_itself_is_scored_and_told(tmp_path, caplog):
+    root = write_mp100(tmp_path)
+    dump(root / "pairs/pairs_human_face.json", [FACE, FACE | {"trg_file": "face/d.jpg"}])
+    assert len(mp100(root, subset="human_face").pairs("test")) == 2
+    assert "mp100 test: 1 pairs are of a picture with itself (human_face-000001), where each point" in caplog.text
+
+
+def test_files_that_macos_puts_beside_annotations_are_passed_over(tmp_path):
+    root = write_mp100(tmp_path)
+    (root / "annotations/._mp100_split1_test.json").write_bytes(b"\0\5\26\7")
+    assert len(mp100(root, subset="furniture").pairs("test")) == 1
+
+
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
         (
             "pairs/pairs_furniture.json",
             lambda pairs: pairs[0].update(category_id=8),
-            "as category 8, which no annotation",
+            r"furniture\.json, pair 0, names 'bed/a\.jpg' as category 8, which no annotation in .*annotations has",
         ),
+        (
+            TEST,
+            lambda content: content["annotations"][0].update(keypoints=[]),
+            r"pair 0, names 'bed/a\.jpg' as category 7, whose annotation in .*annotations shows no keypoint",
+        ),
+        (
+            TEST,
+            lambda content: content["annotations"][0].pop("keypoints"),
+            r"pair 0, names 'bed/a\.jpg' as category 7, whose annotation in .*annotations shows no keypoint",
+        ),
+        (TEST, lambda content: content["images"][0].update(width=0), "its image: `width` is 0 beside its `height`"),
         ("pairs/pairs_furniture.json", lambda pairs: pairs[0].pop("trg_file"), "no field `trg_file`"),
         ("pairs/pairs_furniture.json", lambda pairs: pairs[0].update(src_file="../a.jpg"), "pair 0, src_file"),
         (TEST, lambda content: content["annotations"][0].update(image_id=99), "image_id 99, which the file does not"),

@@ -93,6 +93,12 @@ def test_samples_are_loaded_from_the_table(tmp_path):
     assert sample.source.image.shape == (3, 32, 32)
 
 
+def test_a_pair_of_a_picture_with_itself_is_scored_and_told(tmp_path, caplog):
+    same = ["a/one.png", "a/one.png", "7", "8", "7", "8", "shoe", "0;0;10;12"]
+    assert len(PairsCSV(root=write(tmp_path, [*ROWS, same]), size=32).pairs("test")) == 3
+    assert "pairs_csv test: 1 pairs are of a picture with itself (000003-a/one-a/one), where" in caplog.text
+
+
 def test_an_accent_is_one_letter_or_two(tmp_path):
     rows = [[*ROWS[0][:6], word, ROWS[0][7]] for word in ("caf\u00e9", "cafe\u0301")]
 

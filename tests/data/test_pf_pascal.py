@@ -163,6 +163,15 @@ def test_test_points_that_do_not_pair_up_are_refused(tmp_path):
         pascal(tmp_path).pairs("test")
 
 
+@pytest.mark.parametrize("word", ["5_5", "\uff15\uff15", "nan", "1e999", "x", ""])
+def test_a_test_point_that_only_python_takes_for_a_number_is_refused(tmp_path, word):
+    path = find_pair_list(write_pascal(tmp_path), "test")
+    path.write_text(path.read_text().replace("11.5;55", f"11.5;{word}"))
+
+    with pytest.raises(UserError, match=rf"line 2: XA: '{word}' must be a finite number"):
+        pascal(tmp_path).pairs("test")
+
+
 def test_a_mat_that_is_none_or_absent_is_named(tmp_path):
     root = write_pascal(tmp_path)
     mat = root / "PF-dataset-PASCAL" / "Annotations" / "cat" / "2008_000001.mat"

@@ -3,6 +3,7 @@ import torch
 from tiny_benchmarks import edit, write_spair, write_willow
 
 from semcorr.core.coords import from_view
+from semcorr.core.errors import UserError
 from semcorr.data.dataset import PairDataset
 from semcorr.data.image_variants import unique_images
 from semcorr.data.proposal_flow import PFWillow
@@ -72,6 +73,15 @@ def test_willow_reads_ten_points_of_both_images_from_a_row(tmp_path):
     assert first.target.visible.tolist() == [True] * 10
     assert first.extent == 13.5  # the larger spread of the target's keypoints, here in x
     assert first.target.path.name == "b.png"
+
+
+@pytest.mark.parametrize("word", ["1_5", "\uff11", "inf", "x"])
+def test_willow_refuses_what_only_python_takes_for_a_number(tmp_path, word):
+    path = write_willow(tmp_path) / "test_pairs.csv"
+    path.write_text(path.read_text().replace(",1.5,", f",{word},", 1))
+
+    with pytest.raises(UserError, match=rf"line 2: '{word}' must be a finite number"):
+        PFWillow(root=str(tmp_path), size=32).pairs("test")
 
 
 def test_willows_threshold_is_the_spread_of_the_ten_target_points_whatever_is_padded(tmp_path):

@@ -115,6 +115,29 @@ def test_a_point_of_both_images_that_is_no_semantic_overlap_is_not_scored(tmp_pa
     assert int(found.target.visible.sum()) == 3  # it may still be confused with
 
 
+@pytest.mark.parametrize("name", ["car/._00001.json", "__MACOSX/1.json", ".cache/1.json"])
+def test_files_that_a_system_puts_beside_annotations_are_passed_over(tmp_path, name):
+    root = write_soco(tmp_path)
+    path = root / "PairAnnotations/intra" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\0\5\26\7")
+    assert len(soco(root).pairs("intra")) == 1
+
+
+def test_a_pair_of_a_picture_with_itself_is_scored_and_told(tmp_path, caplog):
+    root = write_soco(tmp_path)
+    same = {"trg_image": "car_1.JPEG", "trg_imsize": [40, 30], "trg_bndbox": [1, 1, 39, 28], "trg_keypoints": CAR}
+    edit(root / "PairAnnotations/intra/car/00001.json", lambda entry: entry.update(same))
+    assert len(soco(root).pairs("intra")) == 1
+    assert "soco intra: 1 pairs are of a picture with itself (car/00001), where each point" in caplog.text
+
+
+def test_a_group_that_is_not_said_is_the_folder(tmp_path):
+    root = write_soco(tmp_path)
+    edit(root / "PairAnnotations/intra/car/00001.json", lambda entry: entry.update(pair_group=None))
+    assert soco(root).pairs("intra")[0].category == "car"
+
+
 def test_pairs_without_a_common_point_are_left_out_and_counted(tmp_path, caplog):
     root = write_soco(tmp_path)
     dump(root / "PairAnnotations/intra/car/00002.json", pair(semantic_overlap=[]))
@@ -139,6 +162,13 @@ def test_without_a_box_the_image_is_the_extent(tmp_path):
         (lambda entry: entry["src_keypoints"].append(CAR[0]), "two of `src_keypoints` have one name"),
         (lambda entry: entry.update(src_imsize=40), r"`src_imsize` must be \[width, height\], got 40"),
         (lambda entry: entry.pop("trg_image"), "no field `trg_image`"),
+        (lambda entry: entry.pop("trg_category"), "no field `trg_category`"),
+        (lambda entry: entry.update(pair_group=["a"]), r"field `pair_group` is \['a'\]; it must be a text"),
+        (lambda entry: entry.update(pair_group=" "), "field `pair_group` is ' '; it must be a text that is not blank"),
+        (lambda entry: entry["src_keypoints"][1].update(name=5), r"src_keypoints\[1\]: field `name` is 5; it must be"),
+        (lambda entry: entry["trg_keypoints"][0].update(name=None), r"trg_keypoints\[0\]: field `name` is None"),
+        (lambda entry: entry["trg_keypoints"][2].pop("pos"), r"trg_keypoints\[2\]: no field `pos`"),
+        (lambda entry: entry.update(semantic_overlap=[5]), "a name of `semantic_overlap` is 5; it must be a text"),
         (lambda entry: entry.update(trg_image="../x.JPEG"), "trg_image"),
         (lambda entry: entry.update(trg_image="car_9.JPEG"), r"car_9\.JPEG, which does not exist"),
     ],
@@ -149,6 +179,14 @@ def test_the_error_names_the_problem_in_a_pair(tmp_path, change, message):
     with pytest.raises(UserError, match=message) as error:
         soco(root).pairs("intra")
     assert "00001.json" in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "kind"), [([1], "a list"), ("a", "a text"), (None, "null"), (7, "a number")])
+def test_a_file_that_holds_no_object_says_what_it_holds(tmp_path, content, kind):
+    root = write_soco(tmp_path)
+    dump(root / "PairAnnotations/intra/car/00001.json", content)
+    with pytest.raises(UserError, match=rf"00001\.json holds {kind}, and must hold a JSON object"):
+        soco(root).pairs("intra")
 
 
 def test_a_tree_that_is_not_whole_says_what_is_missing(tmp_path):

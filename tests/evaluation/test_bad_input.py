@@ -292,4 +292,4 @@ def test_json_that_is_a_list_is_refused(tmp_path):
     with pytest.raises(UserError) as error:
         SPair(root=str(tmp_path), size=32).pairs("test")
 
-    assert names_parts(error, [IMAGE, "`kps`", "Restore"])
+    assert names_parts(error, [IMAGE, "holds a list", "must hold a JSON object", "Unpack"])

@@ -171,6 +171,7 @@ CVAT_MISTAKES = {
     "`points` is '30.75'": ("30.75,21.00", "30.75"),
     "`points` is 'nan'": ("30.75,21.00", "nan,21"),
     "`points` is '1e99'": ("30.75,21.00", "1e99,21"),
+    "`points` is '\uff13'": ("30.75,21.00", "\uff13,21"),
     "has 2 points, not one": ("30.75,21.00", "30.75,21.00;1,2"),
     "has no area": ('xbr="35.00"', 'xbr="4.00"'),
     "`width` is '-40'": ('name="cats/1.jpg" width="40"', 'name="cats/1.jpg" width="-40"'),

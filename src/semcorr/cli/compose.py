@@ -265,7 +265,7 @@ def compose_chosen_groups(name: str, words: Sequence[str]) -> DictConfig:
         name: Name of the configuration, such as `train`.
         words: Words of the line.
     """
-    overrides = (override.partition(",")[0] for override in words)
+    overrides = expand_list_overrides([override.partition(",")[0] for override in words])
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]
     with initialize_hydra():

@@ -198,6 +198,8 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
             hint = "A second benchmark is chosen first: data@test=NAME."
         elif key.startswith("backbone.upsample."):
             hint = "An upsampler is chosen first: backbone.upsample=NAME."
+        elif key.startswith("corrupt.") and not any(re.match("corrupt=(?!none$)", word) for word in words):
+            hint = "A corruption is chosen first: corrupt=NAME."
         return f"unknown config key `{key}`. {hint}"
     return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
 
@@ -209,6 +211,11 @@ def _describe_unknown_choice(path: str, options: list[str]) -> str:
     nested = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("*/**/*.yaml")]
     full_choice = path.removeprefix(f"{top}/") if top else choice
     names = sorted({*(f"{group}/{option}".removeprefix(f"{top}/") for option in options), *nested})
+    kind, _, severity = full_choice.rpartition("_")
+    if top == "corrupt" and kind in names and kind != "none":
+        from semcorr.data.corruptions.corruption import SEVERITIES  # NumPy and Pillow take time to import
+
+        return f"`corrupt.severity` must be between {SEVERITIES[0]} and {SEVERITIES[-1]}, got {severity!r}"
     near = difflib.get_close_matches(full_choice, names, n=3, cutoff=0.6) or [
         name for name in names if name.startswith(full_choice)
     ]

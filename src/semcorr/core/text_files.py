@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,8 @@ REPORTS = 64 * MEGABYTE  # and of one about a run, a folder or a model
 DIGITS = 20  # of a whole number, at most: no count, id or size of a file has more
 # What may be a number beyond all bounds. Plain patterns, which are searched for in a tenth of the time of parsing.
 SUSPECTS = [re.compile(pattern) for pattern in (rf"\d{{{DIGITS + 1}}}", r"e\+?\d{3}", r"E\+?\d{3}")]
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+JSON_KINDS = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
 REMEDY = "Unpack the benchmark again."
 MARKS = {  # what a text may begin with that says how it is encoded; UTF-32 first: it begins as UTF-16 does
     codecs.BOM_UTF8: "utf-8-sig",
@@ -122,6 +125,24 @@ def read_lines(path: Path, remedy: str = REMEDY) -> list[str]:
     return [line.strip() for line in read_text(path, remedy).splitlines() if line.strip()]
 
 
+def read_numbered_lines(path: Path, remedy: str = REMEDY) -> list[tuple[int, str]]:
+    """Read lines as `read_lines` does, each with its number, counted from 1."""
+    lines = enumerate(read_text(path, remedy).splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def parse_number(text: str) -> float | None:
+    """Return the number that a text is, whatever blanks are around it; None if it is not a finite one.
+
+    Python's `float` takes 1_0 for 10 and digits of every script, which in a table are a slip or damage.
+
+    >>> parse_number(" -1.5e1 "), parse_number("1_0"), parse_number("nan"), parse_number("1e999")
+    (-15.0, None, None, None)
+    """
+    number = float(text) if NUMBER.fullmatch(text.strip()) else math.inf
+    return number if math.isfinite(number) else None
+
+
 def read_json(path: Path, remedy: str = REMEDY, limit: int = ANNOTATIONS, unique: bool = False) -> object:
     """Read a JSON file. It may hold NaN, as our own metrics.json does: a reader of single fields refuses it.
 
@@ -163,7 +184,8 @@ def read_mapping(path: Path, remedy: str = REMEDY, limit: int = REPORTS) -> Json
     """
     content = read_json(path, remedy, limit)
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, {{...}}, and holds a {type(content).__name__}. {remedy}")
+        kind = JSON_KINDS.get(type(content), "a number")
+        raise UserError(f"{path} holds {kind}, and must hold a JSON object, {{...}}. {remedy}")
     return content
 
 

@@ -19,7 +19,7 @@ from semcorr.data.record import ImageRecord, PairRecord, build_image_record, lon
 
 CROSS_SPLITS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
 HELD_OUT = ("argali sheep", "black bear", "king cheetah")  # fewer than 50 images each: none is trained on
-NAME = re.compile(r"(\d+)-(\d+):(.+)")  # 12-345:king cheetah
+NAME = re.compile("([0-9]+)-([0-9]+):(.+)")  # 12-345:king cheetah
 PREPARE_REMEDY = "Run `python -m semcorr.prepare ap10k`"
 DRIVE_URL = (
     "https://drive.usercontent.google.com/download?id=1-FNNGcdtAQRehYYkGY1y4wzFNg4iWNad&export=download&confirm=t"
@@ -110,7 +110,8 @@ def _read_released_pair_names(root: Path, split: str) -> list[str]:
 
 def _released_image_reader(root: Path) -> Callable[[int], ImageRecord]:
     files = (root / "ImageAnnotation").glob("*/*/*.json")
-    paths = {int(path.stem): path for path in files if path.stem.isdecimal()}  # passes over ._12.json of macOS
+    numbered = [path for path in files if re.fullmatch("[0-9]+", path.stem)]  # passes over ._12.json of macOS
+    paths = {int(path.stem): path for path in numbered}
 
     def image(key: int) -> ImageRecord:
         if key not in paths:

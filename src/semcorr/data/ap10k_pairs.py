@@ -20,7 +20,7 @@ from semcorr.core.files import temporary_folder
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.data.keypoints import benchmark_metadata
-from semcorr.data.record import read_annotation, require_field, require_list, require_whole_number
+from semcorr.data.record import is_number, read_annotation, require_field, require_list, require_whole_number
 
 ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
 TEST, VAL = 30, 20  # images per species
@@ -89,15 +89,16 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
         UserError: A field is missing or of another kind.
     """
     flat, box = require_list(entry, "keypoints", path), require_list(entry, "bbox", path)
-    try:
-        points = [(float(x), float(y)) if v > 0 else None for x, y, v in zip(*[iter(flat)] * 3, strict=True)]
-        x, y, width, height = map(float, box)
-    except (TypeError, ValueError):
+    triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
+    is_whole = len(flat) % 3 == 0 and len(box) == 4 and all(map(is_number, (*box, *flat[2::3])))
+    if not is_whole or not all(is_number(value) for triple in triples if triple[2] > 0 for value in triple):
         raise UserError(
             f"{path}: `keypoints` {quote_value(flat)} or `bbox` {quote_value(box)} of image "
             f"{quote_value(entry.get('id'))} are not x, y, v of each keypoint and x, y, width, height. "
             "Restore the official annotation file."
-        ) from None
+        )
+    points = [(float(x), float(y)) if v > 0 else None for x, y, v in triples]
+    x, y, width, height = map(float, box)
     key = require_whole_number(entry, "id", path)
     species, family, file = (  # the first two are folders of the released tree
         require_file_name(require_field(entry, field, path), f"{path}, image {key}, field `{field}`")

@@ -20,6 +20,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_table
+from semcorr.core.text_files import parse_number
 from semcorr.data.dense_pairs import DenseImage, DensePair, LabelTransferBenchmark
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.record import image_size, require_root
@@ -120,12 +121,13 @@ def _read_outline(row: Mapping[str, str], side: str, size: tuple[int, int], loca
     columns = []
     for axis in "XY":
         words = [word for word in re.split(r"[,;\s]+", row[f"{axis}{side}"].strip(" []")) if word]
-        try:
-            columns.append([float(word) for word in words])
-        except ValueError:
-            raise UserError(f"{location}: {axis}{side} must be numbers. {REMEDY}") from None
+        numbers = [parse_number(word) for word in words]
+        if None in numbers:
+            word = quote_value(words[numbers.index(None)])
+            raise UserError(f"{location}: {axis}{side} holds {word}; it must hold finite numbers. {REMEDY}")
+        columns.append([number for number in numbers if number is not None])
     x, y = columns
-    if len(x) != len(y) or len(x) < 3 or not np.isfinite([x, y]).all():
+    if len(x) != len(y) or len(x) < 3:
         raise UserError(
             f"{location}: X{side} and Y{side} must be an outline: at least 3 numbers, as many in both, got "
             f"{len(x)} and {len(y)}. {REMEDY}"

@@ -64,7 +64,7 @@ def find_by_id(known: Mapping[Id, Entry], key: Id) -> Entry | None:
     """
     if key in known:
         return known[key]
-    other_type = str(key) if isinstance(key, int) else int(key) if re.fullmatch(r"0|-?[1-9]\d{0,19}", key) else None
+    other_type = str(key) if isinstance(key, int) else int(key) if re.fullmatch("0|-?[1-9][0-9]{0,19}", key) else None
     return known.get(other_type) if other_type is not None else None
 
 
@@ -100,7 +100,9 @@ def read_size(entry: JsonMapping, location: str) -> tuple[int, int] | None:
             )
         sides[key] = int(value)
     if len(sides) == 1:
-        raise UserError(f"{location} says only its `{next(iter(sides))}`. Give `width` and `height`, or none of them.")
+        side, other = ("width", "height") if "width" in sides else ("height", "width")
+        problem = f" says only its `{side}`" if entry.get(other) is None else f": `{other}` is 0 beside its `{side}`"
+        raise UserError(f"{location}{problem}. Give `width` and `height`, or none of them.")
     return (sides["width"], sides["height"]) if sides else None
 
 

@@ -5,6 +5,7 @@ Contradictions are refused: the error names the annotation, the field and the va
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
@@ -37,6 +38,10 @@ from semcorr.data.record import Point
 log = logging.getLogger(__name__)
 
 REMEDY = "Give a COCO keypoint file: an object with images, annotations and categories."
+NO_BOX_NOTE = "annotations have no `bbox`, and the box around their keypoints serves"
+NO_POINT_NOTE = "annotations show no keypoint and are left out"
+FLAT_BOX_NOTE = "annotations have a `bbox` without area, which is none"
+NEGATIVE_NOTE = "annotations have keypoints of v = -1, which are not annotated"
 MAX_EXAMPLES = 3  # examples in a warning
 Notes = dict[str, list[str]]  # what is to be said, and of what
 Owner = TypeVar("Owner")  # of an annotation: its image or its category
@@ -169,7 +174,7 @@ def _require_image_entries(content: object, path: Path) -> list:
     names = _require(content, "images", str(path))
     if not isinstance(names, dict):
         return _require_list(content, "images", path)
-    integer_ids = {str(int(i)): int(i) for i in names if i.isdecimal() and len(i) <= 20}
+    integer_ids = {str(int(i)): int(i) for i in names if re.fullmatch("[0-9]{1,20}", i)}
     return [{"id": integer_ids.get(i, i), "file_name": name} for i, name in names.items()]
 
 
@@ -293,9 +298,9 @@ def _read_annotation(
     flat = None if box or bbox == [] else bbox
     num_visible = sum(point is not None for point in points)
     if num_negative:
-        notes.setdefault("annotations have keypoints of v = -1, which are not annotated", []).append(str(key))
+        notes.setdefault(NEGATIVE_NOTE, []).append(str(key))
     if num_visible and flat:
-        notes.setdefault("annotations have a `bbox` without area, which is none", []).append(str(key))
+        notes.setdefault(FLAT_BOX_NOTE, []).append(str(key))
     if (num_keypoints := entry.get("num_keypoints")) not in (None, num_visible, len(points)):
         note = "annotations have a `num_keypoints` that contradicts their keypoints, which count"
         notes.setdefault(note, []).append(f"{key}: {quote_json(num_keypoints)}, not {num_visible}")

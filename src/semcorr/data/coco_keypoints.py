@@ -16,7 +16,7 @@ from typing import Unpack
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Share, check_arguments
 from semcorr.data.coco_fields import LAYOUTS, quote_json
-from semcorr.data.coco_file import CocoImage, read_coco, warn_notes
+from semcorr.data.coco_file import NO_BOX_NOTE, NO_POINT_NOTE, CocoImage, read_coco, warn_notes
 from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.image_names import name_images
 from semcorr.data.keypoints import flip_from_names, groups_from_names
@@ -32,7 +32,6 @@ from semcorr.data.record import (
     require_root,
 )
 
-NO_BOX_NOTE = "annotations have no `bbox`, and the box around their keypoints serves"
 NO_EXTENT_NOTE = "annotations have no `bbox`, and a single keypoint has no extent: they are left out"
 
 
@@ -148,7 +147,7 @@ def read_images(
     names = name_images(root / folder, {annotation.image.name for annotation in annotated})
     notes: dict[str, list[str]] = {}
     if unannotated := [str(annotation.id) for annotation in content.annotations if not annotation.annotated]:
-        notes["annotations show no keypoint and are left out"] = unannotated
+        notes[NO_POINT_NOTE] = unannotated
     with warn_about_frames(path):
         measured = {
             image.id: _measure(image, path)

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, Unpack
 
+from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, check_arguments
 from semcorr.data.coco_keypoints import choose_coco_pairs, name_pairs
 from semcorr.data.cub_tables import Bird, read_birds
@@ -78,7 +79,7 @@ class CUB(PairDataModule):
             if bird.split == split:
                 species.setdefault(bird.species, []).append(self._build_image(bird))
         groups, flip = groups_from_names(parts), flip_from_names(parts)
-        pairs = []
+        pairs: list[PairRecord] = []
         for name, images in species.items():
             seed = f"{self.pairs_seed}/{name}/{split}"
             if self.across:
@@ -90,6 +91,13 @@ class CUB(PairDataModule):
             pairs += [
                 PairRecord(f"{a.name}-{b.name}", category, a, b, longer_side(b.box), groups, flip) for a, b in chosen
             ]
+        if not pairs:
+            count = sum(map(len, species.values()))
+            kind = "two species" if self.across else "one species"
+            raise UserError(
+                f"{self.root / 'train_test_split.txt'}: data.split={split} has {count} images, and no two of {kind} "
+                f"share data.min_shared={self.min_shared} parts. Give another split, or a smaller data.min_shared."
+            )
         return name_pairs(pairs)
 
     def _build_image(self, bird: Bird) -> ImageRecord:

@@ -14,6 +14,7 @@ from typing import Unpack
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import read_json
+from semcorr.data.coco_file import warn_notes
 from semcorr.data.datamodule import PairDataModule, PairOptions
 from semcorr.data.mp100_objects import REMEDY, PosedObject, PosedObjects, read_id, read_posed_objects
 from semcorr.data.record import (
@@ -22,6 +23,7 @@ from semcorr.data.record import (
     build_image_record,
     image_size,
     keypoint_bounding_box,
+    list_annotations,
     longer_side,
     pad_keypoints,
     require_field,
@@ -57,14 +59,19 @@ class MP100(PairDataModule):
         objects = read_posed_objects(find_annotations(self.root / "annotations"))
         image = cache(self._build_image)
         pairs, ambiguous_count, disjoint_count = [], 0, 0
+        notes: dict[str, list[str]] = {}
         for subset in self.subsets:
             for number, (ends, category) in enumerate(read_mp100_pairs(self.root / "pairs" / f"pairs_{subset}.json")):
-                candidates = [_find_objects(objects, (file, category), subset) for file in ends]
+                location = f"{self.root / 'pairs' / f'pairs_{subset}.json'}, pair {number}"
+                candidates = [_find_objects(objects, (file, category), location) for file in ends]
                 if any(len(each) > 1 for each in candidates):
                     ambiguous_count += 1
                     continue
                 source, target = (image(file, each[0]) for file, each in zip(ends, candidates, strict=True))
-                if len(source.visible) != len(target.visible) or not (source.visible & target.visible).any():
+                if note := _find_misfit(source, target, candidates[1][0]):
+                    notes.setdefault(note, []).append(f"{subset} {number}")
+                    continue
+                if not (source.visible & target.visible).any():
                     disjoint_count += 1
                     continue
                 label = f"{subset}/{objects.names.get(category, category)}"
@@ -75,6 +82,7 @@ class MP100(PairDataModule):
         ):
             if count:
                 log.warning("%s: %d pairs have %s and are left out", self.root / "pairs", count, reason)
+        warn_notes(self.root / "pairs", notes)
         return pad_keypoints(pairs)
 
     def _build_image(self, file: str, posed: PosedObject) -> ImageRecord:
@@ -94,18 +102,28 @@ def find_annotations(folder: Path) -> list[Path]:
     Raises:
         UserError: There are none in the folder.
     """
-    if files := sorted(folder.glob("*test*.json")):
+    if files := list_annotations(folder, "*test*.json"):
         return files
     raise UserError(f"{folder} holds no mp100_split*_test.json. {ROOT_REMEDY}")
 
 
-def _find_objects(objects: PosedObjects, key: tuple[str, str], subset: str) -> Sequence[PosedObject]:
+def _find_objects(objects: PosedObjects, key: tuple[str, str], location: str) -> Sequence[PosedObject]:
     """Return the objects of the pair's category in one of its images."""
     if objects_of_image := objects.by_image.get(key):
         return objects_of_image
-    raise UserError(
-        f"pairs_{subset}.json pairs {quote_value(key[0])} as category {key[1]}, which no annotation has. {REMEDY}"
-    )
+    problem = f"which no annotation in {objects.folder} has"
+    if key in objects.without_points:
+        problem = f"whose annotation in {objects.folder} shows no keypoint (v > 0)"
+    raise UserError(f"{location}, names {quote_value(key[0])} as category {key[1]}, {problem}. {REMEDY}")
+
+
+def _find_misfit(source: ImageRecord, target: ImageRecord, posed: PosedObject) -> str | None:
+    """Return what is said of pairs as this one if they cannot be scored, as it follows their count."""
+    if len(source.visible) != len(target.visible):
+        return "pairs have annotations of different numbers of keypoints, and are left out"
+    if posed.box is None and len({point for point in posed.points if point is not None}) == 1:
+        return "pairs have a target without a `bbox`, whose single keypoint has no extent, and are left out"
+    return None
 
 
 def read_mp100_pairs(path: Path) -> list[tuple[tuple[str, str], str]]:

@@ -18,6 +18,7 @@ from unicodedata import normalize
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, quote_value
 from semcorr.core.tables import SAVE, Spreadsheet, read_spreadsheet
+from semcorr.core.text_files import parse_number
 from semcorr.data.coco_fields import are_shares, box_overhang, quote_json
 from semcorr.data.coco_file import warn_notes
 from semcorr.data.datamodule import PairDataModule, PairOptions
@@ -40,7 +41,6 @@ COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
 DOMAINS = ("source_domain", "target_domain")
 OPTIONAL = ("category", "box", *DOMAINS)
 EXTENTS = ("image", "box", "keypoints")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})", re.ASCII)  # with three digits it may be 1,234
 NOTHING = ("", "nan", "null", "none", "na", "n/a", "#n/a", "<na>")  # what spreadsheets and data frames write for none
 
@@ -247,15 +247,15 @@ def _parse_numbers(cell: str, column: str, location: str) -> list[float | None]:
                 f"{location}: {column} holds {quote_value(part)}, and it is unclear whether it is several numbers. "
                 "Write ; between numbers, a point before decimals, and nothing between thousands."
             )
-        if not NUMBER.fullmatch(text):
+        if (number := parse_number(text)) is None:
             raise UserError(
                 f"{location}: {column} holds {quote_value(part)}, which is not a finite number. Correct it."
             )
-        if not abs(float(text)) <= MAX_EXTENT:
+        if not abs(number) <= MAX_EXTENT:
             raise UserError(
                 f"{location}: {column} holds {quote_value(part)}, which is not a number of pixels. Correct it."
             )
-        numbers.append(float(text))
+        numbers.append(number)
     return numbers
 
 

@@ -21,6 +21,7 @@ from typing import Unpack
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.tables import read_rows, read_table
+from semcorr.core.text_files import parse_number
 from semcorr.data.datamodule import PairDataModule, PairListEntry, PairOptions
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata
@@ -223,13 +224,22 @@ def _build_pascal_image(
 
 
 def _parse_points(row: Mapping[str, str], side: str, location: str) -> list[Point]:
-    try:
-        x, y = ([float(value) for value in row[f"{axis}{side}"].split(";")] for axis in "XY")
-        return list(zip(x, y, strict=True))
-    except ValueError:
+    x, y = (_parse_numbers(row[f"{axis}{side}"].split(";"), f"{location}: {axis}{side}") for axis in "XY")
+    if len(x) != len(y):
         raise UserError(
-            f"{location}: X{side} and Y{side} must be numbers, as many in both. Restore the official list."
-        ) from None
+            f"{location}: X{side} and Y{side} must be numbers, as many in both, got {len(x)} and {len(y)}. "
+            "Restore the official list."
+        )
+    return list(zip(x, y, strict=True))
+
+
+def _parse_numbers(cells: Sequence[str], location: str) -> list[float]:
+    numbers: list[float] = []
+    for cell in cells:
+        if (number := parse_number(cell)) is None:
+            raise UserError(f"{location}: {quote_value(cell)} must be a finite number. Restore the official list.")
+        numbers.append(number)
+    return numbers
 
 
 def _is_mirrored(row: Mapping[str, str], location: str) -> bool:
@@ -285,28 +295,15 @@ def read_willow_pairs(root: Path) -> list[PairRecord]:
         raise UserError(f"{path} does not exist. Put the benchmark's pair list there.")
     size = cache(image_size)
     rows = read_rows(path, "Restore the official list.")
-    if rows and not any(map(_is_number, rows[0].cells[2:])):  # a header, which an editor may have dropped
-        rows = rows[1:]
+    if rows and all(parse_number(cell) is None for cell in rows[0].cells[2:]):
+        rows = rows[1:]  # without the header, which an editor may have dropped
     return [_pair(root, path, line, row, size) for line, row in rows]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _pair(root: Path, path: Path, line: int, row: list[str], size: ImageSizes) -> PairRecord:
     if len(row) != COLUMNS:
         raise UserError(f"{path}, line {line}: {len(row)} columns, expected {COLUMNS}. Restore the official list.")
-    try:
-        numbers = [float(value) for value in row[2:]]
-    except ValueError as error:
-        raise UserError(f"{path}, line {line}: {error}. Restore the official list.") from None
-    if not all(map(math.isfinite, numbers)):
-        raise UserError(f"{path}, line {line}: a coordinate is not a finite number. Restore the official list.")
+    numbers = _parse_numbers(row[2:], f"{path}, line {line}")
     records = []
     for column, start in enumerate((0, 2 * POINTS)):
         name = require_file_name(row[column], f"{path}, line {line}, column {column + 1},", folders=True)

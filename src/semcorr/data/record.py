@@ -18,11 +18,11 @@ from torch.nn.functional import pad
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import quote_value
-from semcorr.core.text_files import JsonObject, read_json
+from semcorr.core.text_files import ANNOTATIONS, JsonObject, read_mapping
 from semcorr.data.corruptions.corruption import Corruption
 from semcorr.data.keypoints import Groups
 from semcorr.data.open_image import open_image
-from semcorr.data.pictures import stored_size
+from semcorr.data.pictures import SYSTEM_FOLDERS, stored_size
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +104,9 @@ def build_image_record(
                 "Correct it."
             )
         points.append((0.0, 0.0) if point is None else (float(point[0]), float(point[1])))
-    visible = torch.tensor([p is not None for p in keypoints])
+    visible = torch.tensor([p is not None for p in keypoints], dtype=torch.bool)
     x1, y1, x2, y2 = map(float, box)
-    places = torch.tensor(points, dtype=torch.float32)
+    places = torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
     return ImageRecord(name, path, size, places, visible, (x1, y1, x2, y2), upright=upright)
 
 
@@ -178,7 +178,9 @@ def count_outside_image(record: ImageRecord) -> int:
 def check_pairs(
     pairs: Sequence[PairRecord], benchmark: str, checked_images: dict[str, ImageRecord] | None = None
 ) -> Sequence[PairRecord]:
-    """Return pairs, or refuse them if they cannot be scored; warn of keypoints outside their image.
+    """Return pairs, or refuse them if they cannot be scored; warn of what is scored and may not be meant.
+
+    That are keypoints outside their image, and pairs of a picture with itself.
 
     Args:
         pairs: The pairs of a split.
@@ -223,6 +225,15 @@ def check_pairs(
             sum(outside.values()),
             ", ".join(sorted(outside)[:5]),
             " ..." if len(outside) > 5 else "",
+        )
+    if self_pairs := [pair.name for pair in pairs if pair.source.name == pair.target.name]:
+        log.warning(
+            "%s: %d pairs are of a picture with itself (%s%s), where each point is its own best match, whatever the "
+            "backbone; they are scored as any other",
+            benchmark,
+            len(self_pairs),
+            ", ".join(self_pairs[:5]),
+            " ..." if len(self_pairs) > 5 else "",
         )
     return pairs
 
@@ -289,9 +300,22 @@ def require_root(root: Path, benchmark: str, remedy: str) -> None:
 
 
 def read_annotation(path: Path) -> JsonObject:
-    """Read a JSON file of a benchmark; an error names the file. If it holds no object, return an empty one."""
-    content = read_json(path, "Unpack the benchmark again, or drop what refers to it.")
-    return content if isinstance(content, dict) else {}
+    """Read a JSON file of a benchmark, which must hold an object; an error names the file."""
+    return read_mapping(path, "Unpack the benchmark again, or drop what refers to it.", ANNOTATIONS)
+
+
+def list_annotations(folder: Path, pattern: str) -> list[Path]:
+    """List the files below a folder that a pattern fits, sorted, without what a system puts beside them.
+
+    Args:
+        folder: The folder.
+        pattern: As for `Path.glob`. Of macOS's `._00001.json` and `__MACOSX`, and other hidden names, none is listed.
+    """
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(part.startswith(".") or part in SYSTEM_FOLDERS for part in path.relative_to(folder).parts)
+    )
 
 
 def require_field(entry: object, key: str, location: Path | str) -> Any:
@@ -319,7 +343,7 @@ def require_whole_number(entry: object, key: str, location: Path | str) -> int:
 
 def parse_whole_number(value: object, location: str) -> int:
     """Return a whole number, which may be written as text; an error names the place of the value."""
-    if not isinstance(value, int | float | str) or not re.fullmatch(r"-?\d{1,15}(\.0)?", str(value)):
+    if not isinstance(value, int | float | str) or not re.fullmatch(r"-?[0-9]{1,15}(\.0)?", str(value)):
         raise UserError(f"{location} is {quote_value(value)}; it must be a whole number. Correct it.")
     return int(float(value))
 

@@ -24,6 +24,7 @@ from semcorr.data.record import (
     ImageRecord,
     PairRecord,
     build_image_record,
+    list_annotations,
     longer_side,
     pad_keypoints,
     read_annotation,
@@ -138,7 +139,7 @@ class SOCO(PairDataModule):
 
 def list_pair_files(folder: Path) -> list[Path]:
     """List the annotations of pairs, sorted by group and file."""
-    return sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, file.name))
+    return sorted(list_annotations(folder, "*/*.json"), key=lambda file: (file.parent.name, file.name))
 
 
 def list_names(pairs: Iterable[SOCOPair]) -> dict[str, list[str]]:
@@ -158,31 +159,44 @@ def read_soco_pair(file: Path, root: Path) -> SOCOPair:
     """
     entry = read_annotation(file)
     source, target = (_read_side(entry, side, file, root) for side in ("src", "trg"))
-    overlap = [str(name) for name in require_list(entry, "semantic_overlap", file)]
+    names = require_list(entry, "semantic_overlap", file)
+    overlap = [_require_text(name, f"{file}: a name of `semantic_overlap`") for name in names]
     for name in overlap:
         if name not in source.points or name not in target.points:
             raise UserError(
                 f"{file}: field `semantic_overlap` names {quote_value(name)}, which is not in both `src_keypoints` and "
                 f"`trg_keypoints`. {REMEDY}"
             )
-    return SOCOPair(file, str(entry.get("pair_group") or file.parent.name), source, target, overlap)
+    group = file.parent.name if entry.get("pair_group") is None else entry["pair_group"]
+    return SOCOPair(file, _require_text(group, f"{file}: field `pair_group`"), source, target, overlap)
+
+
+def _require_text(value: object, location: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{location} is {quote_value(value)}; it must be a text that is not blank. {REMEDY}")
+    return value
 
 
 def _read_side(entry: JsonObject, side: str, file: Path, root: Path) -> SOCOSide:
-    category = require_file_name(entry.get(f"{side}_category") or entry.get("category"), f"{file}, `{side}_category`,")
+    field = "category" if entry.get(f"{side}_category") is None and "category" in entry else f"{side}_category"
+    category = require_file_name(require_field(entry, field, file), f"{file}, field `{field}`,")
     image = require_file_name(require_field(entry, f"{side}_image", file), f"{file}, field `{side}_image`,")
     size = require_field(entry, f"{side}_imsize", file)
     if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and n > 0 for n in size):
         raise UserError(f"{file}: field `{side}_imsize` must be [width, height], got {quote_value(size)}. {REMEDY}")
     keypoints = require_list(entry, f"{side}_keypoints", file)
-    positions = {str(require_field(k, "name", file)): require_field(k, "pos", file) for k in keypoints}
+    positions: dict[str, object] = {}
+    for number, keypoint in enumerate(keypoints):
+        location = f"{file}, {side}_keypoints[{number}]"
+        keypoint_name = _require_text(require_field(keypoint, "name", location), f"{location}: field `name`")
+        positions[keypoint_name] = require_field(keypoint, "pos", location)
     if len(positions) < len(keypoints):
         raise UserError(f"{file}: two of `{side}_keypoints` have one name, by which points are joined. {REMEDY}")
     points = {name: position for name, position in positions.items() if position is not None}
     box = entry.get(f"{side}_bndbox")
     box = [0, 0, *size] if box in (None, []) else box  # the image is the extent then, as in the authors' code
     concepts = {
-        str(k["name"]): require_id(k, "concept_id", f"{file}, `{side}_keypoints`")
+        k["name"]: require_id(k, "concept_id", f"{file}, `{side}_keypoints`")
         for k in keypoints
         if k.get("concept_id") is not None
     }

@@ -251,6 +251,10 @@ def test_more_directions_than_there_are_are_refused():
         add_steps(tiny(), debias=48)
     with pytest.raises(UserError, match=r"must be at most 15 .* 112 channels and 16 cells, got 16"):
         add_steps(lite0(), debias=16)
+    with pytest.raises(
+        UserError, match=r"one cell, .* no positional direction\. Leave out backbone\.debias, or give a l"
+    ):
+        add_steps(tiny(size=8), debias=1)
     with pytest.raises(UserError, match=r"`backbone.debias` must be at least 1 or null, got 0"):
         add_steps(tiny(), debias=0)
 

@@ -15,6 +15,8 @@ from semcorr.matching.readouts import argmax, window_soft_argmax
 from semcorr.matching.similarity import cosine_similarity
 from semcorr.models.heads.continuous import ContinuousQuery, FilmBlock, interpolated_cosine
 from semcorr.models.heads.cosine import Cosine
+from semcorr.models.heads.decoder import build_decoder
+from semcorr.models.heads.windows import _warn_of_window
 
 Array = np.ndarray
 
@@ -259,11 +261,29 @@ def test_a_shift_by_fractions_of_a_cell_is_found_to_a_tenth_of_a_cell(shift):
 
 
 @pytest.mark.parametrize(
+    "head",
+    [ContinuousQuery(CHANNELS, window=99), build_decoder(CHANNELS, window=99).eval()],
+    ids=["continuous", "decoder"],
+)
+def test_a_window_that_is_larger_than_the_map_is_told_once(head, caplog):
+    _warn_of_window.cache_clear()
+    for _ in range(2):
+        head(maps(1, 8, 8), maps(1, 8, 7), points(1, 2))
+    assert caplog.text.count("`head.window=99` is larger than maps of 8 x 7 cells") == 1
+
+
+def test_a_window_that_is_as_large_as_the_map_is_not_told(caplog):
+    ContinuousQuery(CHANNELS, window=7)(maps(1, 8, 8), maps(1, 4, 7), points(1, 2))
+    assert "head.window" not in caplog.text
+
+
+@pytest.mark.parametrize(
     ("attempt", "message"),
     [
         (lambda: ContinuousQuery(8, fineness=0), "`head.fineness` must be between 1 and 16, got 0"),
         (lambda: ContinuousQuery(8, window=2), "`head.window` must be odd and positive, got 2"),
         (lambda: ContinuousQuery(8, depth=-1), "`head.depth` must be at least 0, got -1"),
+        (lambda: ContinuousQuery(8, depth=0, window=7), "`head.window=7` has no effect with head.depth=0"),
     ],
 )
 def test_an_option_out_of_range_is_refused_with_its_range(attempt, message):

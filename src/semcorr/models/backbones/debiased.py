@@ -51,6 +51,12 @@ class DebiasedBackbone(WrappedBackbone):
         super().__init__(backbone, "debias")
         cells = round(backbone.size / backbone.stride) ** 2
         most = min(backbone.channels, cells) - 1  # centring takes a direction of the cells
+        if not most:
+            few, remedy = ("channel", "") if cells > 1 else ("cell", ", or give a larger backbone.size")
+            raise UserError(
+                f"`backbone.debias`: maps of {backbone.name} at {backbone.size} pixels have one {few}, which has no "
+                f"positional direction. Leave out backbone.debias{remedy}."
+            )
         if components > most:
             raise UserError(
                 f"`backbone.debias` must be at most {most} for {backbone.name}, whose maps at {backbone.size} pixels "

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, normalize, pad
 
 from semcorr.core.coords import to_grid
+from semcorr.core.errors import UserError
 from semcorr.core.ranges import Count, Range, Window, check_arguments
 from semcorr.core.types import FeatureMap
 from semcorr.matching.readouts import find_peak
 from semcorr.matching.similarity import cosine_similarity, product_similarity, sample_descriptors, upsampled_lengths
 from semcorr.models.heads.upsample import ChannelNorm
-from semcorr.models.heads.windows import cut_windows, paste_windows, place_windows, scale_cells
+from semcorr.models.heads.windows import check_window, cut_windows, paste_windows, place_windows, scale_cells
 
 Fineness = Annotated[int, Range(least=1, most=16)]
+WINDOW = 3  # cells along a side of the decoded window, unless another is given
 PHASES = 4  # sine and cosine of where a place lies between cells, along x and y
 
 
@@ -59,7 +61,10 @@ class ContinuousQuery(nn.Module):
         fineness: Fine cells along a side of a cell of the target; 1 keeps the grid, and refines the query alone.
         window: Cells along a side of the window that is decoded.
         width: Channels of both networks.
-        depth: Blocks of the network of the target; 0 leaves it out.
+        depth: Blocks of the network of the target; 0 leaves it out, and decodes no window.
+
+    Raises:
+        UserError: A window is given where none is decoded.
     """
 
     @check_arguments("head")
@@ -67,11 +72,15 @@ class ContinuousQuery(nn.Module):
         self,
         channels: Count,
         fineness: Fineness = 4,
-        window: Window = 3,
+        window: Window = WINDOW,
         width: Count = 64,
         depth: Annotated[int, Range(least=0)] = 2,
     ) -> None:
         super().__init__()
+        if not depth and window != WINDOW:
+            raise UserError(
+                f"`head.window={window}` has no effect with head.depth=0, which decodes no window. Leave one out."
+            )
         self.fineness, self.window = fineness, window
         self.context = nn.Conv2d(channels, width, 3, padding=1)
         hidden, refined = nn.Linear(width + PHASES, width), nn.Linear(width, channels)
@@ -112,6 +121,7 @@ class ContinuousQuery(nn.Module):
     ) -> Float[Tensor, "b n h w"]:
         """Add the update to the similarity of the cells around the best one."""
         h, w = target.shape[-2:]
+        check_window(self.window, h, w)
         best = find_peak(cosine_similarity(queries, target))
         rows, columns = min(self.window, h), min(self.window, w)
         top, left = place_windows(best.y, rows, h), place_windows(best.x, columns, w)

@@ -14,7 +14,7 @@ from semcorr.matching.readouts import find_peak
 from semcorr.matching.similarity import cosine_similarity, sample_descriptors
 from semcorr.models.heads.cosine import Cosine
 from semcorr.models.heads.upsample import ChannelNorm
-from semcorr.models.heads.windows import cut_windows, paste_windows, place_windows, scale_cells
+from semcorr.models.heads.windows import check_window, cut_windows, paste_windows, place_windows, scale_cells
 
 REACH = 3  # cells that a decoded cell depends on, to each side of the one that it lies in
 AROUND_QUERY = 3  # cells along a side that are decoded around a query: of its own, and half a fine cell beyond
@@ -139,6 +139,7 @@ class WindowDecoder(nn.Module):
         self, source: FeatureMap, target: FeatureMap, points: Float[Tensor, "b n 2"]
     ) -> Float[Tensor, "b n h w"]:
         """Compute the similarity from windows alone, a few of them at a time."""
+        check_window(self.window, *target.values.shape[-2:])
         queries = sample_descriptors(source.values, points, source.stride)
         best = find_peak(cosine_similarity(queries, target.values))
         h, w = (self.network.fineness * length for length in target.values.shape[-2:])

@@ -1,9 +1,36 @@
 """Windows of maps around cells: their place, and what they show of the map."""
 
+import logging
+from functools import cache
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
+
+log = logging.getLogger(__name__)
+
+
+def check_window(window: int, height: int, width: int) -> None:
+    """Warn of a window that is larger than the maps that it is in: once for a size, and not in a compiled graph.
+
+    Args:
+        window: Cells along a side of the window.
+        height: Rows of the maps.
+        width: Columns of the maps.
+    """
+    if window > max(height, width) and not torch.compiler.is_compiling():
+        _warn_of_window(window, height, width)
+
+
+@cache
+def _warn_of_window(window: int, height: int, width: int) -> None:
+    log.warning(
+        "`head.window=%d` is larger than maps of %d x %d cells: all of them is decoded, as by any such window",
+        window,
+        height,
+        width,
+    )
 
 
 def place_windows(cells: Int[Tensor, "b n"], size: int, length: int) -> Int[Tensor, "b n"]:

@@ -3,18 +3,17 @@
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, name_fault, quote_value, resolve_inside
+from semcorr.core.text_files import parse_number
 from semcorr.data.coco_file import Notes
 from semcorr.data.record import MAX_EXTENT, is_number
 
 FOLDER_OPTION = "the folder of images"
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 
 
 def read_number(value: object, field: str, location: str) -> float:
@@ -28,7 +27,7 @@ def read_number(value: object, field: str, location: str) -> float:
     Raises:
         UserError: It is none, or beyond all bounds.
     """
-    number = float(value) if isinstance(value, str) and NUMBER.fullmatch(value.strip()) else value
+    number = parse_number(value) if isinstance(value, str) else value
     if not is_number(number) or not math.isfinite(number) or abs(number) > MAX_EXTENT:
         raise UserError(f"{location}: `{field}` is {quote_value(value)}; it must be a finite number. Correct it.")
     return float(number)
