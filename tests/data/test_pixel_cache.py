@@ -119,7 +119,7 @@ def test_batches_of_images_come_from_the_cache_too(data, decoded):
 def test_more_than_the_shared_memory_is_refused_before_it_ends_the_process(monkeypatch):
     usage = namedtuple("usage", "free")(free=20_000_000)
     monkeypatch.setattr(pixel_cache.shutil, "disk_usage", lambda path: usage)
-    monkeypatch.setattr(pixel_cache, "SHARED", pixel_cache.Path("/"))
+    monkeypatch.setattr(pixel_cache, "SHARED_MEMORY", pixel_cache.Path("/"))
 
     PixelCache(6, 1000, 1.0)  # 18 MB
     with pytest.raises(UserError, match=r"`data\.cache_gb`: 0\.02 GB of images do not fit .* Give less, or enlarge"):
@@ -139,7 +139,7 @@ def test_several_processes_are_refused_together_or_not_at_all(monkeypatch, room,
     monkeypatch.setattr(torch.Tensor, "share_memory_", share)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(views.shutil, "disk_usage", lambda path: usage(room * size - sum(taken)))
-    monkeypatch.setattr(views, "SHARED", views.Path("/"))
+    monkeypatch.setattr(views, "SHARED_MEMORY", views.Path("/"))
     border = threading.Barrier(2, timeout=20)
 
     def wait() -> None:
