@@ -117,7 +117,7 @@ def test_verify_counts_pairs_and_flows(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("flow1.flo", b"", r"flow1\.flo is no \.flo file: it does not begin with PIEH"),
+        ("flow1.flo", b"", r"flow1\.flo is not a \.flo file: it does not begin with PIEH"),
         ("flow1.flo", b"PIEH" + struct.pack("<ii", 96, 96), r"flow1\.flo says 96 x 96 pixels and has 12 bytes"),
         ("flow1.flo", b"PIEH" + struct.pack("<ii", -1, 2**30), "says -1 x 1073741824 pixels"),
         ("flow1.flo", b"PIEH" + struct.pack("<ii4f", 2, 1, 0, 0, 0, 0), r"is 2 x 1 pixels, image1\.png 96 x 96"),
