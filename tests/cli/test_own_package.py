@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from repository import ROOT
 
 from semcorr import evaluate, match, prepare, train
 from semcorr.app.choices import list_backbone_names
 from semcorr.cli.compose import compose_config
 from semcorr.core.errors import UserError
+from semcorr.engine.options import check_options
 from semcorr.engine.packages import list_choices, list_config_trees
 from semcorr.engine.run_name import name_choice
 from semcorr.engine.saved_config import read_run_config
@@ -73,6 +75,18 @@ def test_a_users_backbone_trains_by_its_experiment_and_is_scored_and_loaded(inst
         "loss": "my_backbone.loss.my_loss",
     }
     assert type(Matcher.load(run).module.head).__name__ == "MyHead"
+
+
+def test_a_range_that_the_package_states_is_checked_before_anything_is_built(installed):
+    with pytest.raises(UserError, match=r"`loss\.temperature` must be between 1e-06 and 1000000, got 0"):
+        check_options({"loss": {"_target_": "my_backbone.loss.my_loss", "_partial_": True, "temperature": 0}})
+
+
+def test_a_range_that_the_package_states_is_checked_in_python(installed):
+    from my_backbone.loss import my_loss
+
+    with pytest.raises(UserError, match=r"`loss\.temperature` must be between 1e-06 and 1000000, got 0"):
+        my_loss(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.bool), temperature=0)
 
 
 def test_names_of_the_package_are_accepted_wherever_a_name_is(installed):

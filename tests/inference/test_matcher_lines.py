@@ -12,7 +12,11 @@ pytestmark = pytest.mark.integration
 
 @pytest.mark.parametrize(
     "option",
-    ["pose=adaptive", "pose.mirror=true", "corrupt=fog_3", "store=disk", "trainer.precision=16", "kap=true"],
+    [
+        *("pose=adaptive", "pose.mirror=true", "corrupt=fog_3", "store=disk", "trainer.precision=16", "kap=true"),
+        *("data=synthetic", "data.root=/x", "data.split=val", "data.batch_size=7", "data_root=/x", "name=foo"),
+        *("run_dir=foo", "logger=tensorboard", "objective=x"),
+    ],
 )
 def test_what_changes_no_match_is_refused(option):
     with pytest.raises(UserError, match=f"`{option}` changes what semcorr.evaluate does, and no match: .*Leave it out"):
@@ -26,6 +30,30 @@ def test_what_holds_anyway_may_be_typed(option, caplog):
     restore_model("tiny", [option])
 
     assert not caplog.records
+
+
+def test_the_geometry_of_a_benchmark_may_be_typed():
+    assert restore_model("tiny", ["data.resize=letterbox"]).resize == "letterbox"
+
+
+@pytest.mark.parametrize(("model", "options"), [("tiny hog", []), ("tiny", ["backbone=hog"])])
+def test_what_is_given_twice_is_reported(model, options, caplog):
+    restore_model(model, options)
+
+    (record,) = caplog.records
+    assert record.getMessage() == "`backbone` is given twice: backbone=hog counts, not backbone=tiny"
+
+
+@pytest.mark.parametrize("model", [[], ["backbone.size=32"], {"backbone": "tiny"}, 5, b"tiny", "", " "])
+def test_a_model_is_text_or_a_path(model):
+    with pytest.raises(UserError, match=r"`model` must be text or a Path, got .* Give a backbone, a run's directory"):
+        restore_model(model)
+
+
+@pytest.mark.parametrize("override", [["backbone.size=32"], {"backbone.size": 32}, "hog"])
+def test_an_override_is_a_setting(override):
+    with pytest.raises(UserError, match=r"an override must be text, got .* Give each as 'backbone.size=32'"):
+        restore_model("tiny", [override])
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,62 @@ def test_what_are_no_points_is_a_user_error(random, cats, points):
         random.match(cats[0], cats[1], points)
 
 
+@pytest.mark.parametrize(
+    ("points", "given"),
+    [
+        ("here", "'here'"),
+        ([[1, 2], [3]], r"\[\[1, 2\], \[3\]\]"),
+        (5, "5"),
+        ([[1, 2, 3]], r"the shape \(1, 3\)"),
+        ((row for row in [(1, 2)]), "generator. Give a list"),
+        (zip([1], [2], strict=True), "zip. Give a list"),
+        ({(1, 2)}, "set. Give a list"),
+        (np.array([[1, 2], None], dtype=object), "an array of type object"),
+    ],
+)
+def test_what_was_given_as_points_is_named(random, cats, points, given):
+    with pytest.raises(UserError, match=rf"`points` must be rows of x and y, as \[\[120, 80\], .*\], got {given}"):
+        random.match(cats[0], cats[1], points)
+
+
+def test_several_points_are_no_point(random, cats):
+    with pytest.raises(UserError, match=r"`point` must be x and y, as \(120, 80\), got the shape \(2, 2\)"):
+        random.similarity(cats[0], cats[1], [(10, 20), (30, 40)])
+
+
+def test_a_picture_with_nan_is_refused(random, cats):
+    with pytest.raises(UserError, match=r"`a` holds NaN; floats must be from 0 to 1. Replace it"):
+        random.match(np.full((5, 5), np.nan), cats[1], [])
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_is_not_fetched(random, cats, kind):
+    with pytest.raises(UserError, match=r"https://x.y/a.png is an address, and nothing is fetched. Download it first"):
+        random.match(cats[0], kind("https://x.y/a.png"), [])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("Matcher(m.module, 'sqash')", "`resize` must be one of squash, letterbox, corner or corner+PIXELS"),
+        ("Matcher(m.module, None)", "`resize` must be one of squash, letterbox, corner or corner+PIXELS"),
+        (
+            "Matcher('tiny')",
+            "`module` must be a CorrespondenceModule, got 'tiny'. Load one by its name, as Matcher.load(",
+        ),
+        ("m.match(a, (a, a), [])", "`b` must be a picture or a list of pictures, got tuple. Give a list, as [b, c]"),
+        ("m.match(a, iter([a]), [])", "`b` must be a picture or a list of pictures, got list_iterator. Give a list"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(call, message):
+    program = "import numpy; from semcorr import Matcher; m, a = Matcher.load('tiny', device='cpu'), numpy.ones((8, 8))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; {call}"], check=False, capture_output=True, text=True
+    )  # unchecked types
+
+    assert f"UserError: {message}" in done.stderr
+
+
 DENSE = torch.tensor([[3.0, 4.0], [5.0, 6.0]])
 
 

@@ -4,6 +4,7 @@ from itertools import permutations
 import pytest
 import torch
 
+from semcorr.core.errors import UserError
 from semcorr.metrics.pck import ALPHAS, PCK, pck
 
 CATEGORIES = ("cat", "dog", "bus")
@@ -152,3 +153,76 @@ def test_a_pair_with_nothing_to_score_does_not_lower_the_mean():
     metric.update(zeros, zeros, torch.ones(2), shared, torch.zeros_like(shared), torch.zeros(2).long())
 
     assert metric.compute()["pck"]["all"]["image"] == {"0.1": 1.0}
+
+
+BROADCAST = {  # arguments that PyTorch would accept
+    "one keypoint": ({"target": lambda x: x[:, :1]}, "`target` must be of the shape (4, 7, 2) to go with `predicted`"),
+    "one pair": ({"target": lambda x: x[:1]}, "`target` must be of the shape (4, 7, 2)"),
+    "one extent": ({"extent": lambda x: x[:1]}, "`extent` must be of the shape (4,) to go with `predicted`, got (1,)"),
+    "one row": ({"shared": lambda x: x[:1]}, "`shared` must be of the shape (4, 7)"),
+    "few categories": ({"category": lambda x: x[:1]}, "`category` must be of the shape (4,)"),
+    "one error": ({"errors": lambda _: torch.zeros(4, 1)}, "`errors` must be of the shape (4, 7)"),
+    "numbers as a mask": ({"shared": lambda x: x.long() * 255}, "`shared` must hold booleans, got torch.int64. Give a"),
+    "floats as indices": ({"category": lambda x: x.float()}, "`category` must hold whole numbers, got torch.float32"),
+    "a list": (
+        {"extent": lambda x: x.tolist()},
+        "`extent` must be a tensor, got list. Convert it",
+    ),
+    "negative": ({"extent": lambda x: -x}, "`extent` must be positive, got -"),
+    "NaN as extent": ({"extent": lambda x: x * math.nan}, "`extent` must be positive, got nan"),
+    "NaN": ({"predicted": lambda x: x * math.nan}, "`predicted` or `target` is NaN at a keypoint to score"),
+    "below 0": ({"category": lambda x: x - 5}, "`category` must be an index into the 3 categories, from 0 to 2, got -"),
+    "beyond": ({"category": lambda x: x + 3}, "`category` must be an index into the 3 categories, from 0 to 2, got "),
+}
+
+
+@pytest.mark.parametrize("case", BROADCAST)
+def test_a_batch_that_does_not_fit_together_is_refused(case):
+    changes, message = BROADCAST[case]
+    batch = random_batch(4)
+    batch |= {"shared": torch.ones_like(batch["shared"])}
+    batch |= {key: change(batch.get(key)) for key, change in changes.items()}
+
+    with pytest.raises(UserError) as error:
+        PCK(CATEGORIES, keypoints=7).update(**batch)
+    assert message in str(error.value)
+    if not batch.keys() & {"errors"} and "category" not in changes:
+        with pytest.raises(UserError) as error:
+            pck(batch["predicted"], batch["target"], batch["extent"], mask=batch["shared"])
+        assert message.replace("shared", "mask") in str(error.value)
+
+
+def test_indices_of_a_narrow_type_count_alike():
+    batch = random_batch(4)
+
+    metric = PCK(CATEGORIES, keypoints=7)
+    metric.update(**batch | {"category": batch["category"].to(torch.int8)})
+
+    assert metric.compute() == scores([batch])
+
+
+def test_more_keypoints_than_are_counted_are_refused():
+    with pytest.raises(UserError, match=r"`shared` has 7 keypoints .* counts up to 5\. Build it with keypoints=7"):
+        PCK(CATEGORIES, keypoints=5).update(**random_batch(4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"categories": ["x", "x"]}, "`categories` has x twice"),
+        ({"categories": "xy"}, "`categories` must be a list of names, got 'xy'. Give ['xy']"),
+        ({"keypoints": -1}, "`keypoints` must be at least 0, got -1"),
+        ({"pooling": "bogus"}, "`pooling` must be one of image, point, category, category_by_pairs, got 'bogus'"),
+        ({"alphas": (0.1, 0.1)}, "`alphas` has 0.1 twice"),
+        ({"alphas": (math.nan,)}, "`alphas` must be a list, each entry positive"),
+    ],
+)
+def test_options_of_the_metric_are_refused(options, message):
+    with pytest.raises(UserError) as error:
+        PCK(**{"categories": CATEGORIES, "keypoints": 7, **options})
+    assert message in str(error.value)
+
+
+def test_a_tolerance_that_is_none_is_refused():
+    with pytest.raises(UserError, match="`alpha` must be positive, got nan"):
+        pck(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), torch.ones(1), math.nan)

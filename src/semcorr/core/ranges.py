@@ -215,11 +215,11 @@ def _describe_kind_refusal(value: object, hint: object) -> str | None:
     return None
 
 
-def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def check_arguments(group: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate a function or a constructor: its arguments must be what its annotations say, or it raises a UserError.
 
     Args:
-        group: Group of its options in the configuration, as `loss`; named in the message.
+        group: Group of its options in the configuration, as `loss`; named in the message. Empty: they are in none.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -237,7 +237,7 @@ def check_arguments(group: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except TypeError:
                 return function(*args, **kwargs)  # Python says best what is wrong
             for key in arguments.keys() & hints.keys():
-                require(f"{group}.{key}", arguments[key], hints[key])
+                require(f"{group}.{key}" if group else key, arguments[key], hints[key])
             return function(*args, **kwargs)
 
         return check_and_call

@@ -3,6 +3,7 @@
 Colour profiles (ICC) are not applied: the stored numbers are taken for sRGB.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -146,5 +147,7 @@ def _to_bytes(array: np.ndarray, name: str) -> np.ndarray:
         raise UserError(f"`{name}` must hold uint8, uint16, bool or floats from 0 to 1, got {array.dtype}")
     if not are_unit_values(array):
         low, high = float(array.min()), float(array.max())
+        if math.isnan(low):
+            raise UserError(f"`{name}` holds NaN; floats must be from 0 to 1. Replace it, as numpy.nan_to_num does")
         raise UserError(f"`{name}`: floats must be from 0 to 1, got {low:g} to {high:g}. Divide by 255, for instance")
     return (array.clip(0, 1) * 255).round().astype(np.uint8)

@@ -6,6 +6,7 @@ people and tested by fewer. Which one a file is follows from its bytes; its name
 
 import importlib
 import logging
+import re
 import struct
 import warnings
 import zlib
@@ -48,6 +49,7 @@ DAMAGE_ERRORS = (  # what Pillow raises for bytes that make no sense
     struct.error,
     zlib.error,
 )
+ADDRESS = re.compile(r"(https?|ftp|s3|gs|file|data):/+(.*)", re.DOTALL)  # a path has one slash where it had two
 CONVERT_REMEDY = "Save it as JPEG or PNG."  # what to do about an image of another format
 REMEDIES = {  # what to do about what is not an image, where that is known
     "a pointer of Git LFS": "Run `git lfs pull`.",
@@ -103,6 +105,11 @@ def open_image(path: Path, remedy: str = REPLACE, missing_remedy: str = RESTORE)
     except UserError:
         raise
     except FileNotFoundError:
+        if address := ADDRESS.match(str(path)):
+            raise UserError(
+                f"{address[1]}://{address[2]} is an address, and nothing is fetched. Download it first, and give "
+                "the file's path"
+            ) from None
         raise UserError(f"{path} does not exist. {missing_remedy}") from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or MAX_JPEG_PIXELS // 2) / 1e6

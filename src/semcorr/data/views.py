@@ -64,10 +64,14 @@ def fit_to_square(original: tuple[int, int], side: int, resize: str) -> SquareFi
     return SquareFit(inside, (inside[0] / width, inside[1] / height), offset)
 
 
-def split_resize(resize: str) -> tuple[str, int]:
+def split_resize(resize: str, option: str = "data.resize") -> tuple[str, int]:
     """Split a way of resizing into its kind and its margin.
 
     A margin is as probe3d's, which pads its squares on all sides to a whole number of patches.
+
+    Args:
+        resize: The way of resizing.
+        option: Option that holds it, for messages.
 
     Raises:
         UserError: `resize` is not such a text.
@@ -75,10 +79,11 @@ def split_resize(resize: str) -> tuple[str, int]:
     >>> split_resize("corner+6"), split_resize("letterbox")
     (('corner', 6), ('letterbox', 0))
     """
-    match = re.fullmatch(r"(squash|letterbox|corner)|(corner)\+([1-9]\d{0,3})", resize)
+    text = resize if isinstance(resize, str) else ""  # from Python it may be anything
+    match = re.fullmatch(r"(squash|letterbox|corner)|(corner)\+([1-9]\d{0,3})", text)
     if match is None:
         raise UserError(
-            f"`data.resize` must be one of {', '.join(RESIZES)} or corner+PIXELS, a margin on all sides, got {resize!r}"
+            f"`{option}` must be one of {', '.join(RESIZES)} or corner+PIXELS, a margin on all sides, got {resize!r}"
         )
     return match[1] or match[2], int(match[3] or 0)
 

@@ -116,8 +116,14 @@ def _check_call(key: str, node: Mapping[str, object]) -> None:
                 raise UserError(_format_unknown_option(key, str(name), [*accepted.annotations]))
             continue
         if not _is_built(value) and value != "???" and not (value is None and _is_fitted(key, name)):
-            check = require if accepted.is_semcorr else require_kind
-            check(f"{key}.{name}", value, accepted.annotations[name])
+            hint = accepted.annotations[name]
+            check = require if accepted.is_semcorr or _states_range(hint) else require_kind
+            check(f"{key}.{name}", value, hint)
+
+
+def _states_range(hint: object) -> bool:
+    """Tell whether an annotation of another package has a range of ours, as `Temperature`."""
+    return any(isinstance(member, Range | Pattern) or _states_range(member) for member in get_args(hint))
 
 
 def _refuse_missing(key: str, target: str) -> None:

@@ -7,7 +7,7 @@ protocols can score the same features, as long as they share the pixels that fea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from torch import nn
 
@@ -26,7 +26,7 @@ from semcorr.matching.readouts import (
     readout_label,
     window_soft_argmax,
 )
-from semcorr.metrics.pck import Tolerance
+from semcorr.metrics.pck import Pooling, Tolerance
 from semcorr.models.heads.cosine import Cosine
 
 AXES = {
@@ -39,7 +39,7 @@ AXES = {
     "decode": ("centre", "half_stride", "aligned", "fraction", "native"),
     "frame": ("original", "view", "unit"),
     "alphas": ("double", "single"),
-    "pooling": ("image", "point", "category", "category_by_pairs"),
+    "pooling": get_args(Pooling),
 }
 
 
@@ -99,7 +99,7 @@ class Protocol:
     frame: str = "original"
     strict: bool = False
     alphas: str = "double"
-    pooling: str = "image"
+    pooling: Pooling = "image"
 
     def __post_init__(self) -> None:
         for axis, allowed in AXES.items():

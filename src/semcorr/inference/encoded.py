@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from semcorr.inference.encoder import Encoder
 
 log = logging.getLogger(__name__)
 FLAT = 4  # levels of 255 by which pixels of a plain border may differ: JPEG does not keep one colour exactly
+ROWS, POINT = "rows of x and y, as [[120, 80], [200, 40]]", "x and y, as (120, 80)"  # in messages
+SHOWN = 60  # characters of a value that a message shows
 
 
 class PicturePlacement(NamedTuple):
@@ -171,20 +174,12 @@ def parse_points(points: object, picture: EncodedPicture, name: str = "points") 
     Raises:
         UserError: They are not points, or lie outside the picture.
     """
-    require_unmasked(points, name)
-    if isinstance(points, Tensor):
-        points = to_plain_tensor(points, name)
-    try:
-        values = points if isinstance(points, Tensor) else torch.from_numpy(_to_native(np.array(points, order="C")))
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80], [200, 40]]") from None
-    if values.is_complex() or values.dtype == torch.bool:
-        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got numbers of type {values.dtype}")
-    values = values.float()
+    values = _parse_numbers(points, name, ROWS)
     if values.numel() == 0:
         return values.reshape(0, 2)
     if values.ndim != 2 or values.shape[-1] != 2:
-        raise UserError(f"`{name}` must be rows of x and y, as [[120, 80]], got the shape {tuple(values.shape)}")
+        given = f"the shape {tuple(values.shape)}" if values.ndim else f"{points!r:.{SHOWN}}"
+        raise UserError(f"`{name}` must be {ROWS}, got {given}")
     require_inside(values.tolist(), picture.size, picture.name, name)
     return values
 
@@ -199,11 +194,37 @@ def parse_point(point: object, picture: EncodedPicture) -> Float[Tensor, "1 2"]:
     Raises:
         UserError: It is not a point, or lies outside the picture.
     """
-    if isinstance(point, Tensor):
-        return parse_points(to_plain_tensor(point, "point")[None], picture, "point")
-    if isinstance(point, str | bytes) or not isinstance(point, Iterable):
-        raise UserError(f"`point` must be x and y, as (120, 80), got {point!r}")
-    return parse_points(point[None] if isinstance(point, np.ndarray) else [list(point)], picture, "point")
+    values = _parse_numbers(list(point) if isinstance(point, Iterator) else point, "point", POINT)
+    if values.shape != (2,):
+        given = f"the shape {tuple(values.shape)}" if values.ndim else f"{point!r:.{SHOWN}}"
+        raise UserError(f"`point` must be {POINT}, got {given}")
+    require_inside([values.tolist()], picture.size, picture.name, "point")
+    return values[None]
+
+
+def _parse_numbers(values: object, name: str, form: str) -> Float[Tensor, "..."]:
+    """Convert real numbers of any type to single precision, on the CPU.
+
+    Args:
+        values: Numbers in a list, an array or a tensor.
+        name: Argument that holds them, for messages.
+        form: What they must be, for messages.
+    """
+    require_unmasked(values, name)
+    if isinstance(values, Tensor):
+        values = to_plain_tensor(values, name)
+    try:
+        numbers = values if isinstance(values, Tensor) else torch.from_numpy(_to_native(np.array(values, order="C")))
+    except (TypeError, ValueError, RuntimeError):
+        given = f"{type(values).__name__}. Give a list"
+        if values is None or isinstance(values, str | bytes | list | tuple):
+            given = shorten(repr(values), SHOWN, placeholder="...")
+        elif isinstance(values, np.ndarray):
+            given = f"an array of type {values.dtype}"
+        raise UserError(f"`{name}` must be {form}, got {given}") from None
+    if numbers.is_complex() or numbers.dtype == torch.bool:
+        raise UserError(f"`{name}` must be {form}, got numbers of type {numbers.dtype}")
+    return numbers.float()
 
 
 def _to_native(values: np.ndarray) -> np.ndarray:
@@ -231,6 +252,9 @@ def require_inside(
             )
 
 
+SINGLE = str | bytes | Path | Image.Image | Picture | EncodedPicture  # of which Python iterates over some
+
+
 def iterate_pictures(images: object, name: str) -> Iterator[Any]:
     """Return an iterator over many pictures; one picture is not a list of them, though Python iterates over most kinds.
 
@@ -242,7 +266,7 @@ def iterate_pictures(images: object, name: str) -> Iterator[Any]:
         UserError: It is a single picture, or nothing that holds several.
     """
     given = type(images).__name__
-    is_single = isinstance(images, str | bytes | Path | Image.Image | Picture | EncodedPicture)
+    is_single = isinstance(images, SINGLE)
     if isinstance(images, np.ndarray | Tensor):
         given, is_single = f"{given} of the shape {tuple(images.shape)}", images.ndim < 4
     if is_single or not isinstance(images, Iterable):
@@ -250,6 +274,22 @@ def iterate_pictures(images: object, name: str) -> Iterator[Any]:
             f"`{name}`: give a list of pictures, got {given}. For one picture give a list of one, as [picture]"
         )
     return iter(images)
+
+
+def require_picture_or_list(images: object, name: str) -> None:
+    """Refuse pictures in anything but a list, where one picture is allowed as well.
+
+    Args:
+        images: A picture, or a list of them.
+        name: Argument that holds it, for messages.
+
+    Raises:
+        UserError: It is another iterable, as a tuple.
+    """
+    if isinstance(images, Iterable) and not isinstance(images, list | np.ndarray | Tensor | SINGLE):
+        raise UserError(
+            f"`{name}` must be a picture or a list of pictures, got {type(images).__name__}. Give a list, as [b, c]"
+        )
 
 
 def require_encoder(picture: EncodedPicture, encoder: Encoder, name: str) -> None:

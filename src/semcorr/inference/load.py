@@ -23,7 +23,12 @@ from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.packages import list_choices
 from semcorr.engine.run_config import check_config
 from semcorr.engine.saved_config import is_run, read_run_config
-from semcorr.inference.unused_options import refuse_unused_options, warn_of_unused_sections, warn_untrained_tuning
+from semcorr.inference.unused_options import (
+    refuse_unused_options,
+    warn_of_duplicates,
+    warn_of_unused_sections,
+    warn_untrained_tuning,
+)
 
 DEFAULT = "efficientnet_lite0"  # its weights are installed with semcorr
 SEEDING = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # variables that Lightning sets and its loaders read
@@ -49,6 +54,7 @@ def restore_model(model: str | Path | None = None, overrides: Sequence[str] = ()
         UserError: The model, the run or a key does not exist, or what was typed has no effect on matches.
     """
     line = format_overrides(model, overrides)
+    warn_of_duplicates(line)
     try:
         with _preserve_random_state(), _default_float32():
             return RestoredModel(*_build_model([_fetch_checkpoint(word) for word in line]), " ".join(line))
@@ -95,6 +101,14 @@ def format_overrides(model: str | Path | None, overrides: Sequence[str] = ()) ->
     >>> format_overrides("hf://user/cats@v1")
     ['checkpoint=hf://user/cats@v1']
     """
+    if not (model is None or (isinstance(model, str | Path) and str(model).strip())):
+        raise UserError(
+            f"`model` must be text or a Path, got {model!r:.60}. Give a backbone, a run's directory or a line as "
+            "'backbone=dinov2 localise=argmax'"
+        )
+    for override in overrides:
+        if not (isinstance(override, str) and ("=" in override or override.startswith("~"))):
+            raise UserError(f"an override must be text, got {override!r:.60}. Give each as 'backbone.size=32'")
     words = [str(model)] if model and Path(model).is_dir() else _split_words(model or "")  # directories may have spaces
     line = [_word_to_override(word) if "=" not in word or Path(word).is_dir() else word for word in words]
     line += overrides

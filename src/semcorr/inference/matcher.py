@@ -22,7 +22,7 @@ from semcorr.core.ranges import Count, Positive, require
 from semcorr.core.types import FeatureMap, ImageMaps
 from semcorr.data.loaders import encoding_batch_size
 from semcorr.data.pictures import Picture, Source, load_picture
-from semcorr.data.views import to_unit_range
+from semcorr.data.views import split_resize, to_unit_range
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.evaluation.image_features import transformed_feature_origin
 from semcorr.inference.dense import pixel_grid, transfer_with_cycle_check
@@ -37,6 +37,7 @@ from semcorr.inference.encoded import (
     parse_points,
     place_picture,
     require_encoder,
+    require_picture_or_list,
 )
 from semcorr.inference.encoder import Encoder, identify_encoder
 from semcorr.inference.load import resolve_device, restore_model
@@ -78,7 +79,7 @@ class Matcher:
             transferred as `evaluate` does.
 
     Raises:
-        UserError: An option is out of range, or the device is not available.
+        UserError: The module is none, an option is out of range, or the device is not available.
     """
 
     def __init__(
@@ -93,6 +94,12 @@ class Matcher:
         trim: bool = True,
         subcell: bool = True,
     ) -> None:
+        if not isinstance(module, CorrespondenceModule):
+            raise UserError(
+                f"`module` must be a CorrespondenceModule, got {module!r:.60}. Load one by its name, as "
+                'Matcher.load("dinov2")'
+            )
+        split_resize(resize, "resize")
         if str(precision) not in PRECISIONS:
             raise UserError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         require("cycle", cycle, Positive)
@@ -201,7 +208,11 @@ class Matcher:
             a: The source picture.
             b: The target picture; or a list of targets, which returns a list.
             points: Rows of (x, y) in original pixels of `a`.
+
+        Raises:
+            UserError: A picture cannot be read, points lie outside the source, or `b` is neither.
         """
+        require_picture_or_list(b, "b")
         matches = list(self.matches(a, b if isinstance(b, list) else [b], points))
         return matches if isinstance(b, list) else matches[0]
 

@@ -19,7 +19,15 @@ UNUSED = {
     "trainer": "a matcher has `device` and `precision` in its place",
     "compile": "blocks are not compiled",
     "kap": "nothing is scored",
+    "objective": "nothing is scored",
+    "data": "pictures come from you, and of a benchmark only `data.resize` counts",
+    "data_root": "pictures come from you",
+    "name": "no run is written",
+    "run_dir": "no run is written",
+    "logger": "no run is written",
+    "callbacks": "no run is written",
 }
+MATCHED = ("data.resize",)  # keys of these sections that matching does read
 OFF = ("none", "null", "false", "memory", "")  # values that say what holds anyway
 
 
@@ -35,7 +43,7 @@ def refuse_unused_options(cfg: DictConfig, line: Sequence[str]) -> None:
     """
     for word, key in zip(line, override_keys(line), strict=True):
         section, value = key.partition(".")[0], word.partition("=")[2]
-        if section in UNUSED and (key != section or value.lower() not in OFF):
+        if section in UNUSED and key not in MATCHED and (key != section or value.lower() not in OFF):
             raise UserError(
                 f"`{word}` changes what semcorr.evaluate does, and no match: {UNUSED[section]}. Leave it out"
             )
@@ -52,6 +60,19 @@ def refuse_unused_options(cfg: DictConfig, line: Sequence[str]) -> None:
             "`protocol`: points are found by the readout of one protocol, and several were given. "
             "Give one, as protocol=semcorr"
         )
+
+
+def warn_of_duplicates(line: Sequence[str]) -> None:
+    """Warn which of two values of a key counts, as a command line does.
+
+    Args:
+        line: Words of the line.
+    """
+    last: dict[str, str] = {}
+    for word, key in zip(line, override_keys(line), strict=True):
+        if last.get(key, word) != word:
+            log.warning("`%s` is given twice: %s counts, not %s", key, word, last[key])
+        last[key] = word
 
 
 def warn_of_unused_sections(cfg: DictConfig, saved: DictConfig | None) -> None:

@@ -12,11 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semcorr.core.coords import from_view, to_grid, to_image, to_view
+from semcorr.core.errors import UserError
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.metrics.pck import ALPHAS, SUBSETS, Scores, pck_from_counts
-from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, subset_masks
+from semcorr.metrics.predictions import Predictions, correct_per_pair, is_correct, require_row_per_alpha, subset_masks
 
 
+@check_shapes
 def pck_from_predictions(
     rows: Predictions, alphas: Sequence[float] = ALPHAS, correct: Bool[np.ndarray, "a m"] | None = None
 ) -> JsonObject:
@@ -28,6 +31,7 @@ def pck_from_predictions(
         correct: Which keypoints are correct at each alpha; those whose error is at most alpha, if left out.
     """
     correct = is_correct(rows, alphas) if correct is None else correct
+    require_row_per_alpha(correct, alphas)
     max_keypoints = int(np.bincount(rows.pair).max(initial=0))
     shape = (len(SUBSETS), len(rows.categories), len(alphas), max_keypoints + 1)
     correct_counts, pairs = np.zeros(shape, int), np.zeros((shape[0], shape[1], shape[3]), int)
@@ -87,6 +91,7 @@ LABELS: Mapping[str, Sequence[str]] = {
 }
 
 
+@check_shapes
 def pck_by_class(
     rows: Predictions,
     labels: Mapping[str, int | None],
@@ -105,6 +110,8 @@ def pck_by_class(
     """
     values = [labels.get(name) for name in rows.pairs]
     label = np.array([-1 if value is None else value for value in values])
+    if beyond := [value for value in label.tolist() if value >= len(names)]:
+        raise UserError(f"`labels` names class {beyond[0]}, and there are {len(names)}. Name every class in `names`")
     classes: JsonObject = {"unknown": int((label < 0).sum())}
     for i, name in enumerate(names):
         in_class = (label == i)[rows.pair]
@@ -115,6 +122,7 @@ def pck_by_class(
     return classes
 
 
+@check_shapes
 def pck_by_domains(
     rows: Predictions,
     domains: Mapping[str, tuple[str | None, str | None]],

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
-from semcorr.metrics.predictions import Predictions, correct_per_pair, subset_masks
+from semcorr.metrics.predictions import Predictions, correct_per_pair, require_row_per_alpha, subset_masks
 
 MIN_IMAGES = 10  # images: with less in a stratum, all strata are one; with less in all, there is no interval
 DRAWS_PER_CHUNK = 100  # draws
@@ -183,6 +184,7 @@ class McNemarResult(NamedTuple):
 
 def pck_ratios(rows: Predictions, correct: Bool[np.ndarray, "a m"], alphas: Sequence[float]) -> list[PCKRatio]:
     """Return the ratios per image and per point of every subset that has a keypoint."""
+    require_row_per_alpha(correct, alphas)
     ratios = []
     for subset, mask in subset_masks(rows).items():
         pair_correct, n = correct_per_pair(rows, correct, mask)
@@ -194,6 +196,7 @@ def pck_ratios(rows: Predictions, correct: Bool[np.ndarray, "a m"], alphas: Sequ
     return ratios
 
 
+@check_shapes
 def pck_intervals(
     rows: Predictions, correct: Bool[np.ndarray, "a m"], alphas: Sequence[float], draws: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Interval]]]:
@@ -219,6 +222,7 @@ def pck_intervals(
     return intervals
 
 
+@check_shapes
 def pck_differences(
     rows: Predictions,
     first: Bool[np.ndarray, "a m"],
@@ -262,6 +266,7 @@ def pck_differences(
     return differences
 
 
+@check_shapes
 def mcnemar(first: Bool[np.ndarray, " m"], second: Bool[np.ndarray, " m"]) -> McNemarResult:
     """Apply McNemar's exact test to the keypoints that are correct in one run and wrong in the other.
 

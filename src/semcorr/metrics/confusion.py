@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
 from semcorr.metrics.predictions import Predictions
 
@@ -91,6 +92,7 @@ def target_landmarks(rows: Predictions, pairs: Sequence[AnnotatedPair]) -> Landm
     return points
 
 
+@check_shapes
 def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) -> JsonObject:
     """Compute how often a keypoint whose twin the target shows is predicted nearer to the twin than to itself.
 
@@ -125,6 +127,7 @@ def left_right_confusion(rows: Predictions, landmarks: Landmarks, flips: Flips) 
     return {**_share(wrong, has_twin), "category": by_category}
 
 
+@check_shapes
 def keypoint_confusion(
     rows: Predictions, landmarks: Landmarks, alpha: float = 0.1
 ) -> dict[str, Int[np.ndarray, "n k"]]:

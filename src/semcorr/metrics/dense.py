@@ -7,17 +7,21 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from semcorr.core.ranges import Positive, check_arguments
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
 from semcorr.metrics.segmentation import region_similarity
 
 ORDER = ("pair",)  # of the table's rows
 
 
+@check_arguments()
+@check_shapes
 def flow_pck(
     predicted: Float[Tensor, "h w 2"],
     truth: Float[Tensor, "h w 2"],
     evaluated: Bool[Tensor, "h w"],
-    threshold: float,
+    threshold: Positive,
 ) -> float:
     """Return the share of evaluated pixels whose flow ends nearer than `threshold` to where it should.
 
@@ -40,11 +44,13 @@ def flow_pck(
     return int((error[evaluated] < threshold**2).sum()) / int(evaluated.sum())
 
 
+@check_shapes
 def label_transfer_accuracy(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> float:
     """Return LT-ACC, the share of pixels with the right label, background included."""
     return int((predicted == truth).sum()) / truth.numel()
 
 
+@check_shapes
 def label_iou(predicted: UInt8[Tensor, "h w"], truth: UInt8[Tensor, "h w"]) -> float:
     """Return the intersection over union of the labels of the truth, 0 left out, weighted by their true areas.
 

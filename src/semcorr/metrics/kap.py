@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
 
 KAP_ALPHAS = (0.01, 0.05, 0.1)
@@ -88,8 +89,15 @@ def keypoint_average_precision(table: pa.Table, alpha: float = 0.1, released: bo
     Returns:
         `image`, the mean over the pairs with a positive; `point`, that of all scores pooled; and `pairs`, the number of
         pairs with a positive. The first two are None where there is no positive.
+
+    Raises:
+        UserError: No row is of this tolerance.
     """
     column = {name: table[name].to_numpy() for name in table.schema.names}
+    known = sorted(set(column["alpha"].tolist()))
+    if known and alpha not in known:
+        allowed = ", ".join(f"{value:g}" for value in known)
+        raise UserError(f"`alpha` must be one of the table's, {allowed}, got {alpha}. Give one of them")
     selected = column["alpha"] == alpha
     names = ("corner_inside", "corner_outside") if released else ("inside", "outside")
     inside, outside = (column[name][selected].astype(float) for name in names)

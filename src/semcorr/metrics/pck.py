@@ -6,7 +6,7 @@ extent (as HPF, DIFT and the unified benchmark; GeoAware-SC uses <).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from semcorr.core.errors import UserError
+from semcorr.core.ranges import Positive, Whole, check_arguments
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonMapping, JsonObject
 
 SUBSETS = ("all", "geo", "std")
 ALPHAS = (0.01, 0.05, 0.1, 0.15, 0.2)
+Pooling = Literal["image", "point", "category", "category_by_pairs"]
 
 Scores = dict[str, dict[str, dict[str, float | None]]]
 Values = TypeVar("Values", Tensor, np.ndarray)
@@ -60,11 +64,13 @@ class Tolerance(NamedTuple):
 INCLUSIVE = Tolerance()
 
 
+@check_arguments()
+@check_shapes
 def pck(
     predicted: Float[Tensor, "b n 2"],
     target: Float[Tensor, "b n 2"],
     extent: Float[Tensor, " b"],
-    alpha: float = 0.1,
+    alpha: Positive = 0.1,
     mask: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Compute the Percentage of Correct Keypoints, one value per pair, in [0, 1].
@@ -81,6 +87,9 @@ def pck(
         alpha: Tolerance as a fraction of ``extent``.
         mask: Keypoints to score; all of them if left out.
 
+    Raises:
+        UserError: Shapes or types do not fit each other; on a CPU, an extent is not positive or a point is NaN.
+
     Example:
         >>> predicted = torch.tensor([[[10.0, 10.0], [40.0, 10.0]]])
         >>> target = torch.tensor([[[10.0, 19.0], [40.0, 21.0]]])  # 9 and 11 px away
@@ -88,10 +97,13 @@ def pck(
         tensor([0.5000])
     """
     mask = torch.ones_like(target[..., 0], dtype=torch.bool) if mask is None else mask
-    correct = (normalised_error(predicted, target, extent) <= alpha) & mask
+    errors = normalised_error(predicted, target, extent)
+    _require_numbers(errors, mask)
+    correct = (errors <= alpha) & mask
     return correct.sum(-1) / mask.sum(-1)
 
 
+@check_shapes
 def normalised_error(
     predicted: Float[Tensor, "b n 2"], target: Float[Tensor, "b n 2"], extent: Float[Tensor, " b"]
 ) -> Float[Tensor, "b n"]:
@@ -100,10 +112,24 @@ def normalised_error(
     It is computed in double precision, one elementary operation after the other: `norm` may fuse them. PyTorch's square
     root on a CPU may be MKL's, which can be off by the last bit; NumPy's, as a GPU's, is rounded correctly.
     """
+    _require_extent(extent)
     x, y = (predicted.detach().double() - target.double()).unbind(-1)
     squared = x * x + y * y
     distance = torch.from_numpy(np.sqrt(squared.numpy())) if squared.device.type == "cpu" else squared.sqrt()
     return distance / extent.double()[:, None]
+
+
+def _require_extent(extent: Float[Tensor, " b"]) -> None:
+    """Refuse a length that is not positive, on a CPU: a GPU would be waited for."""
+    if extent.device.type == "cpu" and not bool(((extent > 0) & extent.isfinite()).all()):
+        wrong = extent[~((extent > 0) & extent.isfinite())][0].item()
+        raise UserError(f"`extent` must be positive, got {wrong:g}. Give the longer side of each box or image")
+
+
+def _require_numbers(errors: Float[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> None:
+    """Refuse NaN at a keypoint that is scored, on a CPU: it would count as wrong."""
+    if errors.device.type == "cpu" and bool((errors.isnan() & mask).any()):
+        raise UserError("`predicted` or `target` is NaN at a keypoint to score. Give numbers, or mask it out")
 
 
 def pck_from_counts(
@@ -151,6 +177,9 @@ class PCK(Metric):
         tolerance: Comparison of errors with alphas: at most alpha, or less (GeoAware-SC).
         pooling: Pooling of the headline: over pairs (`image`), keypoints (`point`), or categories of the latter, alike
             (`category`) or by their pairs (`category_by_pairs`).
+
+    Raises:
+        UserError: An option is out of range, or a name is given twice.
     """
 
     full_state_update = False
@@ -158,15 +187,21 @@ class PCK(Metric):
     correct: Int[Tensor, "subsets categories alphas counts"]
     pairs: Int[Tensor, "subsets categories counts"]
 
+    @check_arguments()
     def __init__(
         self,
         categories: Sequence[str],
-        keypoints: int,
-        alphas: Sequence[float] = ALPHAS,
+        keypoints: Whole,
+        alphas: Sequence[Positive] = ALPHAS,
         tolerance: Tolerance = INCLUSIVE,
-        pooling: str = "image",
+        pooling: Pooling = "image",
     ) -> None:
         super().__init__()
+        if isinstance(categories, str):
+            raise UserError(f"`categories` must be a list of names, got {categories!r}. Give [{categories!r}]")
+        for option, names in (("categories", categories), ("alphas", [f"{alpha:g}" for alpha in alphas])):
+            if duplicates := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise UserError(f"`{option}` has {duplicates[0]} twice. Give each once")
         self.tolerance, self.pooling = tolerance, pooling
         self.categories, self.alphas = tuple(categories), tuple(alphas)
         shape = (len(SUBSETS), len(self.categories))
@@ -174,6 +209,7 @@ class PCK(Metric):
         self.add_state("correct", zeros, dist_reduce_fx="sum")
         self.add_state("pairs", zeros[:, :, 0].clone(), dist_reduce_fx="sum")
 
+    @check_shapes
     def update(
         self,
         predicted: Float[Tensor, "b n 2"],
@@ -195,8 +231,16 @@ class PCK(Metric):
             category: Index of each pair's category in `categories`.
             errors: Errors as another protocol measures them, fractions of the extent; if left out, they are computed
                 from the points.
+
+        Raises:
+            UserError: Shapes or types do not fit each other; on a CPU, an extent is not positive, a category is unknown
+                or a point is NaN.
         """
+        _require_extent(extent)
+        self._require_known(shared.shape[1], category)
+        category = category.long()
         errors = normalised_error(predicted, target, extent) if errors is None else errors
+        _require_numbers(errors, shared)
         values = self.tolerance.round_alphas(self.alphas)
         alphas = torch.tensor(values, dtype=torch.double, device=extent.device)[:, None]
         is_correct = self.tolerance.is_correct(errors[:, None], alphas)  # (b alphas n)
@@ -205,6 +249,22 @@ class PCK(Metric):
             self.pairs[s].index_put_((category, n), torch.ones_like(n), accumulate=True)
             correct_of_n = (is_correct & mask[:, None]).sum(-1)  # (b alphas)
             self.correct[s].transpose(1, 2).index_put_((category, n), correct_of_n, accumulate=True)
+
+    def _require_known(self, keypoints: int, category: Int[Tensor, " b"]) -> None:
+        """Refuse more keypoints than counts were made for, and on a CPU a category that has no name."""
+        most = self.pairs.shape[-1] - 1
+        if keypoints > most:
+            raise UserError(
+                f"`shared` has {keypoints} keypoints for each pair, and the metric counts up to {most}. "
+                f"Build it with keypoints={keypoints}"
+            )
+        if category.device.type == "cpu":
+            wrong = category[(category < 0) | (category >= len(self.categories))].tolist()
+            if wrong:
+                raise UserError(
+                    f"`category` must be an index into the {len(self.categories)} categories, from 0 to "
+                    f"{len(self.categories) - 1}, got {wrong[0]}. Give the index of each pair's category"
+                )
 
     def compute(self) -> JsonObject:
         """Return `{"pck": {subset: {"image"|"point": {alpha: value}}}, "category": {name: ...}, "headline": {...}}`.

@@ -15,6 +15,7 @@ from torch import Tensor
 from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
 from semcorr.core.parquet import read_parquet, write_parquet
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
 from semcorr.metrics.pck import INCLUSIVE, Tolerance, normalised_error
 
@@ -92,6 +93,7 @@ def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
     return tables
 
 
+@check_shapes
 def is_correct(rows: Predictions, alphas: Sequence[float], tolerance: Tolerance = INCLUSIVE) -> Bool[np.ndarray, "a m"]:
     """Tell whether each keypoint is correct at each alpha: error <= alpha, or < alpha where the protocol is strict."""
     return tolerance.is_correct(rows.error, np.asarray(tolerance.round_alphas(alphas))[:, None])
@@ -102,6 +104,7 @@ def subset_masks(rows: Predictions) -> dict[str, Bool[np.ndarray, " m"]]:
     return {"all": np.ones_like(rows.ambiguous), "geo": rows.ambiguous, "std": ~rows.ambiguous}
 
 
+@check_shapes
 def correct_per_pair(
     rows: Predictions, correct: Bool[np.ndarray, "a m"], mask: Bool[np.ndarray, " m"]
 ) -> tuple[Int[np.ndarray, "a p"], Int[np.ndarray, " p"]]:
@@ -109,6 +112,12 @@ def correct_per_pair(
     count = len(rows.pairs)
     counts = [np.bincount(rows.pair[mask & is_correct], minlength=count) for is_correct in correct]
     return np.stack(counts), np.bincount(rows.pair[mask], minlength=count)
+
+
+def require_row_per_alpha(correct: Bool[np.ndarray, "a m"], alphas: Sequence[float]) -> None:
+    """Refuse another number of rows than of tolerances: they would be paired wrongly."""
+    if len(correct) != len(alphas):
+        raise UserError(f"`correct` has {len(correct)} rows for {len(alphas)} alphas. Give a row for each alpha")
 
 
 SCHEMA = pa.schema(

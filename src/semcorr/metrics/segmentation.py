@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
 
 BOUNDARY_TOLERANCE = 0.008  # share of the frame's diagonal
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
 ORDER = ("video", "object", "frame")  # of the table's rows
 
 
+@check_shapes
 def region_similarity(predicted: Bool[Tensor, "*b h w"], truth: Bool[Tensor, "*b h w"]) -> Float[Tensor, "*b"]:
     """Return J, the intersection over union of masks; 1 where both are empty.
 
@@ -79,6 +81,7 @@ def _merge(result: Bool[Tensor, "*b h w"], mask: Bool[Tensor, "*b h w"], shift: 
             result.narrow(dim, end, length).logical_or_(mask.narrow(dim, start, length))
 
 
+@check_shapes
 def boundary_accuracy(
     predicted: Bool[Tensor, "*b h w"], truth: Bool[Tensor, "*b h w"], tolerance: float = BOUNDARY_TOLERANCE
 ) -> Float[Tensor, "*b"]:

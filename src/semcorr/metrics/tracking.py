@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
 
 THRESHOLDS = (1, 2, 4, 8, 16)  # pixels of the 256 x 256 frame
@@ -21,6 +22,7 @@ THRESHOLDS = (1, 2, 4, 8, 16)  # pixels of the 256 x 256 frame
 Scores = JsonObject  # {"delta_avg", "OA", "AJ": value, "delta", "jaccard": {threshold: value}}
 
 
+@check_shapes
 def tapvid_metrics(
     predicted: Float[Tensor, "n t 2"],
     predicted_occluded: Bool[Tensor, "n t"],
