@@ -3,6 +3,7 @@
 import re
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -413,6 +414,8 @@ def test_a_training_that_would_change_no_weight_ends_before_its_first_update(con
 
     with pytest.raises(UserError, match=message):
         train(cfg)
+
+    assert Path(cfg.run_dir).exists() == (key == "loss")  # which is known at the first step
 
 
 @pytest.mark.integration

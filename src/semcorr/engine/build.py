@@ -153,6 +153,7 @@ def build_training(cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModul
     if any(module.trainable_parameters()):
         require_filled_square(parts.loss, data.resize)
         require_pairs(parts.loss, data.all_pairs)
+        module.make_optimizer(steps=1000, epoch_steps=100, step_pairs=8)  # refused here, before anything is written
         data.train_masks = ExtraInput.MASKS in list_reads(parts.loss)
     use_cached_features(module, data)
     scored = other or data

@@ -375,8 +375,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_list_of_modules(value: object) -> bool:
-    is_list = isinstance(value, Sequence | nn.ModuleList | nn.Sequential)
-    return is_list and all(isinstance(block, nn.Module) for block in value)
+    kinds = (Sequence, nn.ModuleList, nn.Sequential)
+    return isinstance(value, kinds) and all(isinstance(block, nn.Module) for block in value)
 
 
 def _describe_part(part: object) -> str:
