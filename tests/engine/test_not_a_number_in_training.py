@@ -99,5 +99,35 @@ def test_on_a_gpu_steps_are_looked_at_together_and_the_first_is_named(monkeypatc
 def test_features_are_named_before_the_loss_they_spoil():
     maps = torch.tensor([[1.0], [NAN]])
 
-    with pytest.raises(UserError, match=r"^step 1 of the training: the features of image b is not finite"):
+    with pytest.raises(UserError, match=r"^step 1 of the training: the features of image b are not finite"):
         StepWatch().record_batch(0, ["a", "b"], ["pair x"], maps, {"loss": torch.tensor(NAN)})
+
+
+@pytest.mark.parametrize(
+    ("values", "similarity", "loss", "part"),
+    [
+        (NAN, 1.0, NAN, "`backbone._target_`"),
+        (1.0, NAN, NAN, "`head._target_`"),
+        (1.0, math.inf, NAN, "`loss`"),
+        (1.0, 1.0, math.inf, "`loss`"),
+    ],
+)
+def test_before_the_first_update_the_part_itself_is_named_and_no_rate(values, similarity, loss, part):
+    watch, similarities = StepWatch(), torch.full((1, 1, 2, 2), similarity)
+    with pytest.raises(UserError, match=f"No update has changed this yet: {part} itself") as error:
+        watch.record_batch(0, ["a"], ["pair x"], torch.tensor([[values]]), {"own": torch.tensor(loss)}, similarities)
+
+    assert "optimizer.lr" not in str(error.value)
+
+
+@pytest.mark.parametrize(("is_frozen", "remedy"), [(True, "`backbone._target_` itself"), (False, "Lower optimizer.lr")])
+def test_features_of_a_frozen_backbone_are_no_matter_of_rates(is_frozen, remedy):
+    with pytest.raises(UserError, match=rf"^step 5 .*{remedy}"):
+        StepWatch(is_backbone_frozen=is_frozen).record_batch(
+            4, ["a"], ["pair x"], torch.tensor([[NAN]]), {"own": torch.tensor(NAN)}
+        )
+
+
+def test_infinite_similarities_of_a_finite_loss_are_taken():
+    similarity = torch.full((1, 1, 2, 2), -math.inf)
+    StepWatch().record_batch(0, ["a"], ["pair x"], torch.ones(1, 1), {"own": torch.tensor(1.0)}, similarity)

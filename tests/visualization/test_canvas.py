@@ -117,6 +117,19 @@ def test_dashes_lead_from_the_start_and_leave_gaps():
     assert 0.35 < on[10:91].mean() < 0.65
 
 
+@pytest.mark.parametrize("stop", [(1e9, 50), (1e9, 1e9), (-1e9, 50), (np.inf, 50), (np.nan, 50)])
+def test_a_line_to_a_place_far_outside_ends_with_the_picture(stop):
+    dashes = drawn(draw_dashes, (50, 50), stop, WRONG, 2)
+
+    assert (dashes == WRONG).all(-1).any() == np.isfinite(stop).all()
+    if stop == (1e9, 50):
+        assert np.array_equal(dashes[:, :90], drawn(draw_dashes, (50, 50), (99, 50), WRONG, 2)[:, :90])
+
+
+def test_a_line_outside_the_picture_is_not_drawn():
+    assert (drawn(draw_dashes, (-1e9, 400), (1e9, 400), WRONG, 2) == PAPER).all()
+
+
 def test_a_bar_has_the_maps_colours_and_height_the_greatest_value_on_top():
     values = np.linspace(-1, 3, 60)[:, None].repeat(40, 1)
     laid, bar = overlay_map(Image.new("RGB", (40, 60), (128, 128, 128)), values, 0.6)

@@ -186,8 +186,6 @@ def check_run(cfg: DictConfig) -> None:
     Raises:
         UserError: An option is unknown, has a value that is not allowed, or does not go with another.
     """
-    from hydra.utils import instantiate
-
     from semcorr.cli.sweep.objective import check_objective
     from semcorr.engine.run_config import check_config
     from semcorr.engine.trainer_options import check_trainer
@@ -195,11 +193,12 @@ def check_run(cfg: DictConfig) -> None:
     copy = cfg.copy()
     with postpone_compiler():  # backbones are imported to see what options they take
         check_config(copy)
+        from semcorr.engine.build import build_part
     check_objective(copy.objective)
     check_trainer(copy)
     for key in QUICK_SECTIONS:
         if key in copy:
-            instantiate(copy[key])
+            build_part(key, copy[key])
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Builders of the parts of a run from its configuration."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
@@ -19,16 +19,26 @@ from semcorr.data.corruptions.corruption import Corruption, Uncorrupted
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.evaluation_only import EvaluationBenchmark
 from semcorr.data.pose_variants import PoseVariant
-from semcorr.engine.contracts import require_backbone, require_head
+from semcorr.engine.contracts import (
+    ARGUMENTS,
+    explain_failure,
+    require_backbone,
+    require_call,
+    require_head,
+    require_loss,
+    require_readout,
+)
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.options import STEPS
 from semcorr.engine.run_config import check_config, require_compile_backend
 from semcorr.engine.saved_config import to_plain_types
+from semcorr.evaluation.pose.alignment import AdaptivePose
 from semcorr.evaluation.protocols import SEMCORR, Protocol
 from semcorr.matching.readouts import ProtocolReadout, Readout, ReadoutList, list_readouts
 from semcorr.models.backbones.steps import add_steps
 from semcorr.models.losses import ExtraInput, Loss, list_reads, point_lookup
 from semcorr.models.weights.loading import require_finite_weights
+from semcorr.store.frozen import FeatureCacheConfig
 
 Benchmark = PairDataModule | EvaluationBenchmark
 
@@ -49,7 +59,33 @@ class TrainingParts(NamedTuple):
 
 def build_training_parts(cfg: DictConfig) -> TrainingParts:
     """Build the loss, and the constructors of the optimiser and its schedule."""
-    return TrainingParts(*(instantiate(cfg[key]) for key in TrainingParts._fields))
+    parts = TrainingParts(*(build_part(key, cfg[key]) for key in TrainingParts._fields))
+    require_loss(parts.loss)
+    require_call("optimizer", parts.optimizer)
+    require_call("scheduler", parts.scheduler)
+    return parts
+
+
+def build_part(key: str, section: DictConfig, *kinds: type, **overrides: object) -> Any:
+    """Build what a section of the configuration describes.
+
+    Args:
+        key: Name of the section.
+        section: The section.
+        kinds: Classes of which the part must be one; none, where its own check follows.
+        overrides: Arguments that replace those of the section.
+
+    Raises:
+        UserError: It is of another class, or a class or function of another package has failed.
+    """
+    target = section.get("_target_", "semcorr") if isinstance(section, DictConfig) else "semcorr"
+    hint = f"A function needs {key}._partial_=true." if key in ARGUMENTS and not section.get("_partial_") else ""
+    with explain_failure(key, target, hint):
+        part = instantiate(section, **overrides)
+    if kinds and not isinstance(part, kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        raise UserError(f"`{key}._target_`: {target} must be a {names}, got a {type(part).__name__}.")
+    return part
 
 
 def require_filled_square(loss: Loss, resize: str) -> None:
@@ -117,6 +153,7 @@ def build_training(cfg: DictConfig) -> tuple[CorrespondenceModule, PairDataModul
     if any(module.trainable_parameters()):
         require_filled_square(parts.loss, data.resize)
         require_pairs(parts.loss, data.all_pairs)
+        module.make_optimizer(steps=1000, epoch_steps=100, step_pairs=8)  # refused here, before anything is written
         data.train_masks = ExtraInput.MASKS in list_reads(parts.loss)
     use_cached_features(module, data)
     scored = other or data
@@ -135,18 +172,23 @@ def build_module(cfg: DictConfig, training: TrainingParts | None = None) -> Corr
     backbone = build_backbone(cfg)
     head = build_head(cfg.head, backbone.widths, round(backbone.size / backbone.stride))
     require_head(head, backbone)
+    name = f"{type(head).__module__}.{type(head).__qualname__}"
+    require_finite_weights(head.state_dict(), f"`head._target_`: {name}", "Correct how it sets its weights.")
+    localise, finetune = build_part("localise", cfg.localise), build_part("finetune", cfg.finetune)
+    require_readout(localise)
+    require_call("finetune", finetune)
     return CorrespondenceModule(
         backbone,
         head=head,
-        localise=instantiate(cfg.localise),
-        finetune=instantiate(cfg.finetune),
+        localise=localise,
+        finetune=finetune,
         seed=cfg.seed,
-        cache_config=instantiate(cfg.store),
+        cache_config=build_part("store", cfg.store, FeatureCacheConfig),
         key=features_key(cfg),
         variants=build_pose_variant(cfg),
         dropout=cfg.get("feature_dropout", 0.0),
         protocols=build_protocols(cfg),
-        pose=instantiate(cfg.pose) if "pose" in cfg else None,
+        pose=build_part("pose", cfg.pose, AdaptivePose) if "pose" in cfg else None,
         kap=cfg.get("kap", False),
         **(training._asdict() if training else {}),
     )
@@ -156,25 +198,25 @@ def build_protocols(cfg: DictConfig) -> list[Protocol]:
     """Build the protocols that a run is scored by; for a configuration without any, as in old runs, our own."""
     if "protocol" not in cfg:
         return [SEMCORR]
-    protocols = instantiate(cfg.protocol)
+    protocols = build_part("protocol", cfg.protocol, Protocol, list)
     return protocols if isinstance(protocols, list) else [protocols.with_resize(cfg.data.resize)]
 
 
 def build_readouts(cfg: DictConfig) -> list[Readout]:
     """Build the readouts that a configuration names; none where each protocol has its own."""
-    localise: Readout | ReadoutList | ProtocolReadout = instantiate(cfg.localise)
+    localise: Readout | ReadoutList | ProtocolReadout = build_part("localise", cfg.localise)
     return [] if isinstance(localise, ProtocolReadout) else list_readouts(localise)
 
 
 def build_pose_variant(cfg: DictConfig) -> PoseVariant:
     """Build the weights of training pairs' variants; evaluation and old runs have no variants."""
-    variant: PoseVariant = instantiate(cfg.pairs) if "pairs" in cfg else PoseVariant()
+    variant: PoseVariant = build_part("pairs", cfg.pairs, PoseVariant) if "pairs" in cfg else PoseVariant()
     return variant
 
 
 def build_corruption(cfg: DictConfig) -> Corruption | None:
     """Build what is done to the images that are scored; None: nothing, as in old runs."""
-    corruption: Corruption | Uncorrupted = instantiate(cfg.corrupt) if cfg.get("corrupt") else Uncorrupted()
+    corruption = build_part("corrupt", cfg.corrupt, Corruption, Uncorrupted) if cfg.get("corrupt") else None
     return None if isinstance(corruption, Uncorrupted) else corruption
 
 
@@ -196,7 +238,7 @@ def build_head(cfg: DictConfig, widths: Sequence[int], grid: int) -> nn.Module:
             raise UserError(
                 f"`head.{key}` must be {expected[key]} for this backbone, or null for the same; got {cfg[key]}"
             )
-    head: nn.Module = instantiate(cfg)
+    head: nn.Module = build_part("head", cfg)
     return head
 
 
@@ -250,7 +292,7 @@ def build_backbone(cfg: DictConfig, **overrides: object) -> Backbone:
     own_options = cfg.backbone.copy()  # which still finds what its interpolations name
     with open_dict(own_options):
         steps = {key: own_options.pop(key) for key in STEPS if key in own_options}
-    backbone = instantiate(own_options, **overrides)
+    backbone = build_part("backbone", own_options, **overrides)
     require_backbone(backbone)
     backbone = add_steps(
         backbone, **{key: instantiate(x) if isinstance(x, DictConfig) else x for key, x in steps.items()}
@@ -272,7 +314,7 @@ def build_datamodule(cfg: DictConfig, key: str, stages: Sequence[str]) -> Benchm
     Raises:
         UserError: The benchmark cannot be read, or its images are to be corrupted and it has no pairs of keypoints.
     """
-    data: Benchmark = instantiate(cfg[key], size=cfg.backbone.size or 0)
+    data: Benchmark = build_part(key, cfg[key], PairDataModule, EvaluationBenchmark, size=cfg.backbone.size or 0)
     corruption = build_corruption(cfg)
     if isinstance(data, PairDataModule):
         data.corruption = corruption if key == "test" or cfg.get("test") is None else None

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from jaxtyping import Float, Shaped
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,13 +15,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from semcorr.core.errors import UserError
 from semcorr.core.interfaces import Backbone, PenalisedHead
+from semcorr.core.terminal import print_line
 from semcorr.core.text_files import JsonMapping, JsonObject
 from semcorr.core.types import FeatureMap, ImageBatch, PairBatch, View
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.pose_variants import PoseVariant
 from semcorr.data.views import to_unit_range
 from semcorr.engine.callbacks import LOSS, TrainingProgressBar
-from semcorr.engine.contracts import require_terms
+from semcorr.engine.contracts import (
+    explain_failure,
+    list_left_out,
+    require_gradients,
+    require_optimizer,
+    require_schedule,
+    require_terms,
+)
 from semcorr.engine.loss_inputs import (
     FeatureExtractor,
     batch_features,
@@ -122,13 +131,14 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         self.strict_loading = False  # checkpoints hold the trained weights only
         buffers = [name for name, _ in backbone.named_buffers()]
         network = unwrap_backbone(backbone)  # the steps after it have no weights to tune
-        finetune(network)
+        with explain_failure("finetune", finetune):
+            finetune(network)
         freeze_unused(network)
         self.saved_keys = {f"backbone.{name}" for name in checkpoint_keys(backbone, buffers)}
         self.frozen = FrozenPrefix(backbone, cache_config or FeatureCacheConfig(), key or {})
         self.uses_cached_features, self.kap, self.pose = False, kap, pose or adaptive.AdaptivePose()
         self.shared_cache: SharedCache | None = None
-        self.step_watch, self.shows_each_loss = StepWatch(), False
+        self.step_watch, self.shows_each_loss, self.is_first_backward = StepWatch(), False, True
         self.teacher: Teacher | None = None
 
     def train(self, mode: bool = True) -> "CorrespondenceModule":
@@ -177,7 +187,8 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         if isinstance(self.head, PenalisedHead):
             terms["head"] = self.head.take_penalty()
         require_terms(terms)
-        self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms)
+        similarity = inputs.similarity if self.global_step == 0 else None
+        self.step_watch.record_batch(self.global_step, *batch_names(batch), maps.values, terms, similarity)
         loss = add_terms(terms)
         self.log(LOSS, loss, prog_bar=self.shows_each_loss, batch_size=len(inputs.mask))
         return loss
@@ -221,9 +232,17 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         self.train()
         if ExtraInput.TEACHER in list_reads(self.loss) and self.teacher is None:
             raise UserError("`loss` learns from a teacher, and there is none. Give callbacks=ema_teacher as well.")
-        self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1))
+        self.step_watch = StepWatch(getattr(self.trainer, "log_every_n_steps", 1), self.frozen.is_whole_backbone)
+        self.is_first_backward = True
         bar = self.trainer.progress_bar_callback  # for any but ours, Lightning reads the number at every step
         self.shows_each_loss = bar is not None and not isinstance(bar, TrainingProgressBar)
+
+    def on_after_backward(self) -> None:
+        """Refuse, after the first backward pass, a loss that no weight follows; sharded weights have no gradients."""
+        if self.is_first_backward and isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            head, backbone = self.trainable_parameters()
+            require_gradients(self.loss, [*head, *backbone])
+        self.is_first_backward = False
 
     def on_before_optimizer_step(self, optimizer: object) -> None:
         """Record the gradients, which must be finite; with a scaled loss, the scaler skips steps where they are not."""
@@ -252,6 +271,9 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
             )
         steps = count_steps(self.trainer, self._data), count_epoch_steps(self.trainer, self._data)
         optimizer, schedule = self.make_optimizer(*steps, count_step_pairs(self.trainer, self._data))
+        if left_out := list_left_out(optimizer, [*head, *backbone]):
+            count, total = (sum(p.numel() for p in parameters) for parameters in (left_out, [*head, *backbone]))
+            print_line(f"`optimizer` leaves {count:,} of the {total:,} trainable weights as they are.")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def make_optimizer(self, steps: int, epoch_steps: int, step_pairs: int) -> tuple[Optimizer, LRScheduler]:
@@ -266,9 +288,15 @@ class CorrespondenceModule(LightningModule, CorrespondenceModel, FeatureExtracto
         loss = [*self.loss.parameters()] if isinstance(self.loss, nn.Module) else []
         assert self.optimizer is not None, "only training makes an optimiser"
         assert self.scheduler is not None, "only training makes a schedule"
-        optimizer = self.optimizer([*head, *loss], backbone)
+        hint = "It is called with two lists, the parameters of head and loss and those of the backbone."
+        with explain_failure("optimizer", self.optimizer, hint):
+            optimizer = self.optimizer([*head, *loss], backbone)
+        require_optimizer(optimizer, [*head, *backbone], self.optimizer)
         scale_rates(optimizer, step_pairs)
-        return optimizer, self.scheduler(optimizer, steps, epoch_steps)
+        with explain_failure("scheduler", self.scheduler):
+            schedule = self.scheduler(optimizer, steps, epoch_steps)
+        require_schedule(schedule, self.scheduler)
+        return optimizer, schedule
 
     def trainable_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the trainable parameters of the head and of the backbone; those of a loss serve training alone."""

@@ -17,6 +17,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.terminal import Terminal
 from semcorr.engine.callbacks import StageLines, ThroughputMonitor, TrainingProgressBar
 from semcorr.engine.checkpoints import CheckpointFiles, weight_settings
+from semcorr.engine.contracts import explain_failure
 from semcorr.engine.foreign_files import mark_unfinished
 from semcorr.engine.launcher import KeepSignals, watch_processes
 from semcorr.engine.loggers import CSVScalarLogger, logger_nodes
@@ -124,7 +125,10 @@ def arrange_callbacks(cfg: DictConfig, callbacks: Sequence[Callback]) -> tuple[l
 
 def build_user_callbacks(cfg: DictConfig) -> list[Callback]:
     """Build the callbacks of the group `callbacks`, which run beside the built-in ones."""
-    callbacks = {name: instantiate(node) for name, node in (cfg.get("callbacks") or {}).items()}
+    callbacks = {}
+    for name, node in (cfg.get("callbacks") or {}).items():
+        with explain_failure(f"callbacks.{name}", node.get("_target_", "semcorr")):
+            callbacks[name] = instantiate(node)
     for name, callback in callbacks.items():
         if not isinstance(callback, Callback):
             raise UserError(f"`callbacks.{name}` must be a callback of Lightning, got a {type(callback).__name__}")

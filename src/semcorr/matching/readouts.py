@@ -396,10 +396,14 @@ def readout_label(localise: Readout) -> str:
     'window_soft_argmax(window=9)'
     """
     readout = list_readouts(localise)[0]
-    if not isinstance(readout, partial):
-        return readout.__name__
-    arguments = ", ".join(f"{key}={value}" for key, value in readout.keywords.items())
-    return f"{readout.func.__name__}({arguments})" if arguments else readout.func.__name__
+    function, options = (readout.func, readout.keywords) if isinstance(readout, partial) else (readout, {})
+    arguments = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"{_function_name(function)}({arguments})" if arguments else _function_name(function)
+
+
+def _function_name(function: Readout) -> str:
+    """Return the name of a function, or that of the class of an object that is called as one."""
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def readout_shorthand(readout: Readout) -> str:
@@ -418,6 +422,6 @@ def readout_shorthand(readout: Readout) -> str:
         soft_argmax: "soft",
     }
     if function not in names:
-        return function.__name__
+        return _function_name(function)
     temperature = options.get("temperature", default_temperatures[function])
     return names[function] + ("" if temperature == default_temperatures[function] else f" at {temperature:g}")

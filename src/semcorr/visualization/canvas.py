@@ -97,7 +97,7 @@ def draw_ring(draw: ImageDraw.ImageDraw, centre: Point, radius: float, colour: C
 
 
 def draw_dashes(draw: ImageDraw.ImageDraw, start: Point, stop: Point, colour: Colour, width: int) -> None:
-    """Draw a dashed line, with dashes and gaps of four times its width.
+    """Draw a dashed line, with dashes and gaps of four times its width; none of a line to where there is no number.
 
     Args:
         draw: Pillow's drawing context.
@@ -107,7 +107,14 @@ def draw_dashes(draw: ImageDraw.ImageDraw, start: Point, stop: Point, colour: Co
         width: Width of the line in pixels.
     """
     length, dash = math.dist(start, stop), 4.0 * width
-    for i in range(math.ceil(length / (2 * dash))):
+    near, far = 0.0, float(math.isfinite(length))
+    for s, e, side in zip(start, stop, draw.im.size, strict=True):  # the share of the line that is on the picture
+        if far and e != s:
+            bounds = sorted(((-dash - s) / (e - s), (side + dash - s) / (e - s)))
+            near, far = max(near, bounds[0]), min(far, bounds[1])
+        elif not -dash <= s <= side + dash:
+            far = 0.0
+    for i in range(math.floor(near * length / (2 * dash)), math.ceil(far * length / (2 * dash)) if far > near else 0):
         low, high = (min(1.0, at * dash / length) for at in (2 * i, 2 * i + 1))
         ends = [s + share * (e - s) for share in (low, high) for s, e in zip(start, stop, strict=True)]
         draw.line(ends, fill=colour, width=width)

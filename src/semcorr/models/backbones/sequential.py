@@ -124,7 +124,13 @@ class SequentialBackbone(Backbone, ABC):
 
     def read_maps(self, image: Float[Tensor, "b 3 height width"]) -> ImageMaps:
         """Compute the maps of all layers, each on its own grid."""
-        return ImageMaps({str(i): values for i, values in enumerate(self.read((image - self.mean) / self.std))})
+        maps: object = self.read((image - self.mean) / self.std)
+        if not isinstance(maps, list | tuple) or not all(isinstance(values, Tensor) for values in maps):
+            name = f"{type(self).__module__}.{type(self).__qualname__}.read"
+            raise UserError(
+                f"`backbone._target_`: {name} must return a list of maps (b c y x), got a {type(maps).__name__}."
+            )
+        return ImageMaps({str(i): values for i, values in enumerate(maps)})
 
     def join_maps(self, maps: ImageMaps) -> FeatureMap:
         """Concatenate the maps of all layers."""

@@ -87,12 +87,15 @@ def _convert_precision(value: Tensor, reference: Tensor) -> Tensor:
     return value.to(reference.dtype) if reference.is_floating_point() and value.is_floating_point() else value
 
 
-def require_finite_weights(state: Mapping[str, Tensor], origin: str) -> None:
+def require_finite_weights(
+    state: Mapping[str, Tensor], origin: str, remedy: str = "Give another copy of the weights."
+) -> None:
     """Refuse weights with a NaN or an infinite number in them: every feature would be one, or silently be zero.
 
     Args:
         state: Parameters and buffers by name, as in a state dict.
         origin: Source of the weights for the message, with the file if there is one.
+        remedy: Sentence on what to do.
 
     Raises:
         UserError: A number is not finite; the message names the first such tensor.
@@ -101,8 +104,7 @@ def require_finite_weights(state: Mapping[str, Tensor], origin: str) -> None:
         if (value.is_floating_point() or value.is_complex()) and not _is_finite(value.detach()):
             count = int((~torch.isfinite(value)).sum())
             raise UserError(
-                f"{origin}: {count} of the {value.numel()} numbers in {name} are not finite (NaN or infinite). "
-                "Give another copy of the weights."
+                f"{origin}: {count} of the {value.numel()} numbers in {name} are not finite (NaN or infinite). {remedy}"
             )
 
 
