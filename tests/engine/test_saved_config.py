@@ -177,11 +177,23 @@ def test_the_command_takes_a_tree_of_the_users(run, tmp_path, monkeypatch, capfd
     assert "`head._target_`: there is no 'my.Head'" in outcomes[2][1]  # the run was taken
 
 
+def test_the_advice_can_be_followed_where_it_is_given(run):
+    """Only train and evaluate take the sections of a run on their lines."""
+    edit(run, head={"_target_": "my.Head"})
+
+    with pytest.raises(
+        UserError, match=r"If it is your own, install its package \(docs/adding/your_package\.md\)\. Give"
+    ):
+        read_run_config(run)
+    with pytest.raises(UserError, match=r"your_package\.md\) or type it on the command line\. Give"):
+        read_run_config(run, search=config_search_path(str(conf_dir())))
+
+
 def test_a_target_that_is_typed_and_not_there_is_a_user_error():
     with pytest.raises(InstantiationException) as error:
         instantiate({"_target_": "my.Head"})
 
-    assert user_message(error.value, "evaluate").startswith("Error locating target 'my.Head' (")
+    assert user_message(error.value, "evaluate").startswith("there is no 'my.Head' (no module my is found)")
 
 
 # -- what is the line's to say --

@@ -1,10 +1,11 @@
 """Configurations from overrides, and from runs whose configuration is inherited."""
 
+import json
 import os
 import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from semcorr.cli.section_shapes import check_sections
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import NotEmpty, require
 from semcorr.engine.known_targets import conf_dir, config_search_path
+from semcorr.engine.packages import check_line_trees
 from semcorr.engine.run_dir import is_shared
 from semcorr.engine.saved_config import escape_interpolations, read_run_config
 
@@ -75,18 +79,37 @@ def compose_config(name: str, line: Sequence[str]) -> DictConfig:
         UserError: An override cannot be expanded, or the run of `checkpoint` cannot be used.
         HydraException: The line cannot be composed.
     """
+    check_line_trees(read_search_path(line), "hydra.searchpath")
     register_readouts(line)
     overrides = expand_list_overrides(line)
     with initialize_hydra():
         cfg = compose(name, [*overrides, "run_dir=runs"])  # nothing is written, and Hydra's clock is not at hand
-    return merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir())) + _read_search_path(line))
+    return merge_checkpoint_config(cfg, overrides, config_search_path(str(conf_dir())) + read_search_path(line))
 
 
-def _read_search_path(line: Sequence[str]) -> tuple[str, ...]:
+def read_search_path(line: Sequence[str]) -> tuple[str, ...]:
     """Return the trees that a line adds by `hydra.searchpath=[pkg://my_package.conf, file:///my/conf]`."""
-    texts = [override for override in line if override.startswith("hydra.searchpath=")]
+    texts = [override for override in line if override.lstrip("+").startswith("hydra.searchpath=")]
     value = OverridesParser.create().parse_override(texts[-1]).value() if texts else None
-    return tuple(map(str, value)) if isinstance(value, list) else ()
+    if not isinstance(value, list):
+        return ()
+    addresses = OmegaConf.create(value)
+    with suppress(OmegaConfBaseException):  # Hydra reports it
+        OmegaConf.resolve(addresses)
+    return tuple(str(address) for address in addresses._iter_ex(resolve=False))
+
+
+def read_line_trees(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the trees that a line adds by `--config-dir` and `hydra.searchpath`.
+
+    >>> read_line_trees(["--config-dir", "my/conf", "hydra.searchpath=[pkg://my_package.conf]"])
+    ('my/conf', 'pkg://my_package.conf')
+    """
+    folders = list[str]()
+    for word, after in zip(words, (*words[1:], ""), strict=False):
+        flag, _, folder = word.partition("=")
+        folders += [folder or after] if flag in ("--config-dir", "-cd") else []
+    return (*folders, *read_search_path(words))
 
 
 def register_readouts(overrides: Sequence[str]) -> None:
@@ -180,8 +203,10 @@ def merge_checkpoint_config(
             and those of installed plug-ins.
 
     Raises:
-        UserError: The run cannot be read or continued, or a readout was typed for a benchmark without one.
+        UserError: A section lacks something, the run cannot be read or continued, or a readout was typed for a
+            benchmark without one.
     """
+    check_sections(cfg, overrides, search or config_search_path(str(conf_dir())))
     refuse_unused_readout(cfg, overrides)
     if cfg.checkpoint is None:
         return cfg
@@ -268,6 +293,8 @@ def compose_chosen_groups(name: str, words: Sequence[str]) -> DictConfig:
     overrides = expand_list_overrides([override.partition(",")[0] for override in words])
     groups = {path.name for path in conf_dir().iterdir() if path.is_dir()}
     choices = [text for text in overrides if text.partition("=")[0] in groups and not text.endswith("=")]
+    if trees := read_line_trees(words):
+        choices.append(f"hydra.searchpath={json.dumps(trees)}")
     with initialize_hydra():
         try:
             return compose(name, choices)

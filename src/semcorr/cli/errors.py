@@ -9,19 +9,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from semcorr.cli.compose import STEPS, compose_chosen_groups
+from semcorr.cli.compose import STEPS, compose_chosen_groups, read_line_trees
+from semcorr.cli.part_errors import describe_damaged_file, describe_failed_call, is_override_error
+from semcorr.cli.section_shapes import check_sections, find_choice
 from semcorr.core import interrupt
 from semcorr.core.errors import UserError
 from semcorr.core.interrupt import Guard, Interrupted, guard_signals
 from semcorr.core.limits import explain_limit
 from semcorr.core.ranks import LostProcessError, check_launch_numbers, is_first_process
 from semcorr.core.terminal import escape_controls
-from semcorr.engine.known_targets import conf_dir
+from semcorr.engine.known_targets import conf_dir, config_search_path
+from semcorr.engine.packages import find_tree
 
 PLACED = ("data@test",)  # groups that are chosen for another place
 LINE_END = "\n"
@@ -164,16 +168,16 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
     for refusal in (error, error.__cause__):
         if type(refusal).__name__ == "MisconfigurationException":  # Lightning's, of its own options
             return f"`trainer`: {' '.join(str(refusal).split())}"
+    if (damage := describe_damaged_file(error)) is not None:
+        return damage
     if not isinstance(error, HydraException | OmegaConfBaseException):
-        return None
-    if type(error).__name__ == "InstantiationException":
-        reason, match = error.__cause__, re.match(r"Error locating target '[^']*'", str(error))
-        if match:  # typed, or of a plug-in
-            return f"{match[0]} ({reason}). Correct `_target_`, or install what it is in."
-        return str(error).splitlines()[0] if isinstance(reason, TypeError | ValueError) else None
+        is_composing = is_override_error(error)
+        return _describe_misshapen_section(compose_chosen_groups(name, words), words) if is_composing else None
+    if isinstance(error, InstantiationException):
+        return describe_failed_call(error)
     text = str(error).strip()
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
-        return _describe_unknown_choice(str(error.missing_cfg_file), list(error.options or ()))
+        return _describe_unknown_choice(str(error.missing_cfg_file), list(error.options or ()), words)
     if "does not support sweep type : INTERVAL" in text:
         return (
             "an interval is searched, by hydra/sweeper=optuna. Add that, or give the values of a sweep: KEY=1e-4,1e-3"
@@ -184,6 +188,8 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
     if match:
         key = match[1]
         cfg = compose_chosen_groups(name, words)
+        if misshapen := _describe_misshapen_section(cfg, words):  # a file without the key that is given a value
+            return misshapen
         keys, unlisted = (
             [*_list_keys(cfg), "experiment", *PLACED, *STEPS],
             _list_unlisted_options(cfg, key.rpartition(".")[0]),
@@ -204,13 +210,32 @@ def user_message(error: BaseException, name: str, words: Sequence[str] = ()) -> 
     return re.sub(r"\s*\n\s*", " ", text.partition("Config search path")[0].strip())
 
 
-def _describe_unknown_choice(path: str, options: list[str]) -> str:
-    """Say that a group has no such file, and name those that are near, or all of them."""
+def _list_trees(words: Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses of the trees that a line composes from."""
+    return config_search_path(str(conf_dir())) + read_line_trees(words)
+
+
+def _describe_misshapen_section(cfg: DictConfig, words: Sequence[str]) -> str | None:
+    """Say which chosen section is not shaped as a run needs it; None if there is none."""
+    try:
+        check_sections(cfg, words, _list_trees(words))
+    except UserError as refused:
+        return str(refused)
+    return None
+
+
+def _describe_unknown_choice(path: str, options: list[str], words: Sequence[str]) -> str:
+    """Say that a group has no such file, and name those that are near, or all of them; say which file names it."""
     group, _, choice = path.rpartition("/")
-    top, folder = group.partition("/")[0], conf_dir() / group.partition("/")[0]
-    nested = [file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("*/**/*.yaml")]
-    full_choice = path.removeprefix(f"{top}/") if top else choice
-    names = sorted({*(f"{group}/{option}".removeprefix(f"{top}/") for option in options), *nested})
+    top = group.partition("/")[0]
+    full_choice, trees = path.removeprefix(f"{top}/") if top else choice, _list_trees(words)
+    if file := find_choice(top, full_choice, trees, "yml"):
+        return f"`{top or choice}` has no choice {full_choice!r}: {file} ends in .yml. Rename it to {file.stem}.yaml."
+    folders = [folder / top for folder in map(find_tree, trees) if folder is not None and top]
+    files = {file: file.relative_to(folder).with_suffix("") for folder in folders for file in folder.rglob("*.yaml")}
+    names = sorted(
+        {*(f"{group}/{option}".removeprefix(f"{top}/") for option in options), *map(Path.as_posix, files.values())}
+    )
     kind, _, severity = full_choice.rpartition("_")
     if top == "corrupt" and kind in names and kind != "none":
         from semcorr.data.corruptions.corruption import SEVERITIES  # NumPy and Pillow take time to import
@@ -220,7 +245,11 @@ def _describe_unknown_choice(path: str, options: list[str]) -> str:
         name for name in names if name.startswith(full_choice)
     ]
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(names)}."
-    return f"`{top or choice}` has no choice {full_choice!r}. {hint}"
+    namer = None
+    if not any(full_choice in word for word in words):  # but in the defaults of a file
+        namer = next((file for file in sorted(files) if full_choice in file.read_text(errors="replace")), None)
+    origin = f", which {namer} names" if namer else ""
+    return f"`{top or choice}` has no choice {full_choice!r}{origin}. {hint}"
 
 
 def _list_unlisted_options(cfg: DictConfig, section: str) -> list[str]:

@@ -20,9 +20,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from semcorr.cli.compose import read_search_path
 from semcorr.core.errors import UserError
 from semcorr.core.ranks import is_first_process
 from semcorr.engine.known_targets import REMOVABLE
+from semcorr.engine.packages import check_line_trees
 
 KEY = re.compile(r"(?P<sign>~|\+{0,2})(?P<key>[^\s=~+]+?)(?:=(?P<value>.*))?", re.DOTALL)
 SEVERAL = re.compile(r"\s[+~]{0,2}[A-Za-z_][\w.@/]*=")  # a second setting in the same argument
@@ -51,7 +53,15 @@ def check_line(line: Sequence[str], name: str, tree: Path) -> list[str]:
     for text, override in zip(settings, overrides, strict=True):
         _check_setting(text, override, groups, sections, is_sweep)
     _warn_of_duplicates(settings, overrides)
+    check_line_trees(_list_config_dirs(flags), "--config-dir")
+    check_line_trees(read_search_path(settings), "hydra.searchpath")
     return [*flags, *settings]
+
+
+def _list_config_dirs(flags: Sequence[str]) -> list[str]:
+    """List the folder of `--config-dir`, if it is given; without a folder, Hydra says what it lacks."""
+    folder = get_args_parser().parse_args([*flags]).config_dir
+    return [folder] if folder else []
 
 
 def read_sections(path: Path) -> set[str]:

@@ -21,6 +21,7 @@ UNUSED_SECTIONS = ("logger",)  # sections never built from a saved configuration
 SEEDS = 2**32
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")  # not escaped by a backslash
 WORD = re.compile(r"[\w.:-]{1,64}")
+INSTALL = "install its package (docs/adding/your_package.md)"
 
 TEXT, NUMBER, NOTHING = (str,), (int, float), (type(None),)
 KINDS: Mapping[Place, tuple[tuple[type, ...], str]] = {  # of values that no constructor checks
@@ -51,7 +52,11 @@ REQUIRED_KEYS = {("data", "resize"), ("provenance", "backbone"), ("provenance", 
 
 
 def check_saved_config(
-    path: Path, document: PlainDocument, known: KnownTargets, overridden: frozenset[str] = frozenset()
+    path: Path,
+    document: PlainDocument,
+    known: KnownTargets,
+    overridden: frozenset[str] = frozenset(),
+    has_line: bool = False,
 ) -> None:
     """Refuse a saved configuration that holds anything that semcorr would not have written.
 
@@ -60,6 +65,7 @@ def check_saved_config(
         document: Content of the file.
         known: Targets that may be called, with their options.
         overridden: Dotted keys whose values will not be used; they may be anything.
+        has_line: Whether any section can be typed on the line of this command, as for train and evaluate.
 
     Raises:
         UserError: A value is refused; the message names the file, the line, the key and the problem.
@@ -73,6 +79,7 @@ def check_saved_config(
         missing = [key for key in TRAINING_SECTIONS if key not in values]
         raise UserError(f"{path} has `{training[0]}` and no `{'`, `'.join(missing)}`. Give the run_dir of a run.")
     checker = _ConfigChecker(path, document.lines, known, overridden)
+    checker.remedy += " or type it on the command line" if has_line else ""
     checker.check_text((), values)
     checker.check_bare((), values)
     checker.check_kinds(values)
@@ -99,6 +106,7 @@ class _ConfigChecker:
 
     def __init__(self, path: Path, lines: Mapping[Place, int], known: KnownTargets, replaced: frozenset[str]) -> None:
         self.path, self.lines, self.known, self.replaced = path, lines, known, replaced
+        self.remedy = INSTALL
 
     def check_text(self, keys: Place, value: object) -> None:
         """Refuse interpolations and missing values, in a value and all below it."""
@@ -152,7 +160,7 @@ class _ConfigChecker:
             raise self.build_error(
                 (*keys, "_target_"),
                 f"is {_format_value(target)}, which no installed file of the group {group} calls, and it is not "
-                "called. If it is your own, type it on the command line",
+                f"called. If it is your own, {self.remedy}",
             )
         usual_controls = {frozenset(), frozenset({("_partial_", "True")})} if is_replaced else known.targets[target]
         if call_controls(node) not in usual_controls:
@@ -190,7 +198,7 @@ class _ConfigChecker:
         ):
             raise self.build_error(
                 keys,
-                "is text for an option that no installed file names; if it is your own, type it on the command line",
+                f"is text for an option that no installed file names. If it is your own, {self.remedy}",
             )
         for name, child in _iterate_items(value):
             self.check_option((*keys, name), key, child, known)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, NamedTuple, get_args, get_origin, get_type_hints
 
-from hydra._internal.utils import _locate
 from lightning import Callback
 from torch import nn
 
@@ -14,6 +13,7 @@ from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Pattern, Range, Seed, Share, require, require_kind
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import CONTROLS, REMOVABLE
+from semcorr.engine.missing_targets import OWN_PACKAGES, describe_missing_target, locate_target
 from semcorr.models.backbones.steps import add_steps
 
 TOP_LEVEL: JsonObject = {  # options that go to no constructor
@@ -38,6 +38,8 @@ TOP_LEVEL: JsonObject = {  # options that go to no constructor
 }
 # Sections that may hold any number of calls, under names that the user chooses.
 MULTIPLE_CALLS = ("logger", "callbacks")
+# Sections whose function is called later, with arguments that no configuration has.
+LATER_CALLS = ("loss", "localise", "finetune", "optimizer", "scheduler")
 # Options of any backbone, of the steps after its features.
 STEPS = [name for name in inspect.signature(add_steps).parameters if name != "backbone"]
 FITTED_OPTIONS = ("channels", "maps", "grid")  # options of a head; null takes the backbone's
@@ -97,6 +99,7 @@ def _check_call(key: str, node: Mapping[str, object]) -> None:
     if accepted is None:
         _refuse_missing(f"{key}._target_", target)
         return
+    _require_partial(key, node, accepted)
     is_whole = key.partition(".")[0] in MULTIPLE_CALLS or (key in REMOVABLE and not node.get("_partial_"))
     missing = [name for name in accepted.required if name not in (*node, "save_dir")] if is_whole else []
     if missing and not node.get("_args_"):
@@ -126,20 +129,27 @@ def _states_range(hint: object) -> bool:
     return any(isinstance(member, Range | Pattern) or _states_range(member) for member in get_args(hint))
 
 
+def _require_partial(key: str, node: Mapping[str, object], accepted: AcceptedOptions) -> None:
+    """Refuse to call at once what is called later, which would lack arguments."""
+    target = str(node["_target_"])
+    is_later = key in LATER_CALLS and (key in ("optimizer", "scheduler") or not inspect.isclass(locate_target(target)))
+    missing = [name for name in accepted.required if name not in node]
+    if is_later and missing and not (node.get("_partial_") or node.get("_args_")):
+        raise UserError(
+            f"`{key}`: {target} is called later, with `{missing[0]}`, which no configuration has. Add "
+            f"`_partial_: true` to its YAML, or give ++{key}._partial_=true"
+        )
+
+
 def _refuse_missing(key: str, target: str) -> None:
     """Refuse a target that cannot be imported, unless it is ours: its own error says what is to be installed."""
-    try:
-        located = _locate(target)
-        reason = f"a {type(located).__name__} is nothing that can be called"
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-    if not target.startswith(("semcorr.", "hydra_plugins.")):
-        raise UserError(f"`{key}`: there is no {target!r} ({reason}). Correct it, or install what it is in.")
+    if not target.startswith(OWN_PACKAGES):
+        raise UserError(f"`{key}`: {describe_missing_target(target)}")
 
 
 def _require_callback(key: str, target: str) -> None:
     """Refuse a class that is not a callback; what a function returns is known only when it is called."""
-    located = _locate(target)
+    located = locate_target(target)
     if inspect.isclass(located) and not issubclass(located, Callback):
         raise UserError(f"`{key}` must be a callback of Lightning, and {target} is not one.")
 
@@ -163,10 +173,7 @@ def accepted_options(target: str, node: Mapping[str, object]) -> AcceptedOptions
         target: Path of a class or function.
         node: The call; some targets take further options that depend on the given ones.
     """
-    try:
-        located = _locate(target)
-    except ImportError:
-        return None
+    located = locate_target(target)
     return _inspect_options(located, node) if callable(located) else None
 
 

@@ -1,7 +1,6 @@
 """Check of a run's configuration before anything is read or built, and the options that a run fills in itself."""
 
 import torch
-from hydra._internal.utils import _locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue
 
@@ -9,6 +8,7 @@ from semcorr.core.errors import UserError
 from semcorr.data.benchmark import BenchmarkModule
 from semcorr.data.datamodule import BATCH_SIZE
 from semcorr.engine.loggers import require_logger_packages
+from semcorr.engine.missing_targets import locate_target
 from semcorr.engine.optim import check_rates
 from semcorr.engine.options import check_options
 from semcorr.engine.saved_config import to_plain_types
@@ -114,8 +114,5 @@ def benchmark_name(section: DictConfig) -> str | None:
 
 def find_benchmark(section: DictConfig) -> type[BenchmarkModule] | None:
     """Return the class of the benchmark that a section of the configuration builds; None if it cannot be imported."""
-    try:
-        benchmark = _locate(section._target_)
-    except ImportError:
-        return None  # an error when it is built
+    benchmark = locate_target(section._target_)  # None is an error when it is built
     return benchmark if isinstance(benchmark, type) and issubclass(benchmark, BenchmarkModule) else None

@@ -78,26 +78,29 @@ def read_run_config(
     known = read_known_targets(config_search_path(str(conf_dir())) if search is None else search)
     replaced = overridden_keys(overrides)
     replaced |= set() if resumes else {"callbacks"}
-    values = read_checked_config(run / CONFIG, known, replaced)
+    values = read_checked_config(run / CONFIG, known, replaced, has_line=search is not None)
     if not resumes and "callbacks" in values:
         values["callbacks"] = {}
     scored = None if "loss" in values else values.get("checkpoint")
     if scored and is_run(Path(scored)):
-        read_checked_config(Path(scored) / CONFIG, known, replaced)
+        read_checked_config(Path(scored) / CONFIG, known, replaced, has_line=search is not None)
     return OmegaConf.create(values)
 
 
-def read_checked_config(path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset()) -> JsonObject:
+def read_checked_config(
+    path: Path, known: KnownTargets, overridden: frozenset[str] = frozenset(), has_line: bool = False
+) -> JsonObject:
     """Read a saved configuration as plain values, or refuse it.
 
     Args:
         path: The file.
         known: Targets that may be called.
         overridden: Dotted keys whose saved values will not be used.
+        has_line: Whether any section can be typed on the line of this command, as for train and evaluate.
     """
     plain = read_plain_yaml(path)
     plain = plain._replace(values=update_targets(plain.values))
-    check_saved_config(path, plain, known, overridden)
+    check_saved_config(path, plain, known, overridden, has_line)
     assert isinstance(plain.values, dict), "check_saved_config has seen to it"
     return plain.values
 
