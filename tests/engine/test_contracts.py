@@ -480,7 +480,7 @@ def test_a_module_that_ends_the_program_as_it_is_imported_is_named(config, tiny,
         cfg[key]._target_ = "ending_module.Part"
 
         with pytest.raises(
-            UserError, match=rf"`{key}\._target_`: there is no 'ending_module.Part' .*run the setup first"
+            UserError, match=rf"`{key}\._target_`: 'ending_module.Part' cannot be imported: .*run the setup first"
         ):
             check_config(cfg)
 

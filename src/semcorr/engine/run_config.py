@@ -26,7 +26,6 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         UserError: The message names the first such key.
     """
-    _check_imports("", OmegaConf.to_container(cfg))
     try:
         resolve_protocol_resize(cfg)
         resolve_batch_size(cfg)
@@ -46,23 +45,6 @@ def check_config(cfg: DictConfig) -> None:
         require_compile_backend(content["compile"])
     for part in ("backbone", "head", "finetune"):
         _check_weights_files(part, content.get(part))
-
-
-def _check_imports(key: str, node: object) -> None:
-    """Refuse a module that ends the program as it is imported; `check_options` tells of all others that fail."""
-    target = node.get("_target_") if isinstance(node, dict) else None
-    try:
-        if isinstance(target, str) and "${" not in target:
-            _locate(target)
-    except SystemExit as error:
-        raise UserError(
-            f"`{key}._target_`: there is no {target!r} (Error loading {target!r}: {error!r}). Correct it, or install "
-            "what it is in."
-        ) from error
-    except ImportError:
-        pass
-    for name, child in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ()):
-        _check_imports(f"{key}.{name}".removeprefix("."), child)
 
 
 def _check_weights_files(key: str, value: object) -> None:
