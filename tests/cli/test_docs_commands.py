@@ -56,7 +56,9 @@ def test_every_job_of_a_line_of_settings_is_one_that_begins(config, tmp_path, mo
 
 
 @pytest.mark.parametrize(("verb", "words"), OWN_PARTS, ids=describe)
-def test_a_line_with_a_part_that_a_reader_writes_is_understood(verb, words):
+def test_a_line_with_a_part_that_a_reader_writes_is_understood(monkeypatch, verb, words):
+    monkeypatch.chdir(ROOT / "examples/my_backbone/src")
+    monkeypatch.syspath_prepend(ROOT / "examples/my_backbone/src")
     assert check_line(words, verb, conf_dir())
 
 

@@ -93,17 +93,17 @@ def test_a_damaged_header_is_named(plug, capsys):
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
-        ("ValueError", "line 9): ValueError: width is odd"),
-        ("OSError", "line 9): OSError: width is odd"),
-        ("RuntimeError", "line 9): RuntimeError: width is odd"),
-        ("super", "line 8): AttributeError: cannot assign module before Module.__init__() call"),
+        ("ValueError", "ValueError: width is odd (Net.__init__, line 9"),
+        ("OSError", "OSError: width is odd (Net.__init__, line 9"),
+        ("RuntimeError", "RuntimeError: width is odd (Net.__init__, line 9"),
+        ("super", "AttributeError: cannot assign module before Module.__init__() call (Net.__init__, line 8"),
     ],
 )
 def test_a_constructor_that_fails_says_why_and_where(plug, capsys, reason, expected):
     with pytest.raises(UserError) as refused:
         Matcher.load(f"backbone=own +backbone.reason={reason} hydra.searchpath=[pkg://plug.conf]")
 
-    assert str(refused.value) == f"`backbone._target_`: plug.net.Net cannot be built ({plug / 'net.py'}, {expected}"
+    assert str(refused.value) == f"`backbone._target_`: plug.net.Net failed: {expected} of {plug / 'net.py'})."
 
 
 @pytest.mark.parametrize("option", ["hydra.searchpath=[file://{}]", "+hydra.searchpath=[{}]", "--config-dir={}"])

@@ -62,7 +62,7 @@ def describe_failed_call(error: InstantiationException) -> str | None:
     target = match[1]
     if target.startswith(OWN_PACKAGES) and not isinstance(reason, TypeError | ValueError):
         return None
-    return f"{start}{target} cannot be built{_describe_place(reason, target)}: {format_reason(reason)}"
+    return f"{start}{target} failed: {format_reason(reason)}{_describe_place(reason, target)}."
 
 
 def _describe_place(error: BaseException, target: str) -> str:
@@ -70,7 +70,7 @@ def _describe_place(error: BaseException, target: str) -> str:
     place = ""
     for frame, line in walk_tb(error.__traceback__):
         if target.startswith(f"{frame.f_globals.get('__name__')}."):
-            place = f" ({frame.f_code.co_filename}, line {line})"
+            place = f" (line {line} of {frame.f_code.co_filename})"
     return place
 
 

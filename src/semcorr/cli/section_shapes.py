@@ -6,8 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from semcorr.core.errors import UserError
-from semcorr.engine.known_targets import conf_dir
-from semcorr.engine.options import LATER_CALLS, MULTIPLE_CALLS
+from semcorr.engine.known_targets import LATER_CALLS, MULTIPLE_CALLS, conf_dir
 from semcorr.engine.packages import find_tree
 
 GROUPS = {"test": "data"}  # groups of sections that have another name than their group

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from semcorr.core.errors import UserError
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.known_targets import CONTROLS, KnownGroup, KnownTargets, call_controls
+from semcorr.engine.known_targets import CONTROLS, MULTIPLE_CALLS, KnownGroup, KnownTargets, call_controls
 from semcorr.engine.plain_yaml import Place, PlainDocument
 
 # Sections with a call that every run has had.
@@ -16,7 +16,6 @@ TRAINING_SECTIONS = ("loss", "optimizer", "scheduler")  # all three of a trainin
 # Sections that older runs lack.
 OPTIONAL_SECTIONS = ("test", "augment", "pairs", "protocol", "pose", "store", "corrupt")
 GROUPS = {"test": "data"}  # groups of sections that have another name than their group
-MULTIPLE_CALLS = ("logger", "callbacks")  # sections that hold any number of calls, by names
 UNUSED_SECTIONS = ("logger",)  # sections never built from a saved configuration: their options are free
 SEEDS = 2**32
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")  # not escaped by a backslash

@@ -14,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from semcorr.core.text_files import JsonMapping, JsonObject
 
 CONTROLS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "_mode_")  # keys of a call that Hydra reads
+MULTIPLE_CALLS = ("logger", "callbacks")  # sections that hold any number of calls, by names that the user chooses
+# Sections whose function is called later, with arguments that no configuration has.
+LATER_CALLS = ("loss", "localise", "finetune", "optimizer", "scheduler")
 REMOVABLE = ("loss", "head")  # sections whose options an experiment may give, and another choice may lack
 # Calls that no file makes: those that the program itself puts into a configuration, for the short names of readouts,
 # and those of earlier files, which are in the configurations of runs.

@@ -12,7 +12,7 @@ from torch import nn
 from semcorr.core.errors import UserError
 from semcorr.core.ranges import BUILT, NotEmpty, OptionsOf, Pattern, Range, Seed, Share, require, require_kind
 from semcorr.core.text_files import JsonObject
-from semcorr.engine.known_targets import CONTROLS, REMOVABLE
+from semcorr.engine.known_targets import CONTROLS, LATER_CALLS, MULTIPLE_CALLS, REMOVABLE
 from semcorr.engine.missing_targets import OWN_PACKAGES, describe_missing_target, locate_target
 from semcorr.models.backbones.steps import add_steps
 
@@ -36,10 +36,6 @@ TOP_LEVEL: JsonObject = {  # options that go to no constructor
     "start_from": NotEmpty | None,
     "data_root": NotEmpty,
 }
-# Sections that may hold any number of calls, under names that the user chooses.
-MULTIPLE_CALLS = ("logger", "callbacks")
-# Sections whose function is called later, with arguments that no configuration has.
-LATER_CALLS = ("loss", "localise", "finetune", "optimizer", "scheduler")
 # Options of any backbone, of the steps after its features.
 STEPS = [name for name in inspect.signature(add_steps).parameters if name != "backbone"]
 FITTED_OPTIONS = ("channels", "maps", "grid")  # options of a head; null takes the backbone's

@@ -107,7 +107,9 @@ def draw_dashes(draw: ImageDraw.ImageDraw, start: Point, stop: Point, colour: Co
         width: Width of the line in pixels.
     """
     length, dash = math.dist(start, stop), 4.0 * width
-    near, far = 0.0, float(math.isfinite(length))
+    if not math.isfinite(length):
+        return
+    near, far = 0.0, 1.0
     for s, e, side in zip(start, stop, draw.im.size, strict=True):  # the share of the line that is on the picture
         if far and e != s:
             bounds = sorted(((-dash - s) / (e - s), (side + dash - s) / (e - s)))

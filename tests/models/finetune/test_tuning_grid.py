@@ -191,7 +191,7 @@ def test_what_folds_back_keeps_its_features_under_the_keys_of_the_base_and_the_r
     backbone = deepcopy(run.backbone)
 
     if not WAYS[way].folds:
-        with pytest.raises(UserError, match=r"cannot be folded .*--format onnx"):
+        with pytest.raises(UserError, match=r"cannot be merged .*--format onnx"):
             merge_adapters(backbone)
         assert torch.equal(features(backbone), features(run.backbone))
         return

@@ -58,7 +58,7 @@ def test_tokens_looked_at_in_parts_are_tokens_looked_at_together(monkeypatch):
 
     results = []
     for tokens in (10**6, 2 * 8 * 5):  # all; five source cells, of which twelve leave two
-        monkeypatch.setitem(match_to_match.TOKENS, "cpu", tokens)
+        monkeypatch.setitem(match_to_match.TOKENS_BY_DEVICE, "cpu", tokens)
         found = head.refine(matrix)
         results.append([found, *torch.autograd.grad(found.square().sum(), [*head.parameters()])])
 
