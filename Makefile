@@ -21,7 +21,7 @@ help: ## this list
 demo: .venv/installed ## frozen against fine-tuned on synthetic creatures, about 5 minutes
 	$(BIN)/python scripts/demo.py
 
-test: .venv/installed ## unit and integration tests, about 10 minutes on 2 cores
+test: .venv/installed ## unit and integration tests, 10 to 13 minutes on 2 cores
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist worksteal
 
 unit: .venv/installed ## unit tests, 2 minutes
