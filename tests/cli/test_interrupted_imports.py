@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from started_programs import take_signals
 
 THIRD_PARTIES = ("hydra", "omegaconf", "typer")  # of which each command imports one at its top
 
@@ -16,7 +17,9 @@ def run_python(folder: Path, *words: str, **variables: str) -> subprocess.Comple
     path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, **variables}
     line = [sys.executable, *words]
-    return subprocess.run(line, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        line, env=environment, cwd=folder, capture_output=True, text=True, check=False, preexec_fn=take_signals
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -23,7 +23,7 @@ class Program:
     def __init__(self, *arguments: object, cwd: Path | None = None, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, *map(str, arguments)], cwd=cwd, stdout=-1, stderr=-1, text=True, start_new_session=True,
-            env=os.environ | environment, preexec_fn=_take_signals,
+            env=os.environ | environment, preexec_fn=take_signals,
         )  # fmt: skip
         self.printed: dict[str, str] = {"out": "", "err": ""}
         streams = {"out": self.process.stdout, "err": self.process.stderr}
@@ -68,7 +68,7 @@ class Program:
                 self.printed[name] += line
 
 
-def _take_signals() -> None:
+def take_signals() -> None:
     """Whoever started the tests may ignore Ctrl-C, as a shell does for what runs in the background."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from omegaconf import DictConfig, OmegaConf
 
@@ -107,6 +108,7 @@ class KnownTargets:
         for address in search:
             path.append("semcorr", address)
         self.repository, self.groups = ConfigRepository(path), dict[str, KnownGroup]()
+        self._choices: dict[str, dict[str, JsonObject]] = {}
 
     def group(self, name: str) -> KnownGroup | None:
         """Return the known targets of a group; None if there is no such group."""
@@ -131,6 +133,30 @@ class KnownTargets:
     @cached_property
     def _experiments(self) -> list[JsonObject]:
         return list(self._read_files("experiment"))
+
+    def choices(self, group: str) -> dict[str, JsonObject]:
+        """Return the content of each file of a group, with those of the same group that it extends.
+
+        Interpolations stay as they are.
+
+        Args:
+            group: Name of the group, such as `backbone`.
+        """
+        if group not in self._choices:
+            names = sorted({*self.repository.get_group_options(group, ObjectType.CONFIG)})
+            self._choices[group] = {name: self._read_choice(group, name) for name in names}
+        return self._choices[group]
+
+    def _read_choice(self, group: str, name: str) -> JsonObject:
+        """Read a file of a group with those of the same group that it extends."""
+        loaded = self.repository.load_config(f"{group}/{name}")
+        assert loaded is not None, "the repository has listed it"
+        content: object = OmegaConf.to_container(loaded.config)
+        options: JsonObject = {}
+        for default in loaded.defaults_list or ():
+            if not default.is_self() and isinstance(default, ConfigDefault):
+                options |= self._read_choice(group, str(default.path))
+        return options | (content if isinstance(content, dict) else {})
 
     def _read_files(self, group: str) -> Iterator[JsonObject]:
         """Yield the content of all files of a group, and of the groups inside it."""

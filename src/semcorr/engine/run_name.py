@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 
-from hydra._internal.config_repository import IConfigRepository
-from hydra.core.default_element import ConfigDefault
-from hydra.core.object_type import ObjectType
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from semcorr.core.text_files import JsonObject
 from semcorr.engine.known_targets import conf_dir, config_search_path, read_known_targets
@@ -60,14 +57,9 @@ def name_choice(group: str, section: Mapping[str, object]) -> str:
     if target.endswith(".last_blocks"):
         norm = "_norm" if section["blocks"] and section.get("norm") else ""
         return f"blocks_{section['blocks']}{norm}" if section["blocks"] else "frozen"
-    repository = read_known_targets(config_search_path(str(conf_dir()))).repository
-    files = {
-        name: read_choice(repository, group, name)
-        for name in sorted({*repository.get_group_options(group, ObjectType.CONFIG)})
-    }
     choices = {
         name: choice
-        for name, choice in files.items()
+        for name, choice in read_known_targets(config_search_path(str(conf_dir()))).choices(group).items()
         if choice.get("_target_") == target and choice.get("name", "???") in ("???", section.get("name", "???"))
     }
     if not choices:
@@ -85,21 +77,3 @@ def _is_as_in(written: object, value: object) -> bool:
     if isinstance(written, str) and "}" in written:
         return str(value).endswith(written.rpartition("}")[2])
     return value == written
-
-
-def read_choice(repository: IConfigRepository, group: str, name: str) -> JsonObject:
-    """Read a file of a group with those of the same group that it extends; interpolations stay as they are.
-
-    Args:
-        repository: The installed files, of packages as well.
-        group: Name of the group, such as `backbone`.
-        name: Name of the file, without its ending.
-    """
-    loaded = repository.load_config(f"{group}/{name}")
-    assert loaded is not None, "the repository has listed it"
-    content: object = OmegaConf.to_container(loaded.config)
-    options: JsonObject = {}
-    for default in loaded.defaults_list or ():
-        if not default.is_self() and isinstance(default, ConfigDefault):
-            options |= read_choice(repository, group, str(default.path))
-    return options | (content if isinstance(content, dict) else {})

@@ -32,6 +32,7 @@ from semcorr.visualization.canvas import (
     hstack_images,
     overlay_map,
     point_colour,
+    resize_enlarged,
     text_colour,
     text_width,
 )
@@ -57,7 +58,7 @@ def plot_matches(a: Picture, b: Picture, match: "Match", colours: Sequence[Colou
         colours: A colour for each point; None, those of `point_colour`.
     """
     sizes = [displayed_size(picture.size) for picture in (a, b)]
-    images = [picture.image.resize((w * ZOOM, h * ZOOM)) for picture, (w, h) in zip((a, b), sizes, strict=True)]
+    images = [resize_enlarged(picture.image, size) for picture, size in zip((a, b), sizes, strict=True)]
     canvas = hstack_images(images, GAP * ZOOM)
     draw = ImageDraw.Draw(canvas)
     left = [0, images[0].width + GAP * ZOOM]

@@ -4,6 +4,7 @@ Colours are of the palette of Okabe and Ito ("Color Universal Design", 2008), wh
 tell apart; a second channel, a shape or a number, always says the same.
 """
 
+import colorsys
 import math
 from collections.abc import Sequence
 
@@ -33,6 +34,12 @@ def point_colour(index: int) -> Colour:
     return POINT_COLOURS[index % len(POINT_COLOURS)]
 
 
+def bright_colour(hue: float) -> Colour:
+    """Return the bright colour of a hue in [0, 1], the share of the colour circle."""
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
 def text_colour(background: Colour) -> Colour:
     """Return black or white, whichever has more contrast with a colour (relative luminance of WCAG 2).
 
@@ -52,6 +59,19 @@ def fit_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
     """
     share = min(width / size[0], height / size[1])
     return max(1, round(size[0] * share)), max(1, round(size[1] * share))
+
+
+def resize_enlarged(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a picture to draw on: to `size`, with each pixel repeated `ZOOM` times along both axes.
+
+    Interpolating to the enlarged size would take `ZOOM` squared times as long, and look the same once reduced.
+
+    Args:
+        image: The picture.
+        size: Width and height after it is reduced by `ZOOM`, in pixels.
+    """
+    small = image.resize(size)
+    return small.resize((ZOOM * small.width, ZOOM * small.height), Image.Resampling.NEAREST)
 
 
 def draw_disc(draw: ImageDraw.ImageDraw, centre: Point, radius: float, colour: Colour) -> None:

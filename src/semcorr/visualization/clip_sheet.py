@@ -24,6 +24,7 @@ from semcorr.visualization.canvas import (
     draw_text_line,
     fit_size,
     point_colour,
+    resize_enlarged,
     shorten_text,
     stack_grid,
     text_colour,
@@ -105,7 +106,7 @@ class ClipSheet:
 def _draw_frame(picture: Picture, title: str, points: Float[Tensor, "k 2"], row: FrameScores) -> Image.Image:
     """Draw a frame below its name: discs are found or annotated, rings are hidden."""
     width, height = fit_size(picture.size, WIDTH, HEIGHT)
-    canvas = picture.image.resize((width * ZOOM, height * ZOOM), reducing_gap=2.0)
+    canvas = resize_enlarged(picture.image, (width, height))
     draw = ImageDraw.Draw(canvas)
     places = (points.numpy() + 0.5) * (np.array(canvas.size) / np.array(picture.size))
     for i, (x, y) in enumerate(places.tolist()):
@@ -117,7 +118,7 @@ def _draw_frame(picture: Picture, title: str, points: Float[Tensor, "k 2"], row:
             draw_ring(draw, (x, y), MARK * ZOOM * 0.7, colour, ZOOM * 1.5)
     tile = Image.new("RGB", (width, height + HEAD), PAPER)
     draw_text_line(ImageDraw.Draw(tile), (0, 1), shorten_text(escape_controls(title), TEXT, width), TEXT)
-    tile.paste(canvas.resize((width, height), Image.Resampling.LANCZOS), (0, HEAD))
+    tile.paste(canvas.reduce(ZOOM), (0, HEAD))
     return tile
 
 

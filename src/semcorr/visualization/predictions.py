@@ -26,6 +26,7 @@ from semcorr.visualization.canvas import (
     draw_ring,
     draw_text_line,
     fit_size,
+    resize_enlarged,
     shorten_text,
     stack_grid,
     text_width,
@@ -89,7 +90,7 @@ def plot_pair(
         (side * (SIDE + GAP) + (SIDE - w) // 2, (height - h) // 2) for side, (w, h) in enumerate(sizes)
     ]  # upper left corners
     for image, size, (x, y) in zip((pair.source, pair.target), sizes, places, strict=True):
-        canvas.paste(load_record(image).resize((ZOOM * size[0], ZOOM * size[1])), (ZOOM * x, ZOOM * y))
+        canvas.paste(resize_enlarged(load_record(image), size), (ZOOM * x, ZOOM * y))
     draw = ImageDraw.Draw(canvas, "RGBA")
     scales = [size[0] / image.size[0] for size, image in zip(sizes, (pair.source, pair.target), strict=True)]
     ends = [

@@ -1,6 +1,5 @@
 """Pictures of tracks: a video's query frame and later ones, every point in its own colour."""
 
-import colorsys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from semcorr.core.text_files import JsonObject
 from semcorr.data.tapvid import SIDE
+from semcorr.visualization.canvas import ZOOM, Colour, bright_colour, resize_enlarged
 
 HEIGHT, GAP = 200, 8  # pixels: height of every frame in the page, and space between frames
-ZOOM = 3  # drawn larger and reduced, for smooth lines
 COLUMNS, POINTS = 4, 24  # frames of a video, most points of a frame
 
 
@@ -39,7 +38,7 @@ def _draw_line(frames: np.ndarray, table: pa.Table) -> Image.Image:
     table = table.filter(pc.equal(table["query_frame"], query_frame))
     queries = _evenly_spaced(sorted(set(table["query"].to_pylist())), POINTS)
     rows = [row for row in table.to_pylist() if row["query"] in queries]
-    colours = {query: _hue_colour(i / len(queries)) for i, query in enumerate(queries)}
+    colours = {query: bright_colour(i / len(queries)) for i, query in enumerate(queries)}
     later_frames = sorted(
         {row["frame"] for row in rows if row["frame"] > query_frame} or {row["frame"] for row in rows}
     )
@@ -54,19 +53,15 @@ def _draw_line(frames: np.ndarray, table: pa.Table) -> Image.Image:
     return line
 
 
-def _draw_query_tile(
-    frame: np.ndarray, rows: Iterable[JsonObject], colours: Mapping[int, tuple[int, int, int]]
-) -> Image.Image:
+def _draw_query_tile(frame: np.ndarray, rows: Iterable[JsonObject], colours: Mapping[int, Colour]) -> Image.Image:
     """Draw the queries in their frame."""
     canvas = _make_canvas(frame)
     for row in {row["query"]: row for row in rows}.values():
         _draw_dot(canvas, _canvas_point(canvas, row, "query"), colours[row["query"]], hidden=False)
-    return _reduce_canvas(canvas)
+    return canvas.reduce(ZOOM)
 
 
-def _draw_tile(
-    frame: np.ndarray, rows: Iterable[JsonObject], colours: Mapping[int, tuple[int, int, int]]
-) -> Image.Image:
+def _draw_tile(frame: np.ndarray, rows: Iterable[JsonObject], colours: Mapping[int, Colour]) -> Image.Image:
     """Draw the predictions in a frame."""
     canvas = _make_canvas(frame)
     for row in rows:
@@ -74,10 +69,10 @@ def _draw_tile(
         if not row["true_occluded"]:
             ImageDraw.Draw(canvas).line((*predicted, *_canvas_point(canvas, row, "true")), fill=colour, width=ZOOM)
         _draw_dot(canvas, predicted, colour, row["predicted_occluded"])
-    return _reduce_canvas(canvas)
+    return canvas.reduce(ZOOM)
 
 
-def _draw_dot(canvas: Image.Image, centre: tuple[float, float], colour: tuple[int, int, int], hidden: bool) -> None:
+def _draw_dot(canvas: Image.Image, centre: tuple[float, float], colour: Colour, hidden: bool) -> None:
     """Draw a disc, or a ring for an occluded point."""
     (x, y), r = centre, 3 * ZOOM
     box, draw = (x - r, y - r, x + r, y + r), ImageDraw.Draw(canvas)
@@ -95,21 +90,10 @@ def _canvas_point(canvas: Image.Image, row: JsonObject, what: str) -> tuple[floa
 def _make_canvas(frame: np.ndarray) -> Image.Image:
     """Enlarge a frame to draw on."""
     height, width = frame.shape[:2]
-    return Image.fromarray(frame).resize((round(ZOOM * HEIGHT * width / height), ZOOM * HEIGHT))
-
-
-def _reduce_canvas(canvas: Image.Image) -> Image.Image:
-    """Reduce a canvas to the size of the page."""
-    return canvas.resize((round(canvas.width / ZOOM), HEIGHT), Image.Resampling.LANCZOS)
+    return resize_enlarged(Image.fromarray(frame), (max(1, round(HEIGHT * width / height)), HEIGHT))
 
 
 def _evenly_spaced(values: Sequence[int], count: int) -> list[int]:
     """Select at most `count` values, evenly spaced."""
     step = max(1.0, len(values) / count)
     return [values[int(i * step)] for i in range(min(count, len(values)))]
-
-
-def _hue_colour(hue: float) -> tuple[int, int, int]:
-    """Return the bright colour of a hue."""
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)

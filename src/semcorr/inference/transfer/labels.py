@@ -1,6 +1,5 @@
 """Transferred keypoints, their sources, and pictures of them."""
 
-import colorsys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from semcorr.data.pictures import Picture
 from semcorr.inference.displayed import displayed_size
 from semcorr.inference.transfer.objects import AnnotatedObject, Annotations, list_objects
 from semcorr.inference.transfer.propagate import LabelledSource
-from semcorr.visualization.canvas import ZOOM, Colour
+from semcorr.visualization.canvas import ZOOM, bright_colour, resize_enlarged
 
 
 class KeypointLabel(NamedTuple):
@@ -69,8 +68,7 @@ def draw_label_picture(
         label: The target's label, for scores and found keypoints.
         skeleton: Pairs of keypoints, counted from 0.
     """
-    width, height = displayed_size(picture.size)
-    image = picture.image.resize((width * ZOOM, height * ZOOM))
+    image = resize_enlarged(picture.image, displayed_size(picture.size))
     draw = ImageDraw.Draw(image)
     scale = torch.tensor([image.width / picture.size[0], image.height / picture.size[1]], dtype=torch.float32)
     positions = ((points + 0.5) * scale).tolist()
@@ -82,13 +80,7 @@ def draw_label_picture(
         r = (4 + 6 * score**0.5) * ZOOM
         if is_valid:
             draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline="black", width=ZOOM)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def bright_colour(share: float) -> Colour:
-    """Return a bright colour by its share of the colour circle."""
-    red, green, blue = colorsys.hsv_to_rgb(share, 0.65, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    return image.reduce(ZOOM)
 
 
 def skeleton_edges(category: JsonMapping) -> list[tuple[int, int]]:
