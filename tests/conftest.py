@@ -1,6 +1,7 @@
 """A tiny drawn benchmark, and one line to compose a configuration as the command line would."""
 
 # torch and what needs it are imported by who runs tests: the process that only hands them out starts 8 seconds earlier.
+import gc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ install_import_hook(
 
 def pytest_configure(config: pytest.Config) -> None:
     """Use one thread for each process that runs tests: the suite runs two on two cores."""
+    gc.set_threshold(100_000, 20, 100)  # looking for cycles among what torch and others import took 9 % of the time
     if not config.getoption("numprocesses", None):
         import torch
 

@@ -18,7 +18,7 @@ from semcorr.core.errors import UserError
 from semcorr.engine.options import check_options
 from semcorr.engine.packages import list_choices, list_config_trees
 from semcorr.engine.run_name import name_choice
-from semcorr.engine.saved_config import read_run_config
+from semcorr.engine.saved_config import read_run_config, save_config
 from semcorr.inference import Matcher
 
 pytestmark = pytest.mark.integration
@@ -140,7 +140,13 @@ def test_a_folder_on_the_line_does_without_an_installation(site, monkeypatch, tm
         assert run_verb(monkeypatch, evaluate, *flag, "backbone=my_backbone", "--cfg", "job") == 0
         assert "my_backbone.backbone.MyBackbone" in capsys.readouterr().out
     line = f"backbone=my_backbone hydra.searchpath=[file://{conf}]"
-    assert type(Matcher.load(line).module.backbone).__name__ == "MyBackbone"
+    matcher = Matcher.load(line)
+    assert type(matcher.module.backbone).__name__ == "MyBackbone"
+
+    (run := tmp_path / "run").mkdir()  # of an evaluation by that line
+    save_config(compose_config("evaluate", line.split()), matcher.module.backbone, run)
+    loaded = Matcher.load(f"checkpoint={run} hydra.searchpath=[file://{conf}]")
+    assert type(loaded.module.backbone).__name__ == "MyBackbone"
 
 
 @pytest.mark.slow

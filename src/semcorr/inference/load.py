@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig
 
-from semcorr.cli.compose import compose_config
+from semcorr.cli.compose import compose_config, read_search_path
 from semcorr.cli.errors import user_message
 from semcorr.cli.verb_line import suggest_near
 from semcorr.core.errors import UserError
 from semcorr.engine.build import build_module
 from semcorr.engine.checkpoints import load_trained
 from semcorr.engine.hub import SCHEME, download_run, parse_address
+from semcorr.engine.known_targets import conf_dir, config_search_path
 from semcorr.engine.module import CorrespondenceModule
 from semcorr.engine.packages import list_choices
 from semcorr.engine.run_config import check_config
@@ -174,7 +175,8 @@ def _build_model(line: Sequence[str]) -> tuple[CorrespondenceModule, str]:
     cfg = compose_config("evaluate", line)
     check_config(cfg)
     refuse_unused_options(cfg, line)
-    saved = read_run_config(Path(cfg.checkpoint), line) if cfg.checkpoint else None
+    search = config_search_path(str(conf_dir())) + read_search_path(line)
+    saved = read_run_config(Path(cfg.checkpoint), line, search) if cfg.checkpoint else None
     warn_of_unused_sections(cfg, saved)
     origin = _find_weights_run(Path(cfg.checkpoint), saved) if saved is not None else None
     if origin is None:
