@@ -7,7 +7,6 @@ are). An empty number, or NaN, is a point not visible there. Pixel centres are a
 pixel is (0, 0).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -17,7 +16,7 @@ from unicodedata import normalize
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, quote_value
-from semcorr.core.tables import SAVE, Spreadsheet, read_spreadsheet
+from semcorr.core.tables import DECIMAL_COMMA, NOTHING, SAVE, Spreadsheet, read_spreadsheet
 from semcorr.core.text_files import parse_number
 from semcorr.data.coco_fields import are_shares, box_overhang, quote_json
 from semcorr.data.coco_file import warn_notes
@@ -41,8 +40,6 @@ COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
 DOMAINS = ("source_domain", "target_domain")
 OPTIONAL = ("category", "box", *DOMAINS)
 EXTENTS = ("image", "box", "keypoints")
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})", re.ASCII)  # with three digits it may be 1,234
-NOTHING = ("", "nan", "null", "none", "na", "n/a", "#n/a", "<na>")  # what spreadsheets and data frames write for none
 
 
 class PairsCSV(PairDataModule):
