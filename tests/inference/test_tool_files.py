@@ -226,6 +226,7 @@ LABEL_STUDIO_MISTAKES = {
     "images of several sizes": lambda c: results(c)[1].update(original_width=50),
     "turned in Label Studio": lambda c: results(c)[1].update(image_rotation=90),
     "has 2 annotations": lambda c: c[0]["annotations"].append(c[0]["annotations"][0]),
+    r"task 11 of 'cats/1\.jpg' is there twice": lambda c: c.append(json.loads(json.dumps(c[0]))),
     "is unclear which is the image": lambda c: c[0].update(data={"a": "x.jpg", "b": "y.jpg"}),
     "there is no `data`": lambda c: c[0].pop("data"),
     r"no annotated keypoint\. Annotate": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
