@@ -94,9 +94,8 @@ def _index_entries(content: JsonMapping, key: str, path: Path) -> dict[int, Json
     entries: dict[int, JsonMapping] = {}
     for entry in require_list(content, key, path):
         number = require_whole_number(entry, "id", f"{path}, {key}")
-        if number in entries:
+        if entries.setdefault(number, entry) != entry:  # the same entry may be there twice
             raise UserError(f"{path}, {key}: two have the id {number}. {RESTORE}")
-        entries[number] = entry
     return entries
 
 
