@@ -82,6 +82,8 @@ MALFORMED = {
     "`keypoints` is 'abc'": lambda c: c["annotations"][0].update(keypoints="abc"),
     "`bbox` is '1234'": lambda c: c["annotations"][0].update(bbox="1234"),
     r"`bbox` \[1, None": lambda c: c["annotations"][0].update(bbox=[1, None, 2, 3]),
+    r"`bbox` \[nan, 2": lambda c: c["annotations"][0].update(bbox=[float("nan"), 2, 3, 4]),
+    r"`bbox` \[1e\+300, 2": lambda c: c["annotations"][0].update(bbox=[1e300, 2, 3, 4]),
     r"`bbox` \['1_0'": lambda c: c["annotations"][0].update(bbox=["1_0", 2, 2, 3]),
     r"keypoint 0 of image 3 is \['1', 2, 2\]": lambda c: set_keypoint(c, 0, ["1", 2, 2]),
     r"keypoint 4 of image 3 is \[5, 5, nan\]": lambda c: set_keypoint(c, 4, [5, 5, float("nan")]),

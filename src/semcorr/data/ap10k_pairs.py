@@ -135,7 +135,8 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
         UserError: A field is missing or of another kind.
     """
     flat, box = require_list(entry, "keypoints", path), require_list(entry, "bbox", path)
-    if len(flat) != 3 * NUM_KEYPOINTS or len(box) != 4 or not all(map(is_number, box)):
+    is_box = len(box) == 4 and all(is_number(value) and abs(value) <= MAX_EXTENT for value in box)
+    if len(flat) != 3 * NUM_KEYPOINTS or not is_box:
         raise UserError(
             f"{path}: `keypoints` {quote_value(flat)} or `bbox` {quote_value(box)} of image "
             f"{quote_value(entry.get('id'))} are not x, y, v of each of the {NUM_KEYPOINTS} keypoints and x, y, width, "
