@@ -140,8 +140,10 @@ def check_transfer_options(use: str, min_score: float, place: float) -> None:
 
 def check_output(out: Path, annotations: Path) -> None:
     """Refuse, before anything is read, an output that cannot be written, or is the file of the annotations."""
-    if os.path.isdir(out) or not os.path.isdir(out.parent):
-        raise UserError(f"--out: {out} is a folder, or is in none. Give the name of a file")
+    if os.path.isdir(out):
+        raise UserError(f"--out: {out} is a folder. Give the name of a file")
+    if not os.path.isdir(out.parent):
+        raise UserError(f"--out: {out.parent} is no folder, so {out} cannot be written. Make it, or give another name")
     require_writable_file(out, "--out")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")

@@ -140,6 +140,15 @@ def test_the_box_of_the_keypoints_serves_where_there_is_none_and_is_reported(tmp
     assert "1 annotations have no `bbox`, and the box around their keypoints serves (11)" in caplog.text
 
 
+def test_a_box_that_holds_none_of_its_keypoints_is_reported(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        first, second = list_scored(read(write(tmp_path, changed(put("annotations", bbox=[30, 20, 5, 5])))))
+
+    assert first == (*EXPECTED[0][:4], (30.0, 20.0, 35.0, 25.0))
+    assert second == EXPECTED[1]
+    assert "1 annotations have a `bbox` that holds none of their keypoints, and is used as it is (11)" in caplog.text
+
+
 TOLD = {
     "num_keypoints": (put("annotations", num_keypoints=1), "1 annotations have a `num_keypoints` that contradicts"),
     "v = -1": (triple(-1, -1, -1), "1 annotations have keypoints of v = -1"),

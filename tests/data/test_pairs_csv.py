@@ -99,6 +99,14 @@ def test_a_pair_of_a_picture_with_itself_is_scored_and_told(tmp_path, caplog):
     assert "pairs_csv test: 1 pairs are of a picture with itself (000003-a/one-a/one), where" in caplog.text
 
 
+def test_a_row_that_is_there_twice_is_scored_twice_and_told_with_both_lines(tmp_path, caplog):
+    rows = [[str(i), *row] for i, row in enumerate([*ROWS, ROWS[0]])]  # with the index of a data frame
+
+    assert len(PairsCSV(root=write(tmp_path, rows, ["", *HEADER]), size=32).pairs("test")) == 3
+
+    assert "1 rows are there before, and are scored each time (line 4 as line 2)" in caplog.text
+
+
 def test_an_accent_is_one_letter_or_two(tmp_path):
     rows = [[*ROWS[0][:6], word, ROWS[0][7]] for word in ("caf\u00e9", "cafe\u0301")]
 
@@ -119,7 +127,8 @@ BROKEN = {
     "a box of three": (changed("box", "1;2;3"), {"extent": "box"}, ["line 2", "'1;2;3'", "must be x1;y1;x2;y2"]),
     "no box": (changed("box", ""), {"extent": "box"}, ["line 2", "needs the target's box", "this row has none in its"]),
     "a missing image": (changed("source_image", "a/three.png"), {}, ["three.png does not exist"]),
-    "nothing shared": ([[*ROWS[0][:2], "1;", "2;", ";3", ";4", "cup", ""]], {}, ["no keypoint visible in both"]),
+    "nothing shared": ([[*ROWS[0][:2], "1;", "2;", ";3", ";4", "cup", ""]], {}, ["line 2: there is no keypoint"]),
+    "no row": ([], {}, ["pairs.csv has a header and no row"]),
     "a short row": ([ROWS[0][:3]], {}, ["line 2", "not as many columns"]),
     "a single point": (ROWS, {"extent": "keypoints"}, ["line 3", "a single one has no extent"]),
     "an unknown extent": (ROWS, {"extent": "boxes"}, ["`data.extent` must be one of image, box, keypoints"]),

@@ -102,9 +102,13 @@ MISTAKES = {
     r"none to be labelled": lambda c: [
         one.update(keypoints=c["annotations"][0]["keypoints"]) for one in c["annotations"]
     ],
-    r"has keypoints outside": lambda c: c["annotations"][0]["keypoints"].__setitem__(0, 4000),
+    r"annotation 1 .* outside .* keypoint 1 of its category is at \(4000, ": lambda c: c["annotations"][0][
+        "keypoints"
+    ].__setitem__(0, 4000),
     r"annotations are of 7 x": lambda c: c["images"][0].update(width=7),
-    r"the box .* lies outside": lambda c: c["annotations"][-1].update(bbox=[5000, 5, 20, 20]),
+    r"the box \[5000.0.* lies outside .* pixels. Correct it": lambda c: c["annotations"][-1].update(
+        bbox=[5000, 5, 20, 20]
+    ),
 }
 
 

@@ -141,6 +141,16 @@ def test_a_mistake_is_a_user_error_and_leaves_nothing(typed, folder, tmp_path, l
     assert not list(tmp_path.iterdir())
 
 
+def test_a_picture_whose_name_begins_with_a_dash_is_told_from_a_flag(typed, folder):
+    shutil.copy(folder / "b.jpg", folder / "-b.jpg")
+
+    code, output = typed("a.jpg -b.jpg", *TINY)
+
+    assert code == 2
+    assert "`-b.jpg` reads as a flag. Give ./-b.jpg if the file is meant." in " ".join(output.split())
+    assert typed("a.jpg ./-b.jpg --points 3,3", *TINY)[0] == 0
+
+
 def test_what_is_in_the_folder_already_stays(typed, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").touch()

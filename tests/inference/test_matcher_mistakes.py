@@ -88,11 +88,13 @@ MISTYPED = {
     "m.match(a, iter([a]), [])": "`b` must be a picture or a list of pictures, got list_iterator. Give a list",
     "Matcher.load('tiny', device='cpu', trim='no')": "`trim` must be true or false, got 'no'",
     "Matcher.load('tiny', device='cpu', subcell='no')": "`subcell` must be true or false, got 'no'",
+    "load_predictions([])": "`table` must be a pyarrow.Table, got list",
 }
 PROGRAM = """
 import sys
 import numpy
 from semcorr import Matcher
+from semcorr.metrics.predictions import load_predictions
 m, a = Matcher.load("tiny", device="cpu"), numpy.ones((8, 8))
 for call in sys.argv[1:]:
     try:

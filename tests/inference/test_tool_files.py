@@ -226,6 +226,7 @@ LABEL_STUDIO_MISTAKES = {
     "images of several sizes": lambda c: results(c)[1].update(original_width=50),
     "turned in Label Studio": lambda c: results(c)[1].update(image_rotation=90),
     "has 2 annotations": lambda c: c[0]["annotations"].append(c[0]["annotations"][0]),
+    r"task 11 of 'cats/1\.jpg' is there twice": lambda c: c.append(json.loads(json.dumps(c[0]))),
     "is unclear which is the image": lambda c: c[0].update(data={"a": "x.jpg", "b": "y.jpg"}),
     "there is no `data`": lambda c: c[0].pop("data"),
     r"no annotated keypoint\. Annotate": lambda c: c[0].update(annotations=[], predictions=c[0]["annotations"]),
@@ -335,6 +336,27 @@ def test_individuals_of_deeplabcut_are_objects_of_their_body_parts(tmp_path):
     assert content.annotated == {1}
 
 
+SAVED_AGAIN = {
+    "semicolons and decimal commas": lambda text: text.replace(",", ";").replace("30.25;20.5", "30,25;20,5"),
+    "tabs": lambda text: text.replace(",", "\t"),
+    "an empty column at the end": lambda text: text.replace("\n", ",\n"),
+    "blanks": lambda text: text.replace(",", ", "),
+    "line ends of an old Mac": lambda text: text.replace("\n", "\r"),
+    "capitals in the header": lambda text: text.replace("scorer", "Scorer").replace("x,y", "X,Y"),
+    "words for nothing": lambda text: text.replace("4.0,,,", "4.0,NA,NA,"),
+}
+
+
+@pytest.mark.parametrize("way", SAVED_AGAIN)
+def test_a_table_of_deeplabcut_may_be_saved_by_a_spreadsheet(tmp_path, way):
+    text = SAVED_AGAIN[way](DEEPLABCUT)
+    assert text != DEEPLABCUT
+
+    content = read_objects(edited(tmp_path, text, "CollectedData_me.csv"), write_images(tmp_path))
+
+    assert [known(item, content.categories[item.category]["keypoints"]) for item in content.objects] == [POINTS]
+
+
 DEEPLABCUT_MISTAKES = {
     "only its x is there": ("30.25,20.5", "30.25,"),
     "`x` is 'inf'": ("30.25,20.5", "inf,20.5"),
@@ -342,7 +364,8 @@ DEEPLABCUT_MISTAKES = {
     "two columns of its x": ("coords,,,x,y,x,y", "coords,,,x,x,x,y"),
     "several scorers": ("scorer,,,me", "scorer,,,you"),
     "line of bodyparts": ("bodyparts,,,nose", "parts,,,nose"),
-    "has 8 cells": (",30.25,20.5", ",30.25"),
+    "line 4 has 8 cells": (",30.25,20.5", ",30.25"),
+    "line 4 has 10 cells": (",30.25,20.5", ",30.25,20.5,7"),
     "has two rows": ("cats,2.jpg", "cats,1.jpg"),
     "two lines of coords": ("coords,,,x,y,x,y,x,y\n", "coords,,,x,y,x,y,x,y\n" * 2),
     "line 6 has 8 cells": ("labeled-data,cats,2.jpg,,,,,,", "\nlabeled-data,cats,2.jpg,,,,,"),

@@ -11,7 +11,7 @@ from semcorr.metrics.confidence import mcnemar, pck_differences, pck_intervals
 from semcorr.metrics.confusion import keypoint_confusion, left_right_confusion, shared_landmarks
 from semcorr.metrics.dense import flow_pck, label_iou, label_transfer_accuracy
 from semcorr.metrics.kap import keypoint_average_precision
-from semcorr.metrics.predictions import Predictions, is_correct, load_predictions
+from semcorr.metrics.predictions import Predictions, is_correct, load_predictions, split_by_spec
 from semcorr.metrics.segmentation import boundary_accuracy, region_similarity
 from semcorr.metrics.tracking import tapvid_metrics
 
@@ -20,14 +20,17 @@ LABELS = torch.ones(2, 3, dtype=torch.uint8)
 POINTS = torch.zeros(2, 3, 2)
 
 
-def rows() -> Predictions:
-    table = [
+def entries() -> list[dict]:
+    return [
         {"pair": pair, "source": "a", "target": "b", "category": "cat", "keypoint": k, "extent": 100.0}
         | {"target_x": 10.0 * k, "target_y": 0.0, "predicted_x": 4.0, "predicted_y": 0.0, "ambiguous": False}
         for pair in "pq"
         for k in (0, 1)
     ]
-    return load_predictions(pa.Table.from_pylist(table))
+
+
+def rows() -> Predictions:
+    return load_predictions(pa.Table.from_pylist(entries()))
 
 
 def right(count: int = 1) -> np.ndarray:
@@ -91,3 +94,42 @@ def test_arguments_that_do_not_fit_are_refused(case):
     with pytest.raises(UserError) as error:
         call()
     assert message in str(error.value)
+
+
+WRONG_TABLES = {
+    "no column `extent`. Add it: pair, source": lambda table: [row.pop("extent") for row in table],
+    "`predicted_x` has nan in row 3, counted from 1": lambda table: table[2].update(predicted_x=float("nan")),
+    "`target_y` has inf in row 1": lambda table: table[0].update(target_y=float("inf")),
+    "`category` has None in row 2": lambda table: table[1].update(category=None),
+    "`keypoint` is double, and must be int32": lambda table: [
+        row.update(keypoint=row["keypoint"] / 2) for row in table
+    ],
+    "`ambiguous` is string, and must be bool": lambda table: [row.update(ambiguous="no") for row in table],
+    "pair 'p' name several: target 'b' and 'c'": lambda table: table[1].update(target="c"),
+    "pair 'q' name several: category 'cat' and 'dog'": lambda table: table[3].update(category="dog"),
+    "keypoint 1 of pair 'p' has the error nan": lambda table: [
+        row.update(error=float("nan") if number == 1 else 0.1) for number, row in enumerate(table)
+    ],
+}
+
+
+@pytest.mark.parametrize(("message", "spoil"), WRONG_TABLES.items(), ids=list(WRONG_TABLES))
+def test_a_table_of_other_code_that_cannot_be_scored_is_refused(message, spoil):
+    table = entries()
+    spoil(table)
+
+    with pytest.raises(UserError, match=message):
+        load_predictions(pa.Table.from_pylist(table))
+
+
+def test_a_table_without_readouts_is_not_split_by_them():
+    with pytest.raises(UserError, match="no column `localise`"):
+        split_by_spec(pa.Table.from_pylist(entries()))
+
+
+def test_a_table_may_have_numbered_texts_and_whole_numbers():
+    table = pa.Table.from_pylist([row | {"predicted_x": 4, "extent": 100} for row in entries()])
+    numbered = table.set_column(0, "pair", table["pair"].dictionary_encode())
+
+    assert load_predictions(numbered).pairs == rows().pairs
+    np.testing.assert_array_equal(load_predictions(numbered).error, rows().error)

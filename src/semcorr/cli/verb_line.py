@@ -184,7 +184,7 @@ def _parse_words(
             continue
         flag, equals, value = word.partition("=")
         if flag not in options:
-            raise UserError(_describe_unknown_flag(flag, options))
+            raise UserError(_describe_unknown_flag(flag, options, word))
         option = options[flag]
         if option.is_flag and equals:
             raise UserError(f"`{word}`: {flag} takes no value. Give {flag} alone, or leave it out.")
@@ -204,8 +204,10 @@ def _parse_words(
     return values, flag_by_name, positional
 
 
-def _describe_unknown_flag(flag: str, options: Mapping[str, Option]) -> str:
-    """Say that a command has no such flag, and name those that are near, or all of them."""
+def _describe_unknown_flag(flag: str, options: Mapping[str, Option], word: str) -> str:
+    """Say that a command has no such flag, and name those that are near, or all of them; or how a file is given."""
+    if os.path.lexists(word):
+        return f"`{word}` reads as a flag. Give ./{word} if the file is meant."
     if flag in HYDRA and flag not in options:
         return f"`{flag}` is a flag of train and evaluate, and none of this command. {suggest_near('', options)}"
     return f"unknown flag `{flag}`. {suggest_near(flag, options)} --help says more."

@@ -211,14 +211,16 @@ def _require_columns(file_schema: pa.Schema, schema: pa.Schema, optional: Collec
             if field.name in optional and field.name not in file_schema.names:
                 continue
             raise DamagedTableError(f"it has no column {field.name}")
-        if not _is_kin(kind := file_schema.field(field.name).type, field.type):
+        if not is_kin(kind := file_schema.field(field.name).type, field.type):
             raise DamagedTableError(f"its column {field.name} is {kind}, not {field.type}")
     return [name for name in file_schema.names if name in schema.names]
 
 
-def _is_kin(kind: pa.DataType, expected: pa.DataType) -> bool:
-    """Tell whether both are texts, truth values, integers or real numbers, of whatever width."""
+def is_kin(kind: pa.DataType, expected: pa.DataType) -> bool:
+    """Return whether both are texts, truth values, integers or real numbers, of whatever width."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_large_string(plain):
+        plain = pa.string()
     kinds = pa.types.is_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating
     return any(is_kind(plain) and is_kind(expected) for is_kind in kinds)
 

@@ -19,6 +19,8 @@ ROW = 16 * MEGABYTE  # characters of a row of a table, and of a line
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t |]*(\r\n|\r|\n|$)', re.IGNORECASE)  # Excel's, before the header
 HEADER_LINES = 50  # lines in which a header is looked for
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})", re.ASCII)  # with three digits it may be 1,234
+NOTHING = ("", "nan", "null", "none", "na", "n/a", "#n/a", "<na>")  # what spreadsheets and data frames write for none
 SAVE = 'Save it as "CSV UTF-8".'
 
 
@@ -37,13 +39,18 @@ class Spreadsheet(NamedTuple):
     encoding: str  # `utf-8`, also for UTF-16 with its mark, or `Windows-1252`
 
 
-def read_rows(path: Path, remedy: str = REMEDY) -> list[TableRow]:
+def read_rows(path: Path, remedy: str = REMEDY, separator: str = ",") -> list[TableRow]:
     """Read a CSV file, its header included, without blank rows.
+
+    Args:
+        path: The file.
+        remedy: What to do about a file that cannot be read; ends the message.
+        separator: What stands between the cells.
 
     Raises:
         UserError: It is not text; a field or a row is too long; a quote is not closed.
     """
-    return list(_split(read_text(path, remedy), path, remedy))
+    return list(_split(read_text(path, remedy), path, remedy, separator))
 
 
 def read_table(path: Path, columns: Sequence[str], remedy: str = REMEDY) -> list[tuple[int, dict[str, str]]]:

@@ -15,7 +15,15 @@ from semcorr.data.ap10k_pairs import ANNOTATIONS, Animal, read_animal, read_anim
 from semcorr.data.datamodule import PairDataModule
 from semcorr.data.download.recipe import ArchiveInfo, DownloadRecipe
 from semcorr.data.keypoints import benchmark_metadata, flip_permutation, symmetry_groups
-from semcorr.data.record import ImageRecord, PairRecord, build_image_record, longer_side, read_annotation, require_root
+from semcorr.data.record import (
+    ImageRecord,
+    PairRecord,
+    build_image_record,
+    list_annotations,
+    longer_side,
+    read_annotation,
+    require_root,
+)
 
 CROSS_SPLITS = tuple(f"{split}_cross_{kind}" for kind in ("species", "family") for split in ("val", "test"))
 HELD_OUT = ("argali sheep", "black bear", "king cheetah")  # fewer than 50 images each: none is trained on
@@ -63,6 +71,7 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
         )
     released = (root / "PairAnnotation").is_dir()
     names = _read_released_pair_names(root, split) if released else _read_pair_names(root, split)
+    listed = root / "PairAnnotation" if released else _pair_list(root, split)
     image = cache(_released_image_reader(root) if released else _image_reader(root))
     groups, flip = symmetry_groups("ap10k", "*"), flip_permutation("ap10k", "*")
     pairs = []
@@ -74,14 +83,18 @@ def read_ap10k_pairs(root: Path, split: str) -> list[PairRecord]:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{root}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE_REMEDY}."
+                f"{listed}: {split} pair {name!r} is not <id>-<id>:<category> of its images. {PREPARE_REMEDY}."
             ) from None
         pairs.append(PairRecord(name, label, source, target, longer_side(target.box), groups, flip))
     return pairs
 
 
+def _pair_list(root: Path, split: str) -> Path:
+    return root / "pairs" / f"{split}.txt"
+
+
 def _read_pair_names(root: Path, split: str) -> list[str]:
-    path = root / "pairs" / f"{split}.txt"
+    path = _pair_list(root, split)
     if not path.is_file():
         raise UserError(f"{path} does not exist: AP-10K has no official pairs. {PREPARE_REMEDY}, which makes them.")
     return read_lines(path, PREPARE_REMEDY + ".")
@@ -93,7 +106,7 @@ def _image_reader(root: Path) -> Callable[[int], ImageRecord]:
     def image(key: int) -> ImageRecord:
         if key not in animals:
             raise UserError(f"{root}/pairs names image {key}, which no annotation has. {PREPARE_REMEDY} again.")
-        return _build_record(animals[key], root / "data" / animals[key].file, root / "annotations")
+        return _build_record(animals[key], root / "data" / animals[key].file)
 
     return image
 
@@ -103,8 +116,14 @@ def _read_released_pair_names(root: Path, split: str) -> list[str]:
     folder = root / "PairAnnotation" / ("trn" if split == "train" else split)
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist: {root} is not the whole tree. {PREPARE_REMEDY} with another --root.")
-    matches = [NAME.fullmatch(path.stem) for path in folder.iterdir() if path.suffix == ".json"]
-    pairs = sorted((match[3], int(match[1]), int(match[2])) for match in matches if match)
+    matches = {path: NAME.fullmatch(path.stem) for path in list_annotations(folder, "*.json")}
+    if strange := [path for path, match in matches.items() if match is None]:
+        raise UserError(
+            f"{strange[0]} is not called <id>-<id>:<category>.json, as {len(strange)} of {len(matches)} files of the "
+            "folder; some systems unpack no name with a colon. Give the files their names back, or drop those that are "
+            "no pairs."
+        )
+    pairs = sorted((match[3], int(match[1]), int(match[2])) for match in matches.values() if match)
     return [f"{source}-{target}:{label}" for label, source, target in pairs]
 
 
@@ -117,12 +136,13 @@ def _released_image_reader(root: Path) -> Callable[[int], ImageRecord]:
         if key not in paths:
             raise UserError(f"{root}/PairAnnotation names image {key}, which is not in ImageAnnotation. Restore it.")
         below = paths[key].relative_to(root / "ImageAnnotation").with_suffix(".jpg")
-        return _build_record(
-            read_animal(read_annotation(paths[key]), paths[key]), root / "JPEGImages" / below, paths[key]
-        )
+        animal = read_animal(read_annotation(paths[key]), paths[key])
+        if animal.id != key:  # the pairs' names are made of the files' numbers
+            raise UserError(f"{paths[key]}: `id` is {animal.id}, and the file's name says {key}. Restore the file.")
+        return _build_record(animal, root / "JPEGImages" / below)
 
     return image
 
 
-def _build_record(a: Animal, picture: Path, source: Path) -> ImageRecord:
-    return build_image_record(a.name, picture, a.size, a.keypoints, a.box, source)
+def _build_record(a: Animal, picture: Path) -> ImageRecord:
+    return build_image_record(a.name, picture, a.size, a.keypoints, a.box, a.annotation)

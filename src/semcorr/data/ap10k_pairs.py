@@ -19,8 +19,16 @@ from semcorr.core.errors import UserError
 from semcorr.core.files import temporary_folder
 from semcorr.core.paths import quote_value, require_file_name
 from semcorr.core.text_files import JsonMapping, JsonObject
-from semcorr.data.keypoints import benchmark_metadata
-from semcorr.data.record import is_number, read_annotation, require_field, require_list, require_whole_number
+from semcorr.data.coco_fields import VISIBILITY
+from semcorr.data.keypoints import benchmark_metadata, flip_from_names, flip_permutation, keypoint_names
+from semcorr.data.record import (
+    MAX_EXTENT,
+    is_number,
+    read_annotation,
+    require_field,
+    require_list,
+    require_whole_number,
+)
 
 ANNOTATIONS = tuple(f"annotations/ap10k-{part}-split1.json" for part in ("train", "test", "val"))  # in this order
 TEST, VAL = 30, 20  # images per species
@@ -29,6 +37,8 @@ TRAIN_PAIRS = 50  # at most, per training image of a species
 PER_FAMILY = {"test": 900, "val": 400}  # cross-species pairs
 PER_TWO_FAMILIES = {"test": 30, "val": 20}  # cross-family pairs
 SEED = 42
+NUM_KEYPOINTS = 17
+RESTORE = "Restore the official annotation file."
 
 Pair = tuple[int, int, str]  # source id, target id, and what both are: species, family or "all"
 
@@ -44,6 +54,7 @@ class Animal(NamedTuple):
     keypoints: tuple[tuple[float, float] | None, ...]
     box: tuple[float, float, float, float]  # x1 y1 x2 y2
     bits: int  # visible keypoints, one bit each
+    annotation: Path  # the file that says so, for messages
 
     @property
     def name(self) -> str:
@@ -60,19 +71,54 @@ def read_animals(files: Sequence[Path]) -> list[Animal]:
     animals: dict[int, Animal] = {}
     for path in files:
         content = read_annotation(path)
-        images, species = (
-            {require_whole_number(entry, "id", f"{path}, {key}"): entry for entry in require_list(content, key, path)}
-            for key in ("images", "categories")
-        )
+        images, species = (_index_entries(content, key, path) for key in ("images", "categories"))
+        _require_own_files(images, path)
+        for category in species.values():
+            _require_official_order(category, path)
         location = f"{path}, annotations"
         for entry in require_list(content, "annotations", path):
-            key = require_whole_number(entry, "image_id", location)
-            image, category = images.get(key), species.get(require_whole_number(entry, "category_id", location))
-            if image is None or category is None:
-                raise UserError(f"{path}: an annotation names an image or category the file lacks. Restore the file.")
+            key, category_key = (require_whole_number(entry, field, location) for field in ("image_id", "category_id"))
+            for field, value, known in (("image_id", key, images), ("category_id", category_key, species)):
+                if value not in known:
+                    raise UserError(
+                        f"{location}: {field} {value} of annotation {quote_value(entry.get('id'))} is not in the file. "
+                        f"{RESTORE}"
+                    )
             if key not in animals:
-                animals[key] = read_animal({**category, **entry, **image}, path)
+                animals[key] = read_animal({**species[category_key], **entry, **images[key]}, path)
     return [animals[key] for key in sorted(animals)]
+
+
+def _index_entries(content: JsonMapping, key: str, path: Path) -> dict[int, JsonMapping]:
+    """Return the images or categories of a file by id; two of one id would silently be the last of them."""
+    entries: dict[int, JsonMapping] = {}
+    for entry in require_list(content, key, path):
+        number = require_whole_number(entry, "id", f"{path}, {key}")
+        if entries.setdefault(number, entry) != entry:  # the same entry may be there twice
+            raise UserError(f"{path}, {key}: two have the id {number}. {RESTORE}")
+    return entries
+
+
+def _require_own_files(images: Mapping[int, JsonMapping], path: Path) -> None:
+    """Require that no two images are of one file: a picture would be matched with itself."""
+    owners: dict[object, int] = {}
+    for key, entry in images.items():
+        file = entry.get("file_name")
+        if isinstance(file, str) and owners.setdefault(file, key) != key:
+            raise UserError(f"{path}: images {owners[file]} and {key} both name {quote_value(file)}. {RESTORE}")
+
+
+def _require_official_order(category: JsonMapping, path: Path) -> None:
+    """Require the official order of the keypoints, where a file names them: symmetry groups and mirrors count on it."""
+    if (names := category.get("keypoints")) is None:
+        return
+    is_official = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_official or flip_from_names(names) != flip_permutation("ap10k", "*"):
+        official = [*keypoint_names("ap10k", "*").values()]
+        raise UserError(
+            f"{path}, categories: `keypoints` of {quote_value(category.get('name'))} are {quote_value(names)}; those "
+            f"of AP-10K are {', '.join(official)}, in this order. {RESTORE}"
+        )
 
 
 def read_animal(entry: JsonMapping, path: Path) -> Animal:
@@ -89,17 +135,26 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
         UserError: A field is missing or of another kind.
     """
     flat, box = require_list(entry, "keypoints", path), require_list(entry, "bbox", path)
-    triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
-    is_whole = len(flat) % 3 == 0 and len(box) == 4 and all(map(is_number, (*box, *flat[2::3])))
-    if not is_whole or not all(is_number(value) for triple in triples if triple[2] > 0 for value in triple):
+    is_box = len(box) == 4 and all(is_number(value) and abs(value) <= MAX_EXTENT for value in box)
+    if len(flat) != 3 * NUM_KEYPOINTS or not is_box:
         raise UserError(
             f"{path}: `keypoints` {quote_value(flat)} or `bbox` {quote_value(box)} of image "
-            f"{quote_value(entry.get('id'))} are not x, y, v of each keypoint and x, y, width, height. "
-            "Restore the official annotation file."
+            f"{quote_value(entry.get('id'))} are not x, y, v of each of the {NUM_KEYPOINTS} keypoints and x, y, width, "
+            f"height. {RESTORE}"
+        )
+    triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
+    wrong = next((i for i, triple in enumerate(triples) if not _is_triple(triple)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}: keypoint {wrong} of image {quote_value(entry.get('id'))} is {quote_value(triples[wrong])}; it "
+            f"must be x, y, v, with v 0, 1 or 2, and x and y finite numbers where v is not 0. {RESTORE}"
         )
     points = [(float(x), float(y)) if v > 0 else None for x, y, v in triples]
     x, y, width, height = map(float, box)
     key = require_whole_number(entry, "id", path)
+    size = (require_whole_number(entry, "width", path), require_whole_number(entry, "height", path))
+    if min(size) < 1:
+        raise UserError(f"{path}: image {key} is {size[0]} x {size[1]} pixels (`width`, `height`). {RESTORE}")
     species, family, file = (  # the first two are folders of the released tree
         require_file_name(require_field(entry, field, path), f"{path}, image {key}, field `{field}`")
         for field in ("name", "supercategory", "file_name")
@@ -109,11 +164,20 @@ def read_animal(entry: JsonMapping, path: Path) -> Animal:
         species=species,
         family=family,
         file=file,
-        size=(require_whole_number(entry, "width", path), require_whole_number(entry, "height", path)),
+        size=size,
         keypoints=tuple(points),
         box=(x, y, x + width, y + height),
         bits=sum(1 << i for i, point in enumerate(points) if point is not None),
+        annotation=path,
     )
+
+
+def _is_triple(triple: Sequence[object]) -> bool:
+    """Return whether a keypoint is x, y, v; x and y of one that is not annotated may be anything."""
+    v = triple[2]
+    if not is_number(v) or v not in VISIBILITY:
+        return False
+    return v == 0 or all(is_number(value) and abs(value) <= MAX_EXTENT for value in triple)
 
 
 def keep_single_animals(animals: Iterable[Animal]) -> list[Animal]:

@@ -350,6 +350,15 @@ def _check_boxes(annotations: Iterable[CocoAnnotation], layout: str, option: str
         )
     if outside := [str(annotation.id) for annotation, box, size in boxed if box_overhang(box.corners, size) > 1]:
         notes["annotations have a `bbox` that reaches outside its image, and is used as it is"] = outside
+    if strange := [str(annotation.id) for annotation, box, _ in boxed if _holds_none(box, annotation.points)]:
+        notes["annotations have a `bbox` that holds none of their keypoints, and is used as it is"] = strange
+
+
+def _holds_none(box: CocoBox, points: Iterable[Point]) -> bool:
+    """Return whether a box holds none of the annotated keypoints, within a pixel; it may be that of another object."""
+    x1, y1, x2, y2 = box.corners
+    inside = [x1 - 1 <= p[0] <= x2 + 1 and y1 - 1 <= p[1] <= y2 + 1 for p in points if p is not None]
+    return bool(inside) and not any(inside)
 
 
 def _measure_image(path: Path) -> tuple[int, int] | None:

@@ -65,7 +65,7 @@ def _from_sixteen(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "I" and 0 <= low < high <= 255 and tags.get(BITS, (32,))[0] > 16:
         raise UserError(
             f"{name} holds numbers from {low} to {high} of 32 bits, and it is unclear whether 255 or 65535 is white. "
-            " Save it with 8 or 16 bits"
+            "Save it with 8 or 16 bits"
         )
     if low < 0 or high > 65535:
         raise UserError(f"{name} holds numbers from {low} to {high}; read are 0 to 65535. Save it with 8 or 16 bits")

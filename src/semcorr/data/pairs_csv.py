@@ -7,7 +7,6 @@ are). An empty number, or NaN, is a point not visible there. Pixel centres are a
 pixel is (0, 0).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -17,7 +16,7 @@ from unicodedata import normalize
 
 from semcorr.core.errors import UserError
 from semcorr.core.paths import find_inside, quote_value
-from semcorr.core.tables import SAVE, Spreadsheet, read_spreadsheet
+from semcorr.core.tables import DECIMAL_COMMA, NOTHING, SAVE, Spreadsheet, read_spreadsheet
 from semcorr.core.text_files import parse_number
 from semcorr.data.coco_fields import are_shares, box_overhang, quote_json
 from semcorr.data.coco_file import warn_notes
@@ -41,8 +40,6 @@ COLUMNS = ("source_image", "target_image", "XA", "YA", "XB", "YB")
 DOMAINS = ("source_domain", "target_domain")
 OPTIONAL = ("category", "box", *DOMAINS)
 EXTENTS = ("image", "box", "keypoints")
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})", re.ASCII)  # with three digits it may be 1,234
-NOTHING = ("", "nan", "null", "none", "na", "n/a", "#n/a", "<na>")  # what spreadsheets and data frames write for none
 
 
 class PairsCSV(PairDataModule):
@@ -137,6 +134,8 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     if not path.is_file():
         raise UserError(f"{path} does not exist. Give data.test=FILE, a CSV file below data.root.")
     table = _read(path)
+    if not table.rows:
+        raise UserError(f"{path} has a header and no row below it. Add a row for each pair.")
     if table.others:
         log.warning("%s: the columns %s are not read", path, ", ".join(map(quote_value, table.others[:5])))
     files = _find_files(root, table, path)
@@ -148,11 +147,23 @@ def read_csv_pairs(root: Path, file: str, extent: str, others: Sequence[str] = (
     with warn_about_frames(path):
         pairs = [_build_pair(images, f"{path}, line {line}", line, row, extent) for line, row in table.rows]
     _require_pixels(pairs, path)
+    _warn_repeated_rows(table, path)
     if outside := [
         pair.name for pair in pairs if extent == "box" and box_overhang(pair.target.box, pair.target.size) > 1
     ]:
         warn_notes(path, {"boxes reach outside their image, and are used as they are": outside})
     return pad_keypoints(pairs)
+
+
+def _warn_repeated_rows(table: Spreadsheet, path: Path) -> None:
+    """Warn of rows that say what one before them says: their pair counts several times in every mean."""
+    lines: dict[tuple[str | None, ...], int] = {}
+    repeated = [
+        f"line {line} as line {first}"
+        for line, row in table.rows
+        if (first := lines.setdefault(tuple(map(row.get, (*COLUMNS, *OPTIONAL))), line)) != line
+    ]
+    warn_notes(path, {"rows are there before, and are scored each time": repeated} if repeated else {})
 
 
 def _read(path: Path) -> Spreadsheet:
@@ -181,6 +192,8 @@ def _build_pair(images: _Images, location: str, line: int, row: Mapping[str, str
             f"{location}: {len(sides['source'])} points in the source, {len(sides['target'])} in the target. "
             "Give as many, empty where one is not visible."
         )
+    if all(None in ends for ends in zip(*sides.values(), strict=True)):
+        raise UserError(f"{location}: there is no keypoint visible in both images. Give one, or drop the row.")
     box = _parse_box(row, location)
     if box is None and extent == "box":
         lacks = "this row has none in its column `box`" if "box" in row else "there is no column `box`"

@@ -47,7 +47,10 @@ def read_evaluated_run(folder: Path) -> EvaluatedRun:
         raise UserError(
             f"{folder}: predictions.parquet has no rows of {spec[1]} under protocol {spec[0]}. Evaluate again"
         )
-    return EvaluatedRun(str(folder), metrics, load_predictions(tables[spec]))
+    try:
+        return EvaluatedRun(str(folder), metrics, load_predictions(tables[spec]))
+    except UserError as error:
+        raise UserError(f"{folder / 'predictions.parquet'}: {error}") from None
 
 
 def require_same_pairs(first: EvaluatedRun, second: EvaluatedRun) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from semcorr.core.errors import UserError
 from semcorr.core.files import replace_file
-from semcorr.core.parquet import read_parquet, write_parquet
+from semcorr.core.parquet import is_kin, read_parquet, write_parquet
+from semcorr.core.paths import quote_value
 from semcorr.core.shapes import check_shapes
 from semcorr.core.text_files import JsonObject
 from semcorr.metrics.pck import INCLUSIVE, Tolerance, normalised_error
@@ -42,18 +43,35 @@ def load_predictions(table: pa.Table) -> Predictions:
     """Read the arrays of a table, whatever the order of its rows.
 
     Raises:
-        UserError: A keypoint of a pair has two rows: there are several readouts or protocols, choose one.
+        UserError: A column is missing, of another type or has rows without a number; a keypoint of a pair has two rows,
+            as those of several readouts or protocols; or the rows of a pair name several images or categories.
     """
+    _require_columns(table)
+    texts = {name: table[name].cast(pa.string()) for name in TEXTS}  # a data frame may have numbered them
+    table = pa.table({name: texts.get(name, table[name]) for name in table.schema.names})
     table = table.sort_by([("pair", "ascending"), ("keypoint", "ascending")])
     column = {name: table[name].to_numpy() for name in table.schema.names}
     pairs, first, pair = np.unique(column["pair"].astype(str), return_index=True, return_inverse=True)
     keypoint = column["keypoint"].astype(int)
     if bool(((np.diff(pair) == 0) & (np.diff(keypoint) == 0)).any()):
         raise UserError("a keypoint has two rows in the table: there are several readouts or protocols. Choose one")
+    for name in TEXTS[1:]:
+        expected = column[name][first][pair]
+        if len(rows := np.flatnonzero(column[name] != expected)):
+            words = [quote_value(str(values[rows[0]])) for values in (pairs[pair], expected, column[name])]
+            raise UserError(
+                f"rows of pair {words[0]} name several: {name} {words[1]} and {words[2]}. Give each pair its own name"
+            )
     ends = np.concatenate([column[side][first].astype(str) for side in ("source", "target")])
     images, image = np.unique(ends, return_inverse=True)
     categories, category = np.unique(column["category"][first].astype(str), return_inverse=True)
     predicted, target = (np.stack([column[f"{what}_{axis}"] for axis in "xy"], -1) for what in ("predicted", "target"))
+    error = error_column(table)
+    if len(rows := np.flatnonzero(~(error >= 0))):
+        raise UserError(
+            f"keypoint {keypoint[rows[0]]} of pair {quote_value(str(pairs[pair[rows[0]]]))} has the error "
+            f"{error[rows[0]]:g}; it must be 0 or more. Correct its coordinates, or its column `error`"
+        )
     return Predictions(
         pair=pair,
         keypoint=keypoint,
@@ -61,7 +79,7 @@ def load_predictions(table: pa.Table) -> Predictions:
         target=target.astype(float),
         extent=column["extent"].astype(float),
         ambiguous=column["ambiguous"].astype(bool),
-        error=error_column(table),
+        error=error,
         category=category,
         source_image=image[: len(pairs)],
         target_image=image[len(pairs) :],
@@ -71,18 +89,55 @@ def load_predictions(table: pa.Table) -> Predictions:
     )
 
 
+def _require_columns(table: object) -> None:
+    """Refuse what is no table of the columns that scores need, all filled."""
+    if not isinstance(table, pa.Table):
+        raise UserError(f"`table` must be a pyarrow.Table, got {type(table).__name__}. Give pyarrow's read_table(path)")
+    for field in SCHEMA:
+        if field.name not in table.schema.names:
+            if field.name in (*OPTIONAL, "localise"):
+                continue
+            raise UserError(f"the table has no column `{field.name}`. Add it: {', '.join(SCHEMA.names)}")
+        column = table[field.name]
+        is_number = pa.types.is_floating(field.type) and pa.types.is_integer(column.type)
+        if not is_number and not is_kin(column.type, field.type):
+            raise UserError(f"the column `{field.name}` is {column.type}, and must be {field.type}. Convert it")
+        is_point = field.name.startswith(("predicted", "target_"))
+        valid = pc.is_finite(column) if is_point else pc.is_valid(column)
+        if not pc.all(valid, skip_nulls=False, min_count=0).as_py():
+            row = pc.index(pc.fill_null(valid, False), False).as_py()
+            raise UserError(
+                f"the column `{field.name}` has {column[row].as_py()} in row {row + 1}, counted from 1, and must have "
+                "a value in every row. Fill it in"
+            )
+
+
 def error_column(table: pa.Table) -> Float[np.ndarray, " m"]:
     """Return the column `error`; for an older table without it, `metrics.pck.normalised_error` of its coordinates."""
     if "error" in table.schema.names:
         return table["error"].to_numpy().astype(float)
-    points = [torch.tensor(np.stack([table[f"{w}_{a}"].to_numpy() for a in "xy"], -1)) for w in ("predicted", "target")]
-    return normalised_error(points[0][:, None], points[1][:, None], torch.tensor(table["extent"].to_numpy()))[
-        :, 0
-    ].numpy()
+    predicted, target = (
+        torch.tensor(np.stack([_to_floats(table[f"{what}_{axis}"]) for axis in "xy"], -1))
+        for what in ("predicted", "target")
+    )
+    extent = torch.tensor(_to_floats(table["extent"]))
+    return normalised_error(predicted[:, None], target[:, None], extent)[:, 0].numpy()
+
+
+def _to_floats(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column of numbers in its own precision, whole numbers in double."""
+    values: np.ndarray = column.to_numpy()
+    return values if np.issubdtype(values.dtype, np.floating) else values.astype(float)
 
 
 def split_by_spec(table: pa.Table) -> dict[tuple[str, str], pa.Table]:
-    """Split a table by (protocol, readout). An older table without the column `protocol` is our own protocol's."""
+    """Split a table by (protocol, readout). An older table without the column `protocol` is our own protocol's.
+
+    Raises:
+        UserError: The table has no column `localise`.
+    """
+    if "localise" not in table.schema.names:
+        raise UserError("the table has no column `localise`, the readout of each row. Add it")
     if "protocol" not in table.schema.names:
         table = table.append_column("protocol", pa.array(["semcorr"] * table.num_rows, pa.string()))
     tables: dict[tuple[str, str], pa.Table] = {}
@@ -142,6 +197,7 @@ SCHEMA = pa.schema(
     ]
 )
 OPTIONAL = ("source_x", "source_y", "score", "protocol", "error")  # columns that an older table may lack
+TEXTS = ("pair", "source", "target", "category")
 ORDER = ("pair", "keypoint", "localise", "protocol")  # of the rows
 
 

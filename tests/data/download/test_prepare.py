@@ -237,6 +237,7 @@ MISTAKES = {
     "common": ["no benchmark is called `common`"],
     "spair --verify --root nowhere": ["spair is not at nowhere: no such folder", "--root DIR"],
     "spair --archive nothing.zip": ["--archive nothing.zip: no such file"],
+    "spair --archive .": ["--archive .: it is a folder"],
     "spair --verify --archive a.zip": ["no effect beside --verify"],
     "spair --report a.json": ["no effect without --verify"],
     "all --root here": ["`all` goes to every benchmark's own data.root", "SEMCORR_DATA"],

@@ -170,7 +170,8 @@ def archive_sources(name: str, recipe: DownloadRecipe, local_files: Sequence[Pat
     files: dict[str, Path] = {}
     for path in local_files:
         if not path.is_file():
-            raise UserError(f"--archive {path}: no such file. Give the path of a downloaded archive.")
+            problem = "it is a folder" if path.is_dir() else "no such file"
+            raise UserError(f"--archive {path}: {problem}. Give the path of a downloaded archive.")
         file = expected[0] if len(expected) == 1 else path.name
         if file not in expected:
             raise UserError(f"--archive {path}: {name} is made of {', '.join(expected)}. Give one by that name.")

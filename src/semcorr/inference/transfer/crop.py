@@ -65,7 +65,10 @@ def crop_picture(picture: Picture, box: Box | None, margin: float = MARGIN) -> C
         for start, side, factor, limit in zip((x, y), (w, h), scale, image.size, strict=True)
     )
     if right <= left or lower <= upper:
-        raise UserError(f"{picture.name}: the box {list(box)} lies outside the image of {width} x {height} pixels")
+        raise UserError(
+            f"{picture.name}: the box {list(box)} (x, y, width, height) lies outside the image of {width} x {height} "
+            "pixels. Correct it, or leave it out"
+        )
     part = image.crop((left, upper, right, lower))
     return Crop(Picture(part, part.size, picture.name), (left, upper), scale)
 

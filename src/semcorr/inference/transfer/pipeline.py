@@ -129,12 +129,13 @@ def limit_points(item: AnnotatedObject, size: tuple[int, int]) -> Float[Tensor, 
     """
     width, height = size
     limit = torch.tensor([width, height], dtype=torch.float32) - 0.5
-    annotated_points = item.points[item.keypoint_mask]
     # A pixel of tolerance: conventions of the origin differ.
-    if bool(((annotated_points < -1.5) | (annotated_points > limit + 1)).any()):
+    outside = ((item.points < -1.5) | (item.points > limit + 1)).any(-1) & item.keypoint_mask
+    if numbers := outside.nonzero().flatten().tolist():
+        x, y = item.points[numbers[0]].tolist()
         raise UserError(
             f"The annotation {item.id} of {item.photo.name} has keypoints outside the image, which is "
-            f"{width} x {height} pixels. Correct them"
+            f"{width} x {height} pixels: keypoint {numbers[0] + 1} of its category is at ({x:g}, {y:g}). Correct them"
         )
     return item.points.clamp(min=-0.5).minimum(limit)
 

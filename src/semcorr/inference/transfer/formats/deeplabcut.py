@@ -95,9 +95,12 @@ def _index_columns(columns: Sequence[Column], path: Path) -> dict[Individual, di
         )
     places: dict[Individual, dict[str, dict[str, int]]] = {}
     for i, column in enumerate(columns):
-        location = f"{path}, column {i + 1}, {quote_value(column.bodypart)}"
+        location = f"{path}, column {i + 1} of numbers, {quote_value(column.bodypart)}"
         if column.coord not in COORDS or not column.bodypart or column.individual == "":
-            raise UserError(f"{location}: it must have a body part and be x, y or likelihood. {REMEDY}")
+            raise UserError(
+                f"{location}: it is {quote_value(column.coord)}, and must have a body part and be x, y or likelihood. "
+                f"{REMEDY}"
+            )
         coords = places.setdefault(column.individual, {}).setdefault(column.bodypart, {})
         if column.coord in coords:
             raise UserError(f"{location}: there are two columns of its {column.coord}. Drop one.")

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from semcorr.core.errors import UserError
 from semcorr.core.paths import open_plain
 from semcorr.core.text_files import MARKS
+from semcorr.inference.transfer.formats.deeplabcut_table import find_separator
 
 Format = Literal["coco", "cvat", "label-studio", "deeplabcut"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -37,7 +38,7 @@ def detect_format(path: Path) -> Format:
         return "cvat"
     if text.startswith("["):
         return "label-studio"
-    if text.startswith("scorer,") or text.startswith('"scorer"'):
+    if find_separator(text):
         return "deeplabcut"
     if text.startswith("{") or not text:  # of an empty file, its reader says so
         return "coco"

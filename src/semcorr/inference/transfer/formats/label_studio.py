@@ -64,6 +64,7 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
     controls: dict[str, str] = {}
     finder = ImageFolder(folder, notes)
     tasks = [_read_task(i, entry, path, finder, controls, notes) for i, entry in enumerate(entries)]
+    _require_unique([(entry.get("id"), task.photo.name) for entry, task in zip(entries, tasks, strict=True)], path)
     objects = label_objects([(task.photo, marked) for task in tasks for marked in task.objects], path, GROUP, notes)
     keypoints: dict[str, list[str]] = {}
     for _, label, marked in objects:
@@ -78,6 +79,15 @@ def read_label_studio_objects(path: Path, folder: Path) -> AnnotationFile:
         {task.photo.id for task in tasks if task.is_annotated},
         LabelStudioNames({task.photo.id: task.data for task in tasks}, **controls),
     )
+
+
+def _require_unique(tasks: Sequence[tuple[object, str]], path: Path) -> None:
+    """Refuse a task that is there twice, as of exports that were joined: its objects would count twice."""
+    known: set[tuple[str, str]] = set()
+    for number, name in tasks:
+        if number is not None and (str(number), name) in known:
+            raise UserError(f"{path}: task {quote_value(number)} of {quote_value(name)} is there twice. Drop one.")
+        known.add((str(number), name))
 
 
 def _read_task(
