@@ -143,7 +143,9 @@ def check_output(out: Path, annotations: Path) -> None:
     if os.path.isdir(out):
         raise UserError(f"--out: {out} is a folder. Give the name of a file")
     if not os.path.isdir(out.parent):
-        raise UserError(f"--out: {out.parent} is no folder, so {out} cannot be written. Make it, or give another name")
+        raise UserError(
+            f"--out: {out.parent} is not a folder, so {out} cannot be written. Make it, or give another name"
+        )
     require_writable_file(out, "--out")
     if out.resolve() == annotations.resolve():
         raise UserError(f"--out: {out} is the file of the annotations. Give another name")

@@ -126,10 +126,10 @@ def test_a_file_with_the_name_of_one_of_ours_is_refused(monkeypatch, tmp_path, c
         ("pkg://plug.cnf", "pkg://plug.cnf is in no package that Python finds"),
         ("pkg://plug", "pkg://plug has no folder of a group, as backbone. Did you mean pkg://plug.conf?"),
         ("pkg://plug.other", "pkg://plug.other has no __init__.py. Add one"),
-        ("file:///none", "file:///none is no folder. Give one that exists"),
+        ("file:///none", "file:///none is not a folder. Give one that exists"),
         ("code/plug", "code/plug has no folder of a group, as backbone. Did you mean code/plug/conf?"),
-        ("plug/conf", "plug/conf is no folder."),
-        ("http://a.b", "http://a.b is no folder."),
+        ("plug/conf", "plug/conf is not a folder."),
+        ("http://a.b", "http://a.b is not a folder."),
     ],
 )
 def test_a_tree_that_is_not_there_is_refused(plug, capsys, tree, expected):

@@ -99,7 +99,7 @@ def test_a_pair_of_a_picture_with_itself_is_scored_and_told(tmp_path, caplog):
     assert "pairs_csv test: 1 pairs are of a picture with itself (000003-a/one-a/one), where" in caplog.text
 
 
-def test_a_row_that_is_there_twice_is_scored_twice_and_told_with_both_lines(tmp_path, caplog):
+def test_a_repeated_row_is_scored_twice_and_reported_with_both_lines(tmp_path, caplog):
     rows = [[str(i), *row] for i, row in enumerate([*ROWS, ROWS[0]])]  # with the index of a data frame
 
     assert len(PairsCSV(root=write(tmp_path, rows, ["", *HEADER]), size=32).pairs("test")) == 3

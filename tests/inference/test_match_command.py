@@ -141,7 +141,7 @@ def test_a_mistake_is_a_user_error_and_leaves_nothing(typed, folder, tmp_path, l
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_whose_name_begins_with_a_dash_is_told_from_a_flag(typed, folder):
+def test_a_picture_whose_name_begins_with_a_dash_is_distinguished_from_a_flag(typed, folder):
     shutil.copy(folder / "b.jpg", folder / "-b.jpg")
 
     code, output = typed("a.jpg -b.jpg", *TINY)

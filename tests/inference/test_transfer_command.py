@@ -108,7 +108,7 @@ def test_images_that_only_the_folder_has_are_labelled_whole(creatures, written, 
         (["--box", "cxcywh"], "--box must be one of"),
         (["--category", "yak"], "has no category 'yak'; it has cat, dog"),
         ([], "Name theirs with --category"),
-        (["--category", "cat", "--out", "nowhere/o.json"], "--out: nowhere is no folder"),
+        (["--category", "cat", "--out", "nowhere/o.json"], "--out: nowhere is not a folder"),
         (["--category", "cat", "--model", "backbone=tiny localise=bilinear_nn"], "Choose another"),
     ],
 )

@@ -85,7 +85,7 @@ def check_line_trees(addresses: Sequence[str], option: str) -> None:
             if address.startswith("pkg://"):
                 reason = "is in no package that Python finds. Install the package, or put its folder on PYTHONPATH."
             else:
-                reason = "is no folder. Give one that exists, as file:///my/conf or pkg://my_package.conf."
+                reason = "is not a folder. Give one that exists, as file:///my/conf or pkg://my_package.conf."
             raise UserError(f"`{option}`: {address} {reason}")
         if not any((folder / group).is_dir() for group in groups):
             inner = sorted(path.parent for group in groups for path in folder.glob(f"*/{group}") if path.is_dir())

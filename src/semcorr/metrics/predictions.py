@@ -90,7 +90,7 @@ def load_predictions(table: pa.Table) -> Predictions:
 
 
 def _require_columns(table: object) -> None:
-    """Refuse what is no table of the columns that scores need, all filled."""
+    """Refuse anything but a table of the columns that scores need, all filled."""
     if not isinstance(table, pa.Table):
         raise UserError(f"`table` must be a pyarrow.Table, got {type(table).__name__}. Give pyarrow's read_table(path)")
     for field in SCHEMA:
