@@ -75,7 +75,7 @@ def read_or_explain(path: Path) -> Iterator[Picture | UserError]:
         path: The file.
 
     Raises:
-        UserError: The file is no video.
+        UserError: The file is not a video.
     """
     require_video(path)
     count = 0

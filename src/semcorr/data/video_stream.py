@@ -31,7 +31,7 @@ def decode_video(path: Path) -> Iterator[Picture | UserError]:
         path: The file.
 
     Raises:
-        UserError: The file is no video, or a frame is turned by no multiple of 90 degrees.
+        UserError: The file is not a video, or a frame is turned by other than a multiple of 90 degrees.
     """
     import av
 

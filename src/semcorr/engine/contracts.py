@@ -195,7 +195,7 @@ def require_call(key: str, part: object, arguments: Sequence[str] | None = None)
         arguments: What it is called with; None, what such a part is always called with.
 
     Raises:
-        UserError: It is no function, or takes other arguments.
+        UserError: It is not a function, or takes other arguments.
     """
     if _is_own(part):
         return
@@ -228,7 +228,7 @@ def require_optimizer(optimizer: object, parameters: Sequence[nn.Parameter], ori
         origin: The function.
 
     Raises:
-        UserError: It is no optimiser, or has none of the parameters.
+        UserError: It is not an optimiser, or has none of the parameters.
     """
     key = f"`optimizer._target_`: {_describe_part(origin)}"
     if not isinstance(optimizer, Optimizer):
@@ -248,7 +248,7 @@ def list_left_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> l
 
 
 def require_schedule(schedule: object, origin: object) -> None:
-    """Refuse what is no schedule of learning rates.
+    """Refuse anything but a schedule of learning rates.
 
     Args:
         schedule: What the function of `scheduler._target_` has returned.

@@ -126,7 +126,7 @@ def _find_package_folder(name: str) -> Path | None:
     package, *parts = name.split(".")
     try:
         spec = find_spec(package) if package else None
-    except ValueError:  # of a module that is no package, as __main__
+    except ValueError:  # of a module that is not a package, as __main__
         spec = None
     for location in (spec.submodule_search_locations if spec is not None else None) or ():
         folder = Path(location, *parts)

@@ -69,7 +69,7 @@ def open_archive(path: Path) -> Iterator[Opened]:
 
     Raises:
         UserError: It is not a regular file.
-        OSError, and those of `DAMAGE_ERRORS`: It cannot be read, is no archive, is damaged, or has too many members.
+        OSError, and those of `DAMAGE_ERRORS`: It is unreadable, not an archive, damaged, or has too many members.
     """
     with open_plain(path) as file:
         is_zip = file.read(2) == b"PK"
