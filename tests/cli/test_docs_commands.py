@@ -40,7 +40,7 @@ def describe(value: object) -> str:
     return " ".join(value) if isinstance(value, list | tuple) else str(value)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(("page", "verb", "words"), SETTINGS, ids=describe)
 def test_every_job_of_a_line_of_settings_is_one_that_begins(config, tmp_path, monkeypatch, page, verb, words):
     settings = [word for word in check_line(words, verb, conf_dir()) if "=" in word and not word.startswith("-")]

@@ -122,7 +122,7 @@ def test_every_choice_there_is_is_named(folder):
     assert sorted(there - NAMED) == []
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("command", SETTINGS)
 def test_every_job_of_a_command_is_one_that_begins(config, tmp_path, monkeypatch, command):
     verb, words = SETTINGS[command]

@@ -103,11 +103,12 @@ def assert_waits(creatures: Path, folder: Path, cases: list[str]) -> None:
         assert stages == [[batch]] * len(stages), case
 
 
-def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path):
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("third", range(3))
+def test_no_step_waits_and_a_scored_batch_waits_once(creatures, tmp_path, third):
     """Every head and every way of tuning, and what else a step or a batch can be made of."""
-    assert_waits(
-        creatures, tmp_path, [*(f"{line(head, way)} {EXTRA.get(head, '')}".strip() for head, way in PAIRED), GUIDED]
-    )
+    cases = [*(f"{line(head, way)} {EXTRA.get(head, '')}".strip() for head, way in PAIRED), GUIDED]
+    assert_waits(creatures, tmp_path, cases[third::3])
 
 
 @pytest.mark.slow
